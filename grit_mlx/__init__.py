@@ -1,0 +1,55 @@
+"""GritLM on Apple silicon: one set of weights that embeds and generates.
+
+::
+
+    from grit_mlx import GritLM
+
+    model = GritLM("GritLM/GritLM-7B")
+    vectors = model.encode_corpus(["The keel keeps a ship upright."])
+    answer = model.generate("What keeps a ship upright?", max_tokens=64)
+
+The public names are imported on first use, so that ``import grit_mlx`` stays fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from grit_mlx.blas import prefer_fast_blas
+
+if TYPE_CHECKING:
+    from grit_mlx.errors import GritError
+    from grit_mlx.formats import embedding_prompt
+    from grit_mlx.generation import PromptCache
+    from grit_mlx.gritlm import GritLM
+    from grit_mlx.settings import Settings
+
+__all__ = ["GritError", "GritLM", "PromptCache", "Settings", "__version__", "embedding_prompt"]
+
+try:
+    __version__ = version("grit-mlx")
+except PackageNotFoundError:  # run from a source tree that was never installed
+    __version__ = "0+unknown"
+
+# The one thing done at import time: it has to come before the first import of mlx, wherever that happens.
+prefer_fast_blas()
+
+_HOME = {
+    "GritError": "grit_mlx.errors",
+    "GritLM": "grit_mlx.gritlm",
+    "PromptCache": "grit_mlx.generation",
+    "Settings": "grit_mlx.settings",
+    "embedding_prompt": "grit_mlx.formats",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'grit_mlx' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

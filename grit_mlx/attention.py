@@ -1,0 +1,246 @@
+"""Both attention modes, as key/value caches for unmodified mlx-lm models. The only place where masks are made.
+
+mlx-lm's decoders take no mask. They ask their cache for one (``cache.make_mask``), hand it new keys and values
+(``cache.update_and_fetch``) and read positions off it (``cache.offset``). So the attention mode is a property of
+the cache:
+
+- ``EmbeddingCache``: one pass that keeps nothing, bidirectional or causal, with padding on the right.
+- ``DocumentCache``: bidirectional for the first pass and causal after it; it keeps keys and values, so that a
+  document that was embedded can be continued by generation (the paper's document caching).
+- generation alone uses mlx-lm's own caches.
+
+``check_both_modes`` proves on a loaded model that the hook works: an architecture that ignores it would embed
+causally without a word.
+
+Shapes: B batch, L length, H heads, D head size, E hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.base import create_causal_mask
+from mlx_lm.models.cache import KVCache, make_prompt_cache
+
+from grit_mlx.errors import ArchitectureError, NonFiniteError
+
+__all__ = [
+    "DocumentCache",
+    "EmbeddingCache",
+    "backbone",
+    "bidirectional_mask",
+    "check_both_modes",
+    "concatenate_caches",
+    "document_caches",
+    "embedding_caches",
+    "split_document_caches",
+]
+
+# Where mlx-lm's models keep the part that yields normed hidden states, most common first.
+_BACKBONES = ("model", "language_model.model", "transformer", "backbone")
+
+
+def bidirectional_mask(length: int, padding: mx.array | None, window: int | None = None) -> mx.array | None:
+    """Who sees whom when every token sees every other.
+
+    Args:
+        length: L.
+        padding: ``(B, L)`` boolean, true on tokens and false on padding; None where nothing is padded.
+        window: for layers with a sliding window of W tokens: a token sees W - 1 tokens on *either* side. A causal
+            window of W reaches W - 1 back, so no distance comes up that the layer was not trained on.
+
+    Returns:
+        Boolean, ``(B, 1, 1, L)`` or with a window that matters ``(B or 1, 1, L, L)``; None where all is seen.
+        Boolean, because an additive mask would need the dtype of the (possibly quantised) embeddings.
+    """
+    mask = None if padding is None else padding[:, None, None, :]
+    if window is not None and window < length:
+        positions = mx.arange(length)
+        near = mx.abs(positions[:, None] - positions[None, :]) < window
+        mask = near[None, None] if mask is None else mask & near
+    return mask
+
+
+class EmbeddingCache:
+    """One pass over right-padded sequences that keeps nothing; one object can serve every layer.
+
+    Args:
+        padding: ``(B, L)`` boolean, true on tokens; None where nothing is padded.
+        causal: the official ``attn="cccc"``. Padding on the right needs no mask then: no token looks ahead.
+    """
+
+    offset = 0
+
+    def __init__(self, padding: mx.array | None = None, *, causal: bool = False) -> None:
+        self.padding = padding
+        self.causal = causal
+
+    def make_mask(
+        self,
+        N: int,
+        return_array: bool = False,
+        window_size: int | None = None,
+    ) -> mx.array | str | None:
+        """mlx-lm's hook: the mask for ``N`` new tokens."""
+        if not self.causal:
+            return bidirectional_mask(N, self.padding, window_size)
+        if return_array or (window_size is not None and window_size < N):
+            return create_causal_mask(N, window_size=window_size)  # type: ignore[no-any-return]
+        return "causal" if N > 1 else None
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """mlx-lm's hook: keys and values ``(B, H, L, D)`` to attend to."""
+        return keys, values
+
+
+class DocumentCache(KVCache):
+    """Bidirectional for the first pass, causal after it; keeps keys and values.
+
+    Args:
+        padding: as in ``EmbeddingCache``.
+        causal: the first pass is causal too (``attn="cccc"``).
+    """
+
+    def __init__(self, padding: mx.array | None = None, *, causal: bool = False) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.first_pass = EmbeddingCache(padding, causal=causal)
+
+    def make_mask(
+        self,
+        N: int,
+        return_array: bool = False,
+        window_size: int | None = None,
+    ) -> mx.array | str | None:
+        """mlx-lm's hook: the mask for ``N`` new tokens."""
+        if self.offset == 0:
+            return self.first_pass.make_mask(N, return_array, window_size)
+        return super().make_mask(N, return_array=return_array, window_size=window_size)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def embedding_caches(layers: int, padding: mx.array | None = None, *, causal: bool = False) -> list[EmbeddingCache]:
+    """A cache for each layer, for one embedding pass."""
+    return [EmbeddingCache(padding, causal=causal)] * layers
+
+
+def document_caches(layers: int, padding: mx.array | None = None, *, causal: bool = False) -> list[DocumentCache]:
+    """A cache for each layer, for one embedding pass whose keys and values are kept."""
+    return [DocumentCache(padding, causal=causal) for _ in range(layers)]
+
+
+def split_document_caches(caches: Sequence[DocumentCache], lengths: Sequence[int]) -> list[list[KVCache]]:
+    """The rows of a batch, each as mlx-lm's own ``KVCache`` for every layer, without its padding.
+
+    A row cut to its own length is what the document would have left behind alone, so it can be continued at
+    batch one as the paper does, and saved by mlx-lm.
+
+    Args:
+        caches: one for each layer, filled by one pass.
+        lengths: tokens of each row; its padding follows them.
+    """
+    rows: list[list[KVCache]] = []
+    for row, length in enumerate(lengths):
+        layers = []
+        for cache in caches:
+            kept = KVCache()
+            assert cache.keys is not None and cache.values is not None
+            # Contiguous copies: a slice would hold on to the whole batch and to mlx-lm's steps of 256 tokens.
+            kept.keys = mx.contiguous(cache.keys[row : row + 1, :, :length, :])
+            kept.values = mx.contiguous(cache.values[row : row + 1, :, :length, :])
+            kept.offset = length
+            layers.append(kept)
+        rows.append(layers)
+    mx.eval([(cache.keys, cache.values) for row in rows for cache in row])
+    return rows
+
+
+def concatenate_caches(*texts: Sequence[KVCache]) -> list[KVCache]:
+    """The keys and values of several texts, one after the other, for each layer.
+
+    As in the official code keys keep the rotation of their own text, so positions overlap; what is generated
+    starts at the total length.
+    """
+    joined = []
+    for parts in zip(*texts, strict=True):
+        cache = KVCache()
+        cache.keys = mx.concatenate([part.keys[..., : part.offset, :] for part in parts], axis=2)
+        cache.values = mx.concatenate([part.values[..., : part.offset, :] for part in parts], axis=2)
+        cache.offset = sum(part.offset for part in parts)
+        joined.append(cache)
+    return joined
+
+
+def backbone(model: nn.Module) -> Callable[..., mx.array]:
+    """The part of an mlx-lm model that yields normed hidden states ``(B, L, E)``: ``f(ids, cache=...)``.
+
+    Raises:
+        ArchitectureError: it has none of the known names.
+    """
+    for path in _BACKBONES:
+        part: Any = model
+        for name in path.split("."):
+            part = getattr(part, name, None)
+        if callable(part):
+            return part  # type: ignore[no-any-return]
+    raise ArchitectureError(
+        f"{_name(model)} cannot embed: grit-mlx does not find its hidden states "
+        f"(looked for {', '.join(_BACKBONES)}). It can still generate, with mode='generative'."
+    )
+
+
+def check_both_modes(model: nn.Module, *, vocabulary_size: int) -> int:
+    """Prove that the model attends in both ways, and return its number of caches (one for each layer).
+
+    Two sequences that differ only in their last token go through the model. In bidirectional mode the state of
+    the first token must differ between them; in causal mode it must not.
+
+    Raises:
+        ArchitectureError: the model ignores the hook, or cannot run with these caches at all.
+        NonFiniteError: the states are NaN or infinite, so the weights are damaged or overflow their dtype.
+    """
+    length = 6
+    ids = [(7 * position + 3) % vocabulary_size for position in range(length)]
+    other = [*ids[:-1], (ids[-1] + 1) % vocabulary_size]
+    tokens = mx.array([ids, other])
+    states_of = backbone(model)
+    try:
+        layers = len(make_prompt_cache(model))
+        causal = states_of(tokens, cache=embedding_caches(layers, causal=True))[:, 0].astype(mx.float32)
+        both = states_of(tokens, cache=embedding_caches(layers))[:, 0].astype(mx.float32)
+        mx.eval(causal, both)
+    except (AttributeError, IndexError, KeyError, NotImplementedError, TypeError, ValueError) as error:
+        # A hybrid or recurrent model trips over a cache that keeps no state of its own kind.
+        raise ArchitectureError(_refusal(model, f"it does not run with these caches ({error})")) from error
+    if not mx.all(mx.isfinite(both)).item() or not mx.all(mx.isfinite(causal)).item():
+        raise NonFiniteError(
+            f"{_name(model)} computes NaN or infinity on a plain input: its weights are damaged, or overflow "
+            "their dtype. Download or convert it again, or load it with dtype='float32'."
+        )
+    scale = _largest(both)
+    causal_change = _largest(causal[0] - causal[1]) / scale
+    both_change = _largest(both[0] - both[1]) / scale
+    # Rounding alone differs by nothing here: both rows are computed in the same product. Half precision keeps
+    # about 3 digits, so a change that is there shows up well above this line.
+    if both_change < 1e-6:
+        raise ArchitectureError(_refusal(model, "its first token does not see the last one in bidirectional mode"))
+    if causal_change > 1e-2 * both_change and causal_change > 1e-6:
+        raise ArchitectureError(_refusal(model, "its first token sees the last one in causal mode"))
+    return layers
+
+
+def _largest(array: mx.array) -> float:
+    return float(mx.max(mx.abs(array)).item())  # type: ignore[arg-type] # never complex
+
+
+def _refusal(model: nn.Module, reason: str) -> str:
+    return (
+        f"{_name(model)} cannot embed bidirectionally: {reason}. grit-mlx needs an mlx-lm decoder that takes its "
+        "mask from the cache, such as Mistral, Mixtral, Llama, Qwen or Gemma. "
+        "It can still generate, with mode='generative'."
+    )
+
+
+def _name(model: nn.Module) -> str:
+    return f"The architecture {getattr(model, 'model_type', type(model).__module__.rsplit('.', 1)[-1])!r}"

@@ -1,0 +1,68 @@
+"""Which texts go through the model together: sorted by length, cut by a budget of tokens (pure functions).
+
+A batch costs rows x its longest row. Sorting puts rows of nearly equal length together, so that almost nothing
+is spent on padding; the budget bounds memory, whatever the lengths are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+__all__ = ["halve", "padding_free_fraction", "plan_batches", "windows"]
+
+
+def plan_batches(lengths: Sequence[int], *, token_budget: int, max_rows: int | None = None) -> list[list[int]]:
+    """Positions of the texts, batch by batch, longest first.
+
+    Longest first: if memory runs out it does so at once, and estimates of the time left are never too short.
+
+    Args:
+        lengths: tokens of each text.
+        token_budget: most tokens of a batch, padding included. A longer text is a batch of its own.
+        max_rows: most texts of a batch; None for no such limit.
+
+    Returns:
+        Every position from 0 to ``len(lengths) - 1`` once.
+    """
+    batches: list[list[int]] = []
+    batch: list[int] = []
+    longest = 0
+    for position in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        full = (len(batch) + 1) * longest > token_budget or len(batch) == max_rows
+        if not batch or full:
+            batch, longest = [], lengths[position]
+            batches.append(batch)
+        batch.append(position)
+    return batches
+
+
+def halve(batch: Sequence[int]) -> list[list[int]]:
+    """A batch that did not fit into memory, as two; one text alone stays as it is."""
+    middle = (len(batch) + 1) // 2
+    return [part for part in (list(batch[:middle]), list(batch[middle:])) if part]
+
+
+def padding_free_fraction(lengths: Sequence[int], batches: Iterable[Sequence[int]]) -> float:
+    """Useful tokens / computed tokens of a plan; 1.0 means no padding at all."""
+    computed = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
+    return sum(lengths) / computed if computed else 1.0
+
+
+def windows(texts: Iterable[str], *, max_texts: int, max_characters: int) -> Iterator[list[str]]:
+    """Consecutive groups of texts that fit into memory together, for corpora that do not.
+
+    Args:
+        texts: any iterable; it is read once, as the windows are taken.
+        max_texts: most texts of a window.
+        max_characters: a window ends once it holds this many characters.
+    """
+    window: list[str] = []
+    characters = 0
+    for text in texts:
+        window.append(text)
+        characters += len(text)
+        if len(window) == max_texts or characters >= max_characters:
+            yield window
+            window, characters = [], 0
+    if window:
+        yield window

@@ -1,0 +1,61 @@
+"""Fast matrix products on Linux CPUs, arranged before mlx is first imported.
+
+mlx's Linux wheel carries the reference BLAS, about 50 times slower than OpenBLAS. Both export the same
+symbols, so an OpenBLAS that is loaded globally *before* ``mlx.core`` takes its place. Where the library is
+not installed nothing changes. ``GRIT_BLAS=bundled`` keeps mlx's own; any other value names the library to
+load. Standard library only: this runs when ``grit_mlx`` is imported and costs a few milliseconds.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from dataclasses import dataclass
+
+__all__ = ["Blas", "prefer_fast_blas"]
+
+OPENBLAS = "libopenblas.so.0"
+
+
+@dataclass(frozen=True)
+class Blas:
+    """Which BLAS serves matrix products on the CPU.
+
+    Attributes:
+        name: ``"openblas"``, ``"bundled"`` (mlx's own) or ``"system"`` (macOS: Accelerate).
+        note: why it is not OpenBLAS, and what to do; empty where there is nothing to do.
+    """
+
+    name: str
+    note: str = ""
+
+
+_chosen: Blas | None = None
+
+
+def prefer_fast_blas() -> Blas:
+    """Load OpenBLAS in front of mlx's bundled BLAS, once, and tell which one is in use. Never fails."""
+    global _chosen
+    if _chosen is None:
+        _chosen = _choose()
+    return _chosen
+
+
+def _choose() -> Blas:
+    if sys.platform != "linux":
+        return Blas("system")
+    wanted = os.environ.get("GRIT_BLAS", OPENBLAS)
+    if wanted == "bundled":
+        return Blas("bundled", "GRIT_BLAS=bundled is set")
+    if "mlx.core" in sys.modules:
+        return Blas("bundled", "mlx was imported before grit_mlx: import grit_mlx first")
+    try:
+        ctypes.CDLL(wanted, mode=ctypes.RTLD_GLOBAL)
+    except OSError:
+        return Blas(
+            "bundled",
+            f"{wanted} is not installed; with it matrix products run about 50 times faster "
+            "(Debian and Ubuntu: apt install libopenblas0)",
+        )
+    return Blas("openblas")

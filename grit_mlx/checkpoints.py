@@ -1,0 +1,122 @@
+"""What a folder of safetensors holds, read from the headers alone, and whether it is whole.
+
+mlx reads weights lazily: a file that was cut off fails deep inside the first computation, if it fails at all.
+The headers are a few kilobytes, so the check costs nothing next to loading and names the file.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grit_mlx.errors import CheckpointError
+
+__all__ = ["Tensor", "read_header", "read_headers"]
+
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of a checkpoint.
+
+    Attributes:
+        file: the file that holds it.
+        dtype: safetensors' name, such as ``"BF16"``.
+        shape: its dimensions.
+        nbytes: its size in the file.
+    """
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+def read_header(path: Path) -> dict[str, Tensor]:
+    """The tensors of one safetensors file, by name.
+
+    Source of the layout: 8 bytes of little-endian header length, a JSON header, then the data.
+
+    Raises:
+        CheckpointError: the file is no safetensors file or shorter than its header says.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > size - 8:
+                raise CheckpointError(_broken(path, f"it ends after {size:,} bytes, inside its header"))
+            header: dict[str, Any] = json.loads(file.read(length))
+        tensors = {
+            name: Tensor(path, str(entry["dtype"]), tuple(entry["shape"]), _span(entry["data_offsets"]))
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
+        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+    except OSError as error:
+        raise CheckpointError(f"Cannot read {path}: {error.strerror}.") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(_broken(path, "its header is not valid")) from error
+    if 8 + length + end != size:
+        problem = f"it has {size:,} bytes and its header promises {8 + length + end:,}"
+        raise CheckpointError(_broken(path, problem))
+    return tensors
+
+
+def read_headers(folder: Path) -> dict[str, Tensor]:
+    """The tensors of all ``model*.safetensors`` in a folder, by name.
+
+    Raises:
+        CheckpointError: there are none, one is broken, one that the index names is missing, or two of them hold
+            the same tensor.
+    """
+    files = sorted(folder.glob("model*.safetensors"))
+    for name in sorted(_shards_in_index(folder)):
+        if folder / name not in files:
+            raise CheckpointError(f"{folder / INDEX} names {name}, which is missing. Download the model again.")
+    if not files:
+        raise CheckpointError(_no_weights(folder))
+    tensors: dict[str, Tensor] = {}
+    for path in files:
+        for name, tensor in read_header(path).items():
+            if name in tensors:
+                raise CheckpointError(
+                    f"{name} is in both {tensors[name].file.name} and {path.name} of {folder}. "
+                    "Remove the files that belong to another download or conversion."
+                )
+            tensors[name] = tensor
+    return tensors
+
+
+def _shards_in_index(folder: Path) -> set[str]:
+    path = folder / INDEX
+    try:
+        return set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+    except FileNotFoundError:
+        return set()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"Cannot read {path}: {error!r}. Download the model again.") from error
+
+
+def _span(offsets: list[int]) -> int:
+    start, end = offsets
+    return int(end) - int(start)
+
+
+def _broken(path: Path, problem: str) -> str:
+    return f"{path} is damaged or not a safetensors file: {problem}. Download or convert the model again."
+
+
+def _no_weights(folder: Path) -> str:
+    if next(folder.glob("*.bin"), None) or next(folder.glob("*.pth"), None):
+        return (
+            f"{folder} holds its weights as pickle files (.bin or .pth), which can run code and are not read. "
+            "Save it as safetensors: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder) "
+            "with PyTorch and transformers."
+        )
+    if next(folder.glob("*.gguf"), None):
+        return f"{folder} holds a GGUF file. Use the original Hugging Face checkpoint of the model instead."
+    return f"{folder} holds no model*.safetensors. Name a Hugging Face or MLX model folder."

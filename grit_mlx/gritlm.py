@@ -1,0 +1,458 @@
+"""class GritLM: one model that embeds and generates. The SDK.
+
+Shapes: N texts, E embedding size, B batch, L length.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.generate import GenerationResponse
+from numpy.typing import NDArray
+
+from grit_mlx import formats, generation, loading
+from grit_mlx.batching import windows
+from grit_mlx.embedding import Embedder, EmbeddingOptions, TextCaches
+from grit_mlx.errors import ArgumentError, ModeError, TextError
+from grit_mlx.generation import DocumentLayers, GenerationOptions, PromptCache
+from grit_mlx.settings import Settings
+from grit_mlx.vectors import DTYPES, CompressedVectors, compress
+
+__all__ = ["GritLM", "Progress"]
+
+logger = logging.getLogger("grit_mlx")
+
+# Called with the number of texts done and the number of all (None where that is unknown).
+Progress = Callable[[int, int | None], None]
+
+Prompt = str | Sequence[formats.Message] | Sequence[int]
+Document = str | Mapping[str, str]
+
+# Texts that are tokenised and sorted together. Large, so that little is lost at the borders; bounded, so that
+# the memory of a stream of any length stays the same.
+_WINDOW_TEXTS = 8192
+_WINDOW_CHARACTERS = 32_000_000
+
+
+class GritLM:
+    """One model, two attention modes: ``encode`` embeds bidirectionally, ``generate`` writes causally.
+
+    The names follow the official ``gritlm`` package, so that programs written for it carry over.
+
+    Args:
+        model_name_or_path: a folder, a hub id, a short name (``"gritlm-7b"``), or None for the default model.
+        mode: ``"unified"``; ``"embedding"`` leaves the language-model head out of memory; ``"generative"``
+            cannot embed and so loads any mlx-lm model.
+        pooling_method: ``"mean"``, ``"weightedmean"``, ``"lasttoken"`` or ``"cls"``; None for what the model's
+            ``grit.json`` says, else mean. None means the same for the next two.
+        normalized: whether vectors have length 1.
+        attn: ``"bbcc"`` (bidirectional embedding) or ``"cccc"`` (causal).
+        dtype: ``"auto"`` (float32 on a CPU, as stored on a GPU), ``"stored"``, ``"float32"``, ``"float16"`` or
+            ``"bfloat16"``.
+        adapter_path: a folder with a LoRA or DoRA adapter in mlx-lm's layout.
+        revision: branch, tag or commit of a hub repository.
+        trust_remote_code: run Python code that comes with the model.
+
+    Raises:
+        ModelError: the model cannot be found, downloaded, read or used; one of its kinds.
+        ArgumentError: an unknown mode, pooling, attn or dtype.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str | Path | None = None,
+        mode: str = "unified",
+        pooling_method: str | None = None,
+        normalized: bool | None = None,
+        attn: str | None = None,
+        dtype: str = "auto",
+        adapter_path: str | Path | None = None,
+        *,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        # Before minutes of loading, not after.
+        overrides = {"pooling": pooling_method, "normalized": normalized, "attn": attn}
+        Settings().override(**overrides)
+        loaded = loading.load(
+            model_name_or_path,
+            mode=mode,
+            dtype=dtype,
+            adapter_path=adapter_path,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
+        self._set_up(loaded, mode, loaded.settings.override(**overrides))
+
+    @classmethod
+    def from_loaded(cls, loaded: loading.LoadedModel, *, mode: str = "unified") -> GritLM:
+        """A GritLM around a model that is in memory already, with the settings it was loaded with."""
+        self = cls.__new__(cls)
+        self._set_up(loaded, mode, loaded.settings)
+        return self
+
+    def _set_up(self, loaded: loading.LoadedModel, mode: str, settings: Settings) -> None:
+        self.mode = mode
+        self.settings = settings
+        self.model = loaded.model
+        self.config = loaded.config
+        self.folder = loaded.folder
+        # Programs written for the official package call the tokenizer itself; mlx-lm wants its wrapper.
+        self.tokenizer = loaded.tokenizer._tokenizer
+        self._engine_tokenizer = loaded.tokenizer
+        self._embedder: Embedder | None = None
+        if loaded.layers is not None:
+            self._embedder = Embedder(
+                loaded.model,
+                loaded.layers,
+                tokenizer=self.tokenizer,
+                settings=settings,
+                config=loaded.config,
+                projection=loaded.projection,
+            )
+
+    # Embedding
+
+    def encode(
+        self,
+        sentences: str | Sequence[str],
+        batch_size: int | None = None,
+        max_length: int | None = None,
+        instruction: str = "",
+        embed_instruction: bool = False,
+        get_cache: bool = False,
+        convert_to_numpy: bool = True,
+        add_special_tokens: bool = True,
+        *,
+        output_dtype: str = "float32",
+        long_texts: str = "truncate",
+        progress: Progress | None = None,
+    ) -> Any:
+        """Embed texts; numbers equal the official package's.
+
+        A text's vector does not depend on its neighbours, and the order is kept. Batches are formed by length
+        within what memory allows; there is no batch size to guess.
+
+        Args:
+            sentences: one text or many.
+            batch_size: most texts of a batch; None leaves it to memory.
+            max_length: tokens that are read of a text, instruction included; None for the model's setting (512).
+            instruction: literal text put before each text; see ``embedding_prompt``. Its tokens are attended to
+                but, for mean pooling, left out of the mean.
+            embed_instruction: put the instruction's tokens into the mean as well.
+            get_cache: also return the keys and values of each text, for ``generate(cache=...)``.
+            convert_to_numpy: False returns an ``mx.array``.
+            add_special_tokens: whether the tokenizer adds its BOS.
+            output_dtype: ``"float32"``, ``"float16"``, ``"int8"`` or ``"binary"``; the last two return
+                ``CompressedVectors`` with scales.
+            long_texts: ``"truncate"`` reads the first ``max_length`` tokens; ``"average"`` reads all, in chunks
+                of that length whose vectors are averaged, weighted by their tokens.
+            progress: called with texts done and texts in all.
+
+        Returns:
+            ``(N, E)``, or ``(E,)`` for a single text. With ``get_cache`` a pair of that and a list with, for each
+            text, one mlx-lm ``KVCache`` a layer (a single such list for a single text).
+
+        Raises:
+            TextError: names the index of an empty text, or of one that the instruction leaves no room for.
+            ArgumentError: texts of another type, or options that do not go together.
+            ModeError: the model was loaded for generating only.
+            NonFiniteError: the model computed NaN or infinity.
+            MemoryLimitError: one text alone does not fit into memory.
+        """
+        single = isinstance(sentences, str)
+        texts = _checked_texts([sentences] if isinstance(sentences, str) else sentences)
+        embedder, chosen = self._embedding(
+            batch_size=batch_size,
+            max_length=max_length,
+            instruction=instruction,
+            embed_instruction=embed_instruction,
+            get_cache=get_cache,
+            add_special_tokens=add_special_tokens,
+            long_texts=long_texts,
+        )
+        if output_dtype not in DTYPES:
+            raise ArgumentError(f"Unknown output_dtype {output_dtype!r}: use one of {', '.join(DTYPES)}.")
+        if not convert_to_numpy and output_dtype in {"int8", "binary"}:
+            raise ArgumentError(f"output_dtype={output_dtype!r} is a NumPy format: leave convert_to_numpy at True.")
+
+        vectors = np.zeros((len(texts), embedder.size), dtype=np.float32)
+        caches: list[TextCaches] = []
+        done = 0
+        for window in windows(texts, max_texts=_WINDOW_TEXTS, max_characters=_WINDOW_CHARACTERS):
+            report = _shifted(progress, done, len(texts))
+            computed, kept = embedder.embed(window, chosen, first_index=done, progress=report)
+            vectors[done : done + len(window)] = computed
+            caches += kept
+            done += len(window)
+
+        result = _as(vectors, output_dtype, convert_to_numpy)
+        if single:
+            result = _only(result)
+        if not get_cache:
+            return result
+        return result, caches[0] if single else caches
+
+    def encode_queries(self, queries: str | Sequence[str], instruction: str | None = None, **options: Any) -> Any:
+        """Embed search queries; ``options`` are ``encode``'s.
+
+        Args:
+            queries: one text or many.
+            instruction: as for ``encode``. None puts the model's own query instruction into GRIT's format
+                (the official package uses no instruction and no format there).
+            **options: passed on to ``encode``.
+        """
+        if instruction is None:
+            instruction = formats.embedding_prompt(self.settings.query_instruction)
+        return self.encode(queries, instruction=instruction, **options)
+
+    def encode_corpus(
+        self, corpus: Document | Sequence[Document], instruction: str | None = None, **options: Any
+    ) -> Any:
+        """Embed documents; ``options`` are ``encode``'s.
+
+        Args:
+            corpus: texts, or tables with ``"text"`` and perhaps ``"title"``, which is put before the text with a
+                space.
+            instruction: as for ``encode_queries``; documents have none by default, but GRIT's format.
+            **options: passed on to ``encode``.
+
+        Raises:
+            ArgumentError: a table without ``"text"``.
+        """
+        if instruction is None:
+            instruction = formats.embedding_prompt(self.settings.document_instruction)
+        texts = (
+            _document_text(0, corpus)
+            if isinstance(corpus, str | Mapping)
+            else [_document_text(i, document) for i, document in enumerate(corpus)]
+        )
+        return self.encode(texts, instruction=instruction, **options)
+
+    def encode_iter(
+        self,
+        sentences: Iterable[str],
+        *,
+        batch_size: int | None = None,
+        max_length: int | None = None,
+        instruction: str = "",
+        embed_instruction: bool = False,
+        add_special_tokens: bool = True,
+        long_texts: str = "truncate",
+        progress: Progress | None = None,
+    ) -> Iterator[NDArray[np.float32]]:
+        """Embed any number of texts in constant memory: one ``(E,)`` float32 vector for each, in order.
+
+        Args:
+            sentences: any iterable of texts; it is read as the vectors are taken.
+            batch_size: as for ``encode``, and so are the others.
+            max_length: see there.
+            instruction: see there.
+            embed_instruction: see there.
+            add_special_tokens: see there.
+            long_texts: see there.
+            progress: called with texts done and None.
+
+        Raises:
+            As ``encode``; an index counts from the first text of all.
+        """
+        embedder, chosen = self._embedding(
+            batch_size=batch_size,
+            max_length=max_length,
+            instruction=instruction,
+            embed_instruction=embed_instruction,
+            get_cache=False,
+            add_special_tokens=add_special_tokens,
+            long_texts=long_texts,
+        )
+        if isinstance(sentences, str):
+            raise ArgumentError("encode_iter takes an iterable of texts; for a single text use encode.")
+
+        def vectors() -> Iterator[NDArray[np.float32]]:
+            done = 0
+            checked = (_checked_text(i, text) for i, text in enumerate(sentences))
+            for window in windows(checked, max_texts=_WINDOW_TEXTS, max_characters=_WINDOW_CHARACTERS):
+                report = _shifted(progress, done, None)
+                yield from embedder.embed(window, chosen, first_index=done, progress=report)[0]
+                done += len(window)
+
+        # A generator inside: wrong options are refused now, not when the first vector is taken.
+        return vectors()
+
+    @property
+    def embedding_size(self) -> int:
+        """E, the length of a vector."""
+        return self._embedding()[0].size
+
+    def _embedding(self, *, max_length: int | None = None, **options: Any) -> tuple[Embedder, EmbeddingOptions]:
+        if self._embedder is None:
+            raise ModeError(
+                "This model was loaded with mode='generative' and cannot embed. Load it with mode='unified'."
+            )
+        limit = self.settings.max_length if max_length is None else max_length
+        return self._embedder, EmbeddingOptions(max_length=limit, **options)
+
+    # Generating
+
+    def generate(
+        self,
+        prompt: Prompt,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        cache: PromptCache | DocumentLayers | None = None,
+        *,
+        raw: bool = False,
+        **options: Any,
+    ) -> str:
+        """The model's answer, whole. See ``stream`` for the arguments and errors."""
+        return "".join(self.stream(prompt, max_tokens, temperature, cache, raw=raw, **options))
+
+    def stream(
+        self,
+        prompt: Prompt,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        cache: PromptCache | DocumentLayers | None = None,
+        *,
+        raw: bool = False,
+        **options: Any,
+    ) -> Iterator[str]:
+        """The model's answer, piece by piece.
+
+        Args:
+            prompt: a text, which becomes a user's message; a chat as ``[{"role": ..., "content": ...}, ...]``; or
+                token ids, which are taken as they are.
+            max_tokens: most tokens of the answer; -1 for no limit.
+            temperature: 0 for the likeliest answer.
+            cache: a ``PromptCache`` to reuse what the last prompt computed; or a document's keys and values from
+                ``encode(get_cache=True)``, which ``prompt`` then continues as it is (see
+                ``formats.rag_prompt``).
+            raw: take a text as the whole prompt, without the chat format; special tokens in it are obeyed.
+            **options: the other fields of ``generation.GenerationOptions``: ``top_p``, ``top_k``, ``min_p``,
+                ``repetition_penalty``, ``seed``, ``stop``, ``kv_bits``, ...
+
+        Raises:
+            ArgumentError: an empty prompt, or an option out of range.
+            ModeError: the model was loaded for embedding only.
+        """
+        responses = self.stream_responses(prompt, max_tokens, temperature, cache, raw=raw, **options)
+        return (response.text for response in responses if response.text)
+
+    def stream_responses(
+        self,
+        prompt: Prompt,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        cache: PromptCache | DocumentLayers | None = None,
+        *,
+        raw: bool = False,
+        **options: Any,
+    ) -> Iterator[GenerationResponse]:
+        """As ``stream``, but mlx-lm's ``GenerationResponse``: text, token, tokens per second, finish reason."""
+        self._require_head()
+        chosen = GenerationOptions(max_tokens=max_tokens, temperature=temperature, **options)
+        continues = cache is not None and not isinstance(cache, PromptCache)
+        tokens = self._prompt_tokens(prompt, raw=raw, continues=continues)
+        return generation.stream_responses(self.model, self._engine_tokenizer, tokens, chosen, cache=cache)
+
+    def generate_batch(
+        self,
+        prompts: Sequence[Prompt],
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        *,
+        raw: bool = False,
+        **options: Any,
+    ) -> list[str]:
+        """Answers to many prompts, computed together; the arguments are ``stream``'s.
+
+        Raises:
+            ArgumentError: as for ``stream``; also for ``kv_bits``, which batches do not have.
+            ModeError: the model was loaded for embedding only.
+        """
+        self._require_head()
+        if isinstance(prompts, str):
+            raise ArgumentError("generate_batch takes a list of prompts; for a single one use generate.")
+        chosen = GenerationOptions(max_tokens=max_tokens, temperature=temperature, **options)
+        tokens = [self._prompt_tokens(prompt, raw=raw, continues=False) for prompt in prompts]
+        return generation.generate_batch(self.model, self._engine_tokenizer, tokens, chosen)
+
+    def _require_head(self) -> None:
+        if self.mode == "embedding":
+            raise ModeError(
+                "This model was loaded with mode='embedding' and cannot generate. Load it with mode='unified'."
+            )
+
+    def _prompt_tokens(self, prompt: Prompt, *, raw: bool, continues: bool) -> list[int]:
+        """The tokens of a prompt, and a warning where they exceed what the model was trained on."""
+        if isinstance(prompt, str):
+            if not prompt.strip():
+                raise ArgumentError("The prompt is empty.")
+            if continues:
+                tokens = formats.literal_tokens(self.tokenizer, prompt)
+            elif raw:
+                begun = self.tokenizer.bos_token is not None and prompt.startswith(self.tokenizer.bos_token)
+                tokens = list(self.tokenizer.encode(prompt, add_special_tokens=not begun))
+            else:
+                tokens = formats.chat_tokens(self.tokenizer, [{"role": "user", "content": prompt}])
+        elif isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping):
+            tokens = formats.chat_tokens(self.tokenizer, prompt)  # type: ignore[arg-type]
+        elif isinstance(prompt, Sequence) and all(isinstance(token, int) for token in prompt):
+            tokens = list(prompt)  # type: ignore[arg-type]
+        else:
+            raise ArgumentError("A prompt is a text, a list of messages or a list of token ids.")
+        context = self.config.get("max_position_embeddings")
+        if isinstance(context, int) and len(tokens) >= context:
+            logger.warning(
+                "The prompt has %d tokens and the model was trained on %d: expect little.",
+                len(tokens),
+                context,
+            )
+        return tokens
+
+
+def _checked_text(index: int, text: object) -> str:
+    if not isinstance(text, str):
+        raise TextError(f"Text {index} is a {type(text).__name__}, not a str.", index=index)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise TextError(f"Text {index} holds half a surrogate pair at character {error.start}.", index=index) from None
+    return text
+
+
+def _checked_texts(texts: Iterable[object]) -> list[str]:
+    if isinstance(texts, bytes | Mapping) or not isinstance(texts, Iterable):
+        raise ArgumentError(f"Texts must be a str or a list of str, not {type(texts).__name__}.")
+    return [_checked_text(i, text) for i, text in enumerate(texts)]
+
+
+def _document_text(index: int, document: object) -> str:
+    if isinstance(document, Mapping):
+        if not isinstance(document.get("text"), str):
+            raise TextError(f"Document {index} has no 'text'.", index=index)
+        # The official package's joint: title, a space, text.
+        return f"{document['title']} {document['text']}" if document.get("title") else str(document["text"])
+    return _checked_text(index, document)
+
+
+def _as(vectors: NDArray[np.float32], dtype: str, convert_to_numpy: bool) -> Any:
+    if not convert_to_numpy:
+        return mx.array(vectors).astype({"float32": mx.float32, "float16": mx.float16}[dtype])
+    return compress(vectors, dtype)
+
+
+def _only(vectors: Any) -> Any:
+    if isinstance(vectors, CompressedVectors):
+        return replace(vectors, values=vectors.values[0], scales=vectors.scales[0])
+    return vectors[0]
+
+
+def _shifted(progress: Progress | None, done: int, total: int | None) -> Callable[[int], None] | None:
+    return None if progress is None else lambda count: progress(done + count, total)

@@ -1,0 +1,68 @@
+"""Fixtures that many tests share: the tiny checkpoints of this folder, and what lies beside the project."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test reads or writes the user's own choices, model cache or network."""
+    home = tmp_path_factory.mktemp("home")
+    for name in ("GRIT_MODEL", "HF_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GRIT_HOME", str(home))
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    yield
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Path:
+    """A tiny random Mistral checkpoint in Hugging Face's layout. Read only: ``model_copy`` gives one to change."""
+    return GOLDEN / "mistral"
+
+
+@pytest.fixture(scope="session")
+def tiny_mixtral() -> Path:
+    """The same as a Mixtral with four experts."""
+    return GOLDEN / "mixtral"
+
+
+@pytest.fixture
+def model_copy(tiny_model: Path, tmp_path: Path) -> Callable[..., Path]:
+    """``model_copy(**config)``: a copy of the tiny model that a test may damage, with changes to its config.json.
+
+    A value of None removes the key.
+    """
+
+    def copy(source: Path = tiny_model, name: str = "model", **changes: Any) -> Path:
+        folder = tmp_path / name
+        shutil.copytree(source, folder)
+        os.chmod(folder, 0o755)  # noqa: PTH101 - the source may be read-only
+        path = folder / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config.update(changes)
+        config = {key: value for key, value in config.items() if value is not None or key not in changes}
+        path.unlink()
+        path.write_text(json.dumps(config), encoding="utf-8")
+        return folder
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of inputs beside the project; tests that need it are skipped where it is missing."""
+    if not (SHARED / "golden").is_dir():
+        pytest.skip("needs ../shared (golden outputs of the official code), which is not beside this checkout")
+    return SHARED
