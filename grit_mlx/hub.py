@@ -8,10 +8,11 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from grit_mlx.errors import ConfigError, DownloadError, ModelNotFoundError, OutputError
+from grit_mlx.errors import ConfigError, DownloadError, GritError, ModelNotFoundError, OutputError
 
 __all__ = [
     "ALIASES",
@@ -20,6 +21,7 @@ __all__ = [
     "default_model",
     "download",
     "embedded_model",
+    "explained",
     "home",
     "local_models",
     "resolve",
@@ -167,11 +169,27 @@ def download(repository: str, *, revision: str | None = None, trust_remote_code:
         ModelNotFoundError: the hub has no such repository or revision, or it is private.
         DownloadError: gated, offline and not in the cache, or the connection failed.
     """
-    from huggingface_hub import errors, snapshot_download  # costs 0.3 s, and most models are folders
+    with explained(repository, revision):
+        from huggingface_hub import snapshot_download  # costs 0.3 s, and most models are folders
 
-    patterns = [*FILES, *(CODE if trust_remote_code else ())]
-    try:
+        patterns = [*FILES, *(CODE if trust_remote_code else ())]
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+
+
+@contextmanager
+def explained(repository: str, revision: str | None = None) -> Iterator[None]:
+    """Turn what the hub's client raises into errors that say what to do.
+
+    Raises:
+        ModelNotFoundError: the hub has no such repository or revision, or it is private.
+        DownloadError: gated, offline and not in the cache, or the connection failed.
+    """
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except GritError:
+        raise
     except errors.GatedRepoError as error:
         raise DownloadError(
             f"{repository} is gated: accept its terms on its page on the hub, then log in with: hf auth login"
