@@ -11,6 +11,7 @@ import json
 import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ class LoadedModel:
         settings: of the adapter's folder where it has some, else of the model's.
         config: the contents of ``config.json``, mended.
         folder: where the model came from.
-        layers: number of caches of one pass; None where embedding was not asked for.
+        shape: number of caches of one pass and E; None where embedding was not asked for.
         projection: weight ``(P, E)`` and bias ``(P,)`` or None, applied before pooling; None where there is none.
     """
 
@@ -67,7 +68,7 @@ class LoadedModel:
     settings: Settings
     config: Mapping[str, Any]
     folder: Path
-    layers: int | None
+    shape: tuple[int, int] | None
     projection: tuple[mx.array, mx.array | None] | None
 
 
@@ -113,10 +114,10 @@ def load(
     _materialize(model)
 
     tokenizer = _load_tokenizer(folder, config, trust_remote_code=trust_remote_code)
-    layers = None
+    shape = None
     if mode != "generative":
         try:
-            layers = check_both_modes(model, vocabulary_size=_vocabulary_size(config, tokenizer))
+            shape = check_both_modes(model, vocabulary_size=_vocabulary_size(config, tokenizer))
         except NonFiniteError as error:
             raise NonFiniteError(_name_bad_tensor(model, folder) or str(error)) from error
     return LoadedModel(
@@ -125,7 +126,7 @@ def load(
         settings=settings,
         config=config,
         folder=folder,
-        layers=layers,
+        shape=shape,
         projection=_load_projection(*([] if adapter is None else [adapter]), folder),
     )
 
@@ -165,13 +166,14 @@ def _load_weights(folder: Path, *, trust_remote_code: bool) -> tuple[nn.Module, 
     """The model with lazy weights, and its mended config."""
     config = _read_config(folder)
     tensors = read_headers(folder)
-    try:
-        model, config = load_model(
-            folder,
-            lazy=True,
-            model_config=mended_config(config, tensors),
-            trust_remote_code=trust_remote_code,
+    # mlx-lm before 0.32 (the last for Python 3.10) runs such code without asking, so the question is asked here.
+    if config.get("model_file") and not trust_remote_code:
+        raise ArchitectureError(
+            f"{folder} brings its own code ({config['model_file']}). Pass trust_remote_code=True if you trust it."
         )
+    trust = {"trust_remote_code": True} if "trust_remote_code" in signature(load_model).parameters else {}
+    try:
+        model, config = load_model(folder, lazy=True, model_config=mended_config(config, tensors), **trust)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise _explained(error, folder, config) from error
     return model, config
@@ -204,8 +206,6 @@ def _explained(error: Exception, folder: Path, config: Mapping[str, Any]) -> Mod
             f"mlx-lm has no architecture {kind!r}, which {folder / 'config.json'} asks for. "
             "Update mlx-lm, or use a model it knows, such as Mistral, Mixtral, Llama, Qwen or Gemma."
         )
-    if "custom module" in text:
-        return ArchitectureError(f"{folder} brings its own code. Pass trust_remote_code=True if you trust it.")
     if text.startswith(("Missing", "Received", "Expected shape")):
         detail = f"{lines[0]} {lines[1].rstrip(',.')}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
         return CheckpointError(
