@@ -7,7 +7,6 @@ proven to work.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from mlx_lm.utils import dequantize_model, get_total_parameters, load_adapters, 
 
 from grit_mlx import backend, hub
 from grit_mlx.attention import check_both_modes
-from grit_mlx.checkpoints import read_header, read_headers
+from grit_mlx.checkpoints import read_config, read_header, read_headers
 from grit_mlx.errors import (
     AdapterError,
     ArchitectureError,
@@ -164,34 +163,21 @@ def mended_config(config: Mapping[str, Any], tensors: Collection[str]) -> dict[s
 
 def _load_weights(folder: Path, *, trust_remote_code: bool) -> tuple[nn.Module, dict[str, Any]]:
     """The model with lazy weights, and its mended config."""
-    config = _read_config(folder)
+    config = read_config(folder)
     tensors = read_headers(folder)
     # mlx-lm before 0.32 (the last for Python 3.10) runs such code without asking, so the question is asked here.
     if config.get("model_file") and not trust_remote_code:
         raise ArchitectureError(
             f"{folder} brings its own code ({config['model_file']}). Pass trust_remote_code=True if you trust it."
         )
-    trust = {"trust_remote_code": True} if "trust_remote_code" in signature(load_model).parameters else {}
+    trust: dict[str, Any] = (
+        {"trust_remote_code": True} if "trust_remote_code" in signature(load_model).parameters else {}
+    )
     try:
         model, config = load_model(folder, lazy=True, model_config=mended_config(config, tensors), **trust)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise _explained(error, folder, config) from error
     return model, config
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{folder} has no config.json, so it is no model folder. Name one that holds a Hugging Face or MLX model."
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"Cannot read {path}: {error}. Download the model again.") from error
-    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise ConfigError(f"{path} does not say which architecture it is: it needs a 'model_type' such as \"mistral\".")
-    return config
 
 
 def _explained(error: Exception, folder: Path, config: Mapping[str, Any]) -> ModelError:
