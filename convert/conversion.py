@@ -20,12 +20,12 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from grit_mlx import backend, hub
-from grit_mlx.checkpoints import Tensor
+from grit_mlx.checkpoints import Tensor, read_config
 from grit_mlx.convert import writing
 from grit_mlx.convert.adapters import deltas_of
 from grit_mlx.convert.card import upload, write_card
 from grit_mlx.convert.plan import Plan, build_model, make_plan, split_projection
-from grit_mlx.convert.quantization import MODES, Quantization, decide, quantization, recipe
+from grit_mlx.convert.quantization import Quantization, decide, quantization, recipe
 from grit_mlx.convert.reading import Folder, Source, read_rows, side_files
 from grit_mlx.convert.remote import Repository
 from grit_mlx.convert.sensitivity import Budget, allocate
@@ -33,7 +33,7 @@ from grit_mlx.convert.streaming import Stream
 from grit_mlx.convert.verification import fits, verify_conversion
 from grit_mlx.errors import ArgumentError, CheckpointError, ModelError, OutputError, TokenizerError
 from grit_mlx.evaluation.drift import Drift
-from grit_mlx.loading import TOKENIZER_FILES, load_tokenizer, read_config
+from grit_mlx.loading import TOKENIZER_FILES, load_tokenizer
 from grit_mlx.settings import Settings, read_settings, write_settings
 
 __all__ = ["DEFAULT_RECIPE", "Options", "Report", "Step", "convert", "convert_source", "default_output"]

@@ -17,7 +17,6 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -138,8 +137,8 @@ def spend(
     if left < 0:
         least = budget.nbytes(plan.parameters) - left
         raise ArgumentError(
-            f"The model takes {least / 1e9:.3g} GB ({8 * least / plan.parameters:.2f} bits a weight) at the fewest bits "
-            f"and the budget is {budget.nbytes(plan.parameters) / 1e9:.3g} GB. Allow more."
+            f"The model takes {least / 1e9:.3g} GB ({8 * least / plan.parameters:.2f} bits a weight) at the fewest "
+            f"bits and the budget is {budget.nbytes(plan.parameters) / 1e9:.3g} GB. Allow more."
         )
 
     def gain(name: str) -> float:
