@@ -142,6 +142,8 @@ def _translated(own: Callable[..., Any], base: Quantization) -> Predicate:
 
 # Modules that choose a token's experts, by the last part of their path. One wrong choice is no rounding error.
 _ROUTERS = ("gate", "router", "shared_expert_gate")
+# Most sensitive for each of their parameters, by an order of magnitude; with grouped queries they are small as well.
+_SENSITIVE = ("k_proj", "v_proj")
 # Least bits of the tables that tokens are looked up in and predicted with.
 _TABLE_BITS = 6
 
@@ -157,7 +159,7 @@ def _grit(model: nn.Module, base: Quantization) -> Predicate:
             return None
         if isinstance(module, nn.Embedding) or last == "lm_head":
             return more if base.bits < _TABLE_BITS else base
-        if last == "v_proj":
+        if last in _SENSITIVE:
             return more
         return uniform(path, module)
 

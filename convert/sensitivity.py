@@ -5,9 +5,9 @@ and once for each of its modules with that module alone quantised. What each of 
 through the remaining layers as further rows of the batch. At the end every trial has its own vectors and its own
 next-token distributions: the effect of one module on the model's outputs, measured and not modelled.
 
-Trials are made at few bits, where effects stand out of the noise. Halving the step of a quantiser quarters the
-variance of its error, and both measures of drift grow with that variance; so a module's cost at b bits is its
-measured cost times ``4 ** (trial bits - b)``. docs/convert.md shows how well that holds.
+Trials are made at few bits, where effects stand out of the noise. A quantiser of b bits has 2^b - 1 steps, and both
+measures of drift grow with the variance of its error, the square of the step; so a cost at other bits follows from
+the measured one by ``noise``. docs/convert.md shows how well that holds.
 
 Shapes: B texts, L length, E hidden size, V vocabulary, T trials.
 """
@@ -144,7 +144,7 @@ def spend(
     def gain(name: str) -> float:
         """Drift saved by the next step, for each byte that it costs."""
         now, then = options[level[name]].bits, options[level[name] + 1].bits
-        saved = share[name] * (4.0 ** (TRIAL_BITS - now) - 4.0 ** (TRIAL_BITS - then))
+        saved = share[name] * (noise(now) - noise(then))
         return saved / (size(name, level[name] + 1) - size(name, level[name]))
 
     queue = [(-gain(name), name) for name in modules]
@@ -159,6 +159,11 @@ def spend(
         if level[name] + 1 < len(options):
             heapq.heappush(queue, (-gain(name), name))
     return {name: options[step] for name, step in level.items()}
+
+
+def noise(bits: int) -> float:
+    """Variance of the error of an affine quantiser, with that of ``TRIAL_BITS`` as 1."""
+    return ((2**TRIAL_BITS - 1) / (2**bits - 1)) ** 2
 
 
 def _shares(costs: Mapping[str, Costs]) -> dict[str, float]:
@@ -273,7 +278,7 @@ class _Values:
         return [name for name in self.weights if name.startswith(path + ".")]
 
 
-class _TrialLayer(nn.Module):
+class _TrialLayer:
     """A layer that holds its weights only while it is computed, and adds a trial for each of its modules."""
 
     def __init__(
@@ -286,8 +291,6 @@ class _TrialLayer(nn.Module):
         texts: int,
         done: Callable[[], None],
     ) -> None:
-        super().__init__()
-        # Behind a closure, so that it is no part of this module's parameters.
         self._parts = (layer, path, modules, values, trial, texts, done)
 
     def __getattr__(self, name: str) -> Any:
@@ -318,11 +321,10 @@ class _TrialLayer(nn.Module):
         return mx.concatenate(outputs)
 
 
-class _TrialTable(nn.Module):
+class _TrialTable:
     """The token embeddings, and behind them those of a quantised table."""
 
     def __init__(self, table: nn.Module, path: str, values: _Values, trial: Quantization, wanted: bool) -> None:
-        super().__init__()
         self._parts = (table, path, values, trial, wanted)
 
     def __getattr__(self, name: str) -> Any:
