@@ -13,6 +13,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,41 +104,54 @@ def shards_of(plan: Plan, limit: int) -> list[Shard]:
 
 
 class ShardWriter:
-    """Writes one shard; on leaving without an error it is flushed and gets its name."""
+    """Writes one shard; on leaving without an error it is flushed and gets its name.
+
+    The disk works while the next block is computed: one block is on its way at any time.
+    """
 
     def __init__(self, folder: Path, shard: Shard) -> None:
         self._path = folder / shard.name
         self._unfinished = folder / (shard.name + _UNFINISHED)
         self._shard = shard
         self._header = shard.header
+        self._pending: Future[None] | None = None
 
     def __enter__(self) -> ShardWriter:
         self._file = self._unfinished.open("wb", buffering=0)
-        self._write(self._header, 0)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="write")
+        self._put([(memoryview(self._header), 0)])
         return self
 
     def write(self, weight: Weight, row: int, arrays: Iterable[mx.array]) -> int:
         """Put rows of a weight's tensors, from row number ``row`` on, into their place; returns their bytes."""
-        total = 0
+        pieces = []
         for name, array in zip(weight.written(), arrays, strict=True):
             entry = self._shard.entries[name]
             data = memoryview(mx.contiguous(array).reshape(-1).view(mx.uint8)).cast("B")
             row_bytes = entry.nbytes // max(1, weight.rows)
-            self._write(data, len(self._header) + entry.offset + row * row_bytes)
-            total += len(data)
-        return total
+            pieces.append((data, len(self._header) + entry.offset + row * row_bytes))
+        self._wait()
+        self._pending = self._thread.submit(self._put, pieces)
+        return sum(len(data) for data, _ in pieces)
 
-    def _write(self, data: bytes | memoryview, offset: int) -> None:
-        view = memoryview(data)
-        while view:
-            done = os.pwrite(self._file.fileno(), view, offset)
-            view, offset = view[done:], offset + done
+    def _put(self, pieces: Iterable[tuple[memoryview, int]]) -> None:
+        for data, offset in pieces:
+            while data:
+                done = os.pwrite(self._file.fileno(), data, offset)
+                data, offset = data[done:], offset + done
+
+    def _wait(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
+            self._thread.shutdown(wait=True)
             if kind is None:
+                self._wait()
                 os.fsync(self._file.fileno())
         finally:
             self._file.close()
