@@ -95,7 +95,7 @@ class _Handler(BaseHTTPRequestHandler):
         if what == "tree":
             listing = [_entry(p, root) for p in files]
         else:
-            siblings = [{"rfilename": p.relative_to(root).as_posix()} for p in files]
+            siblings = [{"rfilename": p.relative_to(root).as_posix(), "size": p.stat().st_size} for p in files]
             listing = {"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings, "private": False, "tags": []}
         self._send(200, json.dumps(listing).encode(), {"Content-Type": "application/json"}, body)
 
