@@ -197,6 +197,8 @@ def convert(
         chosen = Options(**options)
     except TypeError as error:
         raise ArgumentError(f"{error}.".replace("Options.__init__()", "convert()")) from error
+    if not chosen.quantize and (chosen.target_bits is not None or chosen.fit_bytes is not None):
+        chosen = replace(chosen, quantize=True)
     place = hub.identify(source)
     target = Path(output).expanduser() if output is not None else default_output(source, chosen)
     _refuse_overwriting(target, place, force)

@@ -186,7 +186,7 @@ def _stacks(renamed: Mapping[str, str], expected: set[str]) -> dict[str, list[st
         for number in range(len(experts)):
             if number not in experts:
                 block = name.partition(".switch_mlp.")[0]
-                example = next(iter(experts.values()))
+                example = experts[min(experts)]
                 raise CheckpointError(
                     f"The checkpoint lacks expert {number} of {block}: it has no counterpart of {example}. "
                     "Download the model again."

@@ -123,23 +123,25 @@ def build_model(config: Mapping[str, Any], folder: Path, *, trust_remote_code: b
     """
     from mlx_lm.utils import _get_classes
 
+    code = config.get("model_file")
+    if code is not None and not trust_remote_code:
+        raise ArchitectureError(f"{folder} brings its own code ({code}). Pass trust_remote_code=True if you trust it.")
     try:
-        code = config.get("model_file")
-        if code is None:
-            model_class, arguments = _get_classes(dict(config))
-        elif not trust_remote_code:
-            raise ValueError("custom module")
-        else:
-            spec = importlib.util.spec_from_file_location("custom_model", folder / code)
-            if spec is None or spec.loader is None:
-                raise ArchitectureError(f"Cannot read {folder / code}, which config.json names as the model's code.")
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            model_class, arguments = module.Model, module.ModelArgs
-        model: nn.Module = model_class(arguments.from_dict(dict(config)))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        classes = _get_classes(dict(config)) if code is None else _classes_in(folder / code)
+        model: nn.Module = classes[0](classes[1].from_dict(dict(config)))
+    except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
         raise explained(error, folder, config) from error
     return model
+
+
+def _classes_in(path: Path) -> tuple[Any, Any]:
+    """The model and its arguments that a checkpoint's own code defines; it is run."""
+    spec = importlib.util.spec_from_file_location("custom_model", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ArchitectureError(f"There is no {path}, which config.json names as the model's code.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Model, module.ModelArgs
 
 
 def split_projection(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -136,7 +136,7 @@ MISTRAL: list[tuple[str, Damage, type[ModelError], str]] = [
     ),
     ("index lacks a tensor", index(lambda m: m.pop(UP)), CheckpointError, rf"holds {UP}, which {INDEX} does not"),
     ("index is no JSON", write(INDEX, "{"), CheckpointError, f"Cannot read .*{INDEX}"),
-    ("pickle", only_pickle, CheckpointError, r"pickle files .* save_pretrained\(folder\)"),
+    ("pickle", only_pickle, CheckpointError, r"pickle files .*save_pretrained\(folder\)"),
     ("unknown architecture", config(model_type="zebra"), ArchitectureError, "no architecture 'zebra'"),
     ("own code", config(model_file="own.py"), ArchitectureError, "brings its own code"),
     ("no config", remove("config.json"), ConfigError, "has no config.json"),

@@ -69,18 +69,13 @@ def test_killed_anywhere_it_goes_on_to_the_same_bytes(tiny_mixtral: Path, tmp_pa
     resumed = 0
     for attempt in range(10):
         output = tmp_path / str(attempt) / "out"
-        for _ in range(2):  # killed twice, then left alone
-            assert run(str(tiny_mixtral), str(output), chosen.randrange(1, counted.value), block) in (-9, 0, 1)
-            if output.exists():
-                assert digest(output) == whole, "what has its final name is whole"
-                break
-        else:
-            report = convert(tiny_mixtral, output, **OPTIONS)
-            resumed += report.resumed
+        assert run(str(tiny_mixtral), str(output), chosen.randrange(1, counted.value), block) == -signal.SIGKILL
+        if not output.exists():
+            resumed += convert(tiny_mixtral, output, **OPTIONS).resumed
         assert digest(output) == whole
-        left = {path.name for path in output.parent.iterdir()} - {"out"}
-        assert left <= {".out.converting.json"}
-    assert resumed >= 5
+        # Killed after the last rename, the note of what was being made is all that is left.
+        assert {path.name for path in output.parent.iterdir()} - {"out"} <= {".out.converting.json"}
+    assert resumed >= 8
 
 
 def test_other_options_begin_anew(tiny_model: Path, tmp_path: Path) -> None:
