@@ -20,10 +20,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from common import save
-
 import mlx.core as mx  # after common, which arranges the BLAS
 import numpy as np
+from common import save
 
 TOKENIZER = Path(__file__).parents[1] / "tests" / "golden" / "mistral"
 SHARD_BYTES = 400_000_000
@@ -107,7 +106,9 @@ def make_checkpoint(folder: Path, kind: str, size: float) -> int:
         "eos_token_id": 2,
     }
     (folder / "config.json").write_text(json.dumps(config))
-    noise = (np.random.default_rng(0).normal(0, 0.02, 1 << 22).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    noise = (np.random.default_rng(0).normal(0, 0.02, 1 << 22).astype(np.float32).view(np.uint32) >> 16).astype(
+        np.uint16
+    )
     groups: list[dict[str, tuple[int, ...]]] = [{}]
     filled = 0
     for name, shape in tensors(kind, layers):
@@ -179,9 +180,7 @@ def main() -> None:
                 row: dict[str, Any] = {"kind": kind, "gb": round(nbytes / 1e9, 2)}
                 for how in ("mlx_lm", "uniform", "grit"):
                     runs = [measure(folder / "source", folder / how, how) for _ in range(arguments.repeat)]
-                    row[how] = {
-                        key: (max if "mb" in key else min)(run[key] for run in runs) for key in runs[0]
-                    }
+                    row[how] = {key: (max if "mb" in key else min)(run[key] for run in runs) for key in runs[0]}
                 row["same_bytes"] = same_weights(folder / "mlx_lm", folder / "uniform")
                 print(json.dumps(row), file=sys.stderr, flush=True)
                 rows.append(row)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from grit_mlx.errors import ConfigError, DocumentError, GritError, OutputError
 
@@ -32,10 +32,12 @@ __all__ = [
     "error",
     "flush",
     "note",
+    "phases",
     "progress",
     "reset",
     "set_up",
     "show",
+    "silence_hub",
     "silence_stdout",
     "status",
     "stderr_is_terminal",
@@ -62,6 +64,7 @@ _OPTION_NAMES = {
     "long_texts='average'": "--long average",
     "dtype='float32'": "--model-dtype float32",
     "kv_bits=8": "--kv-bits 8",
+    "verify=True": "--verify",
     "average chunks": "average chunks with --long average",
     **{
         name: "--" + name.replace("_", "-")
@@ -117,6 +120,12 @@ def set_up(*, quiet: bool, verbose: bool) -> None:
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     if quiet or not stderr_is_terminal():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def silence_hub() -> None:
+    """No progress bars of the hub's client, where the command shows its own; not with --verbose."""
+    if not _state.verbose:
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 
 def verbose() -> bool:
@@ -309,6 +318,32 @@ def progress(label: str, total: int | None) -> Iterator[Advance]:
 
         def advance(done: int, known: int | None) -> None:
             bars.update(task, completed=done, total=total if known is None else known)
+
+        yield advance
+
+
+@contextmanager
+def phases() -> Iterator[Callable[[str, str, int, int], None]]:
+    """Show work that goes through several phases, a bar for each; only where stderr is a terminal.
+
+    Yields:
+        To be called with the phase's label, how far it is in words, and in numbers.
+    """
+    if _state.quiet or not stderr_is_terminal():
+        yield lambda _label, _detail, _done, _total: None
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}")]
+    with Progress(*columns, TimeRemainingColumn(), console=_error_console(), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def advance(label: str, detail: str, done: int, total: int) -> None:
+            if label not in tasks:
+                for task in tasks.values():
+                    bars.update(task, visible=False)
+                tasks[label] = bars.add_task(label, detail=detail)
+            bars.update(tasks[label], completed=done, total=total, detail=detail)
 
         yield advance
 

@@ -53,7 +53,7 @@ def _lora(module: nn.Module) -> Delta:
     """The same numbers as ``LoRALinear.fuse``: W + (scale * B^T) A^T, with A ``(I, r)`` and B ``(r, O)``."""
 
     def delta(rows: mx.array, start: int) -> mx.array:
-        b = module.scale * module.lora_b.T[start : start + rows.shape[0]]
+        b: mx.array = module.scale * module.lora_b.T[start : start + rows.shape[0]]
         return rows + (b @ module.lora_a.T).astype(rows.dtype)
 
     return delta
@@ -65,7 +65,7 @@ def _dora(module: nn.Module) -> Delta:
 
     def delta(rows: mx.array, start: int) -> mx.array:
         tuned = lora(rows, start)
-        length = module.m[start : start + rows.shape[0]] / mx.linalg.norm(tuned, axis=1)
+        length: mx.array = module.m[start : start + rows.shape[0]] / mx.linalg.norm(tuned, axis=1)
         return length[:, None] * tuned
 
     return delta
@@ -92,7 +92,7 @@ def _lora_embedding(module: nn.Module) -> Delta:
     """As ``LoRAEmbedding.fuse``: A is ``(V, r)`` there."""
 
     def delta(rows: mx.array, start: int) -> mx.array:
-        a = module.scale * module.lora_a[start : start + rows.shape[0]]
+        a: mx.array = module.scale * module.lora_a[start : start + rows.shape[0]]
         return rows + (a @ module.lora_b).astype(rows.dtype)
 
     return delta

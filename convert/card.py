@@ -66,8 +66,8 @@ def card_text(name: str, base_model: str, about: Mapping[str, Any], kept: Mappin
         f"---\n{data.to_yaml()}\n---\n",
         f"# {name}\n",
         f"[{base_model}](https://huggingface.co/{base_model})" if "/" in base_model else f"`{base_model}`",
-        f"for MLX, converted with {about['made_with'].partition(',')[0]}: {about['parameters'] / 1e9:.2f} billion "
-        f"parameters at {about['bits_per_weight']:.2f} bits each.\n",
+        f"for MLX, converted with {about['made_with'].partition(',')[0]}: {_count(about['parameters'])} parameters at "
+        f"{about['bits_per_weight']:.2f} bits each.\n",
         _SNIPPET.format(name=name, generate="" if embeds_only else _GENERATE),
         "" if embeds_only else _MLX_LM.format(name=name),
         _tables(about),
@@ -93,7 +93,7 @@ def upload(folder: Path, repository: str) -> None:
     api = HfApi()
     try:
         api.create_repo(repo_id=repository, exist_ok=True)
-        api.upload_large_folder(folder_path=str(folder), repo_id=repository, repo_type="model")
+        api.upload_folder(folder_path=str(folder), repo_id=repository)
     except Exception as error:  # the hub's client lets errors of its HTTP library through
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DownloadError(
@@ -118,11 +118,19 @@ def _kept_metadata(folder: Path) -> dict[str, Any]:
     return {key: data[key] for key in wanted if data.get(key)}
 
 
+def _count(number: int) -> str:
+    """Three digits and a unit, as models are called: 7.24 B."""
+    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return str(number)
+
+
 def _tables(about: Mapping[str, Any]) -> str:
     lines = ["## How it was made\n", "| | |", "|---|---|"]
     if "recipe" in about:
         lines.append(f"| quantisation | {about['recipe']} |")
-    share = ", ".join(f"{count / 1e6:,.0f} M at {bits}" for bits, count in about["parameters_by_bits"].items())
+    share = ", ".join(f"{_count(count)} at {bits}" for bits, count in about["parameters_by_bits"].items())
     lines.append(f"| parameters by bits | {share} |")
     lines.append(f"| made with | {about['made_with']} |")
     drift = about.get("drift")

@@ -21,7 +21,7 @@ from grit_mlx.checkpoints import Tensor
 from grit_mlx.convert.reading import DTYPES
 from grit_mlx.errors import CheckpointError
 
-__all__ = ["Layout", "Origin", "lay_out", "sanitized"]
+__all__ = ["Layout", "Origin", "lay_out", "parameters", "sanitized"]
 
 # Experts that a checkpoint stores one by one: their part of the name, and what mlx-lm calls their stack.
 _EXPERTS = re.compile(
@@ -78,7 +78,7 @@ def lay_out(model: nn.Module, tensors: Mapping[str, Tensor]) -> Layout:
     Raises:
         CheckpointError: experts are missing, or a tensor ends up in two places.
     """
-    expected = {name for name, _ in tree_flatten(model.parameters())}
+    expected = set(parameters(model))
     failure: CheckpointError | None = None
     best, best_score = None, -1
     for prefix in _PREFIXES:
@@ -99,6 +99,11 @@ def lay_out(model: nn.Module, tensors: Mapping[str, Tensor]) -> Layout:
         raise failure
     assert best is not None
     return best
+
+
+def parameters(model: nn.Module) -> dict[str, mx.array]:
+    """A model's parameters by name, in its own order."""
+    return dict(tree_flatten(model.parameters()))  # type: ignore[arg-type] # its other form is a dictionary
 
 
 def sanitized(model: nn.Module, layout: Layout, files: list[Any]) -> dict[str, mx.array]:

@@ -15,10 +15,9 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 
 from grit_mlx.checkpoints import Tensor
-from grit_mlx.convert.layout import Layout, lay_out
+from grit_mlx.convert.layout import Layout, lay_out, parameters
 from grit_mlx.convert.quantization import MODES, Quantization
 from grit_mlx.errors import ArchitectureError, CheckpointError, ConfigError
 from grit_mlx.loading import explained, mended_config
@@ -191,7 +190,7 @@ def make_plan(
     may_cast = getattr(model, "cast_predicate", lambda name: True)
 
     weights = []
-    for name, skeleton in tree_flatten(model.parameters()):
+    for name, skeleton in parameters(model).items():
         module, _, leaf = name.rpartition(".")
         origin = layout.origins[name]
         is_packed = leaf == "weight" and module in packed
@@ -268,7 +267,7 @@ def _check(
         CheckpointError: otherwise.
     """
     advice = "Download the model again, or mend config.json."
-    expected = {name: tuple(array.shape) for name, array in tree_flatten(model.parameters())}
+    expected = {name: tuple(array.shape) for name, array in parameters(model).items()}
     for path, quantization in packed.items():
         lazy = quantization.quantize(mx.zeros(expected[f"{path}.weight"], mx.float32))
         for leaf, array in zip(("weight", "scales", "biases"), lazy, strict=False):

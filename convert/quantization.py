@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -50,6 +50,11 @@ class Quantization:
     def quantize(self, weight: mx.array) -> tuple[mx.array, ...]:
         """Packed weight, scales and, for affine, biases of ``(..., width)``."""
         return tuple(mx.quantize(weight, **asdict(self)))
+
+    def dequantize(self, packed: Sequence[mx.array]) -> mx.array:
+        """The weight again, from what ``quantize`` returns."""
+        weight, scales, *biases = packed
+        return mx.dequantize(weight, scales, *biases, **asdict(self))
 
 
 # What mlx's kernels know: bits and group sizes, the first of each being the default.

@@ -51,7 +51,7 @@ class Repository:
                 raise CheckpointError(_no_weights(name, sizes))
             small = [pattern for pattern in (*hub.FILES, *(hub.CODE if code else ())) if "model*" not in pattern]
             self.folder = Path(snapshot_download(name, revision=self._revision, allow_patterns=small))
-            self.tensors = {}
+            self.tensors: dict[str, Tensor] = {}
             for file in self._weights:
                 header = api.parse_safetensors_file_metadata(name, file, revision=self._revision)
                 for key, found in header.tensors.items():

@@ -163,7 +163,8 @@ def spend(
 
 def noise(bits: int) -> float:
     """Variance of the error of an affine quantiser, with that of ``TRIAL_BITS`` as 1."""
-    return ((2**TRIAL_BITS - 1) / (2**bits - 1)) ** 2
+    step: float = (2**TRIAL_BITS - 1) / (2**bits - 1)
+    return step * step
 
 
 def _shares(costs: Mapping[str, Costs]) -> dict[str, float]:
@@ -204,7 +205,7 @@ def measure(
         ArchitectureError: the model's parts are not where those of a decoder are.
     """
     trial = Quantization(bits, group_size)
-    body = backbone(model)
+    body: Any = backbone(model)
     if not all(hasattr(body, part) for part in ("embed_tokens", "layers")):
         raise ArchitectureError(
             f"The architecture {plan.config['model_type']!r} cannot be measured layer by layer. Use a recipe instead."
@@ -359,10 +360,7 @@ class _Head:
 
 def rounded(weight: mx.array, quantization: Quantization) -> mx.array:
     """A weight after quantising and unpacking it again."""
-    packed = quantization.quantize(weight)
-    return mx.dequantize(
-        *packed, group_size=quantization.group_size, bits=quantization.bits, mode=quantization.mode
-    ).astype(weight.dtype)
+    return quantization.dequantize(quantization.quantize(weight)).astype(weight.dtype)
 
 
 def _divergence(p: mx.array, q: mx.array) -> float:
@@ -391,7 +389,7 @@ def _token_rows(tokenize: Callable[[str], list[int]], texts: Sequence[str], toke
 
 
 def _path_of(model: nn.Module, part: nn.Module) -> str:
-    return next(path for path, module in model.named_modules() if module is part)
+    return next(str(path) for path, module in model.named_modules() if module is part)
 
 
 def _belongs(name: str, paths: Sequence[str]) -> bool:

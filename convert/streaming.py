@@ -31,7 +31,6 @@ class Stream:
         source: where to read it.
         model: mlx-lm's model, unquantised; only its ``sanitize`` is used, and only where it computes weights.
         deltas: an adapter's part of weights, by name.
-        block: numbers of a block.
     """
 
     def __init__(
@@ -40,14 +39,11 @@ class Stream:
         source: Source,
         model: nn.Module,
         deltas: Mapping[str, Delta] | None = None,
-        *,
-        block: int = BLOCK,
     ) -> None:
         self._plan = plan
         self._source = source
         self._model = model
         self._deltas = deltas or {}
-        self._block = block
         self._computed: dict[str, mx.array] | None = None
 
     def blocks(self, weight: Weight) -> Iterator[Block]:
@@ -69,7 +65,7 @@ class Stream:
         """Blocks of rows that do not cross from one stored tensor into the next."""
         pieces = max(1, len(self._plan.layout.origins[weight.name].tensors))
         rows = weight.rows // pieces
-        step = max(1, self._block // max(1, weight.width))
+        step = max(1, BLOCK // max(1, weight.width))
         for piece in range(pieces):
             for start in range(piece * rows, (piece + 1) * rows, step):
                 yield start, min(start + step, (piece + 1) * rows)
@@ -86,9 +82,7 @@ class Stream:
         rows = [self._rows(name, start, stop) for name in self._stored_names(weight)]
         values = rows[0]
         if weight.packed is not None:
-            values = mx.dequantize(
-                *rows, group_size=weight.packed.group_size, bits=weight.packed.bits, mode=weight.packed.mode
-            )
+            values = weight.packed.dequantize(rows)
         delta = self._deltas.get(weight.name)
         if delta is not None:
             values = delta(values, start)

@@ -97,8 +97,8 @@ def verify_conversion(
     loaded = replace(loaded, model=model)  # frees the result
     for weight in plan.weights:
         values = stream.whole(weight)
-        floating = target is not None and mx.issubdtype(values.dtype, mx.floating)
-        values = values.astype(target) if floating else values
+        if target is not None and mx.issubdtype(values.dtype, mx.floating):
+            values = values.astype(target)
         mx.eval(values)  # one at a time, so that a cast never holds more than one tensor twice
         model.load_weights([(weight.name, values)], strict=False)
         mx.clear_cache()

@@ -127,7 +127,8 @@ class ShardWriter:
         pieces = []
         for name, array in zip(weight.written(), arrays, strict=True):
             entry = self._shard.entries[name]
-            data = memoryview(mx.contiguous(array).reshape(-1).view(mx.uint8)).cast("B")
+            octets: Any = mx.contiguous(array).reshape(-1).view(mx.uint8)
+            data = memoryview(octets).cast("B")
             row_bytes = entry.nbytes // max(1, weight.rows)
             pieces.append((data, len(self._header) + entry.offset + row * row_bytes))
         self._wait()

@@ -279,7 +279,7 @@ def explained(repository: str, revision: str | None = None) -> Iterator[None]:
 
 
 def local_models() -> Iterator[LocalModel]:
-    """Models on this machine: the embedded one, converted ones, then those in the hub's cache with a ``config.json``."""
+    """Models on this machine: the embedded one, converted ones, those in the hub's cache with a ``config.json``."""
     if (embedded := embedded_model()) is not None:
         yield LocalModel("grit-tiny", embedded, sum(f.stat().st_size for f in embedded.rglob("*") if f.is_file()))
     for config in sorted(models_folder().glob("[!.]*/config.json")):

@@ -46,6 +46,7 @@ COMMANDS = (
     "similarity",
     "generate",
     "chat",
+    "convert",
     "models",
     "models list",
     "models info",

@@ -11,7 +11,8 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from mlx.utils import tree_flatten
+
+from grit_mlx.convert.layout import parameters
 
 INDEX = "model.safetensors.index.json"
 
@@ -72,7 +73,7 @@ def checkpoint_of(kind: str, config: dict[str, Any], folder: Path, tokenizer: Pa
     config = {"model_type": kind, **config}
     model = module.Model(module.ModelArgs.from_dict(config))
     tensors: Tensors = {}
-    for name, array in tree_flatten(model.parameters()):
+    for name, array in parameters(model).items():
         array = array.astype(mx.bfloat16)
         if ".switch_mlp." in name:
             for expert in range(array.shape[0]):

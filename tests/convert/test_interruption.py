@@ -25,7 +25,7 @@ def convert_and_die(source: str, output: str, deadly: int, block: int, counted: 
     """Convert in a process of its own that kills itself at the ``deadly``-th change of the disk."""
     from grit_mlx.convert import streaming
 
-    streaming.Stream.__init__.__kwdefaults__["block"] = block  # several blocks even for a tiny weight
+    streaming.BLOCK = block  # several blocks even for a tiny weight
     count = 0
 
     def watched(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -110,7 +110,7 @@ def test_finished_shards_are_not_made_again(tiny_model: Path, tmp_path: Path) ->
 
 def test_two_conversions_to_one_folder(tiny_model: Path, tmp_path: Path) -> None:
     def second(step: Any) -> None:
-        with pytest.raises(OutputError, match="Another conversion to .*out is running"):
+        with pytest.raises(OutputError, match=r"Another conversion to .*out is running"):
             convert(tiny_model, tmp_path / "out", **OPTIONS)
 
     assert convert(tiny_model, tmp_path / "out", **OPTIONS, progress=second).folder.exists()
