@@ -54,7 +54,8 @@ def _lora(module: nn.Module) -> Delta:
 
     def delta(rows: mx.array, start: int) -> mx.array:
         b: mx.array = module.scale * module.lora_b.T[start : start + rows.shape[0]]
-        return rows + (b @ module.lora_a.T).astype(rows.dtype)
+        part: mx.array = b @ module.lora_a.T
+        return rows + part.astype(rows.dtype)
 
     return delta
 
@@ -93,7 +94,8 @@ def _lora_embedding(module: nn.Module) -> Delta:
 
     def delta(rows: mx.array, start: int) -> mx.array:
         a: mx.array = module.scale * module.lora_a[start : start + rows.shape[0]]
-        return rows + (a @ module.lora_b).astype(rows.dtype)
+        part: mx.array = a @ module.lora_b
+        return rows + part.astype(rows.dtype)
 
     return delta
 

@@ -31,7 +31,7 @@ from grit_mlx.convert.remote import Repository
 from grit_mlx.convert.sensitivity import Budget, allocate
 from grit_mlx.convert.streaming import Stream
 from grit_mlx.convert.verification import fits, verify_conversion
-from grit_mlx.errors import ArgumentError, CheckpointError, ModelError, OutputError, TokenizerError
+from grit_mlx.errors import ArgumentError, CheckpointError, DownloadError, ModelError, OutputError, TokenizerError
 from grit_mlx.evaluation.drift import Drift
 from grit_mlx.loading import TOKENIZER_FILES, load_tokenizer
 from grit_mlx.settings import Settings, read_settings, write_settings
@@ -202,11 +202,7 @@ def convert(
     place = hub.identify(source)
     target = Path(output).expanduser() if output is not None else default_output(source, chosen)
     _refuse_overwriting(target, place, force)
-    opened = (
-        Folder(place)
-        if isinstance(place, Path)
-        else Repository(place, revision=revision, code=chosen.trust_remote_code)
-    )
+    opened = _opened(place, revision, chosen)
     report = convert_source(opened, target, chosen, progress=progress)
     if upload_repo is not None:
         upload(report.folder, upload_repo)
@@ -262,6 +258,8 @@ def convert_source(source: Source, target: Path, options: Options, *, progress: 
     unpacked = replace(plain, weights=tuple(replace(weight, quantization=None) for weight in plain.weights))
     values = Stream(unpacked, source, model, deltas)
 
+    origins = plain.layout.origins
+    source.expect(name for weight in plain.weights for name in origins[weight.name].tensors)
     with source:
         plan = plain
         if options.target_bits is not None or options.fit_bytes is not None:
@@ -301,6 +299,17 @@ def convert_source(source: Source, target: Path, options: Options, *, progress: 
 
 
 # The parts, in order
+
+
+def _opened(place: Path | str, revision: str | None, options: Options) -> Source:
+    """A folder; a hub repository; or, where the hub does not answer, what the cache has of one."""
+    if isinstance(place, Path):
+        return Folder(place)
+    try:
+        return Repository(place, revision=revision, code=options.trust_remote_code)
+    except DownloadError:
+        folder = hub.download(place, revision=revision, trust_remote_code=options.trust_remote_code)
+        return Folder(folder, name=place)
 
 
 def _refuse_overwriting(target: Path, source: Path | str, force: bool) -> None:

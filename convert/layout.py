@@ -103,7 +103,7 @@ def lay_out(model: nn.Module, tensors: Mapping[str, Tensor]) -> Layout:
 
 def parameters(model: nn.Module) -> dict[str, mx.array]:
     """A model's parameters by name, in its own order."""
-    return dict(tree_flatten(model.parameters()))  # type: ignore[arg-type] # its other form is a dictionary
+    return dict(tree_flatten(model.parameters()))
 
 
 def sanitized(model: nn.Module, layout: Layout, files: list[Any]) -> dict[str, mx.array]:

@@ -53,8 +53,9 @@ class Quantization:
 
     def dequantize(self, packed: Sequence[mx.array]) -> mx.array:
         """The weight again, from what ``quantize`` returns."""
-        weight, scales, *biases = packed
-        return mx.dequantize(weight, scales, *biases, **asdict(self))
+        weight, scales, biases = (*packed, None)[:3]
+        assert weight is not None and scales is not None
+        return mx.dequantize(weight, scales, biases, **asdict(self))
 
 
 # What mlx's kernels know: bits and group sizes, the first of each being the default.

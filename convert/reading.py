@@ -10,7 +10,7 @@ by row, so nothing larger than a block of rows has to be in memory.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -69,6 +69,10 @@ class Source(Protocol):
         """All weight files, once they are all there."""
         ...
 
+    def expect(self, names: Iterable[str]) -> None:
+        """Be told the order in which tensors will be asked for."""
+        ...
+
     def __enter__(self) -> Source:
         """Begin to fetch what is missing."""
         ...
@@ -83,15 +87,19 @@ class Source(Protocol):
 class Folder:
     """A checkpoint in a local folder.
 
+    Args:
+        folder: where it is.
+        name: None for the folder's.
+
     Raises:
         CheckpointError: see ``read_headers`` and ``check_tensors``.
     """
 
     pending_bytes = 0
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, name: str | None = None) -> None:
         self.folder = folder
-        self.name = folder.resolve().name
+        self.name = name or folder.resolve().name
         self.tensors = read_headers(folder)
         check_tensors(self.tensors, _index(folder), folder)
         self.identity = [
@@ -102,6 +110,9 @@ class Folder:
     def locate(self, name: str) -> Tensor:
         """The tensor."""
         return self.tensors[name]
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Nothing to prepare."""
 
     def files(self) -> list[Path]:
         """All weight files."""

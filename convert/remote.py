@@ -9,6 +9,8 @@ interrupted.
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
@@ -21,6 +23,8 @@ from grit_mlx.convert.reading import check_tensors, read_file
 from grit_mlx.errors import CheckpointError
 
 __all__ = ["Repository"]
+
+logger = logging.getLogger("grit_mlx")
 
 
 class Repository:
@@ -66,7 +70,15 @@ class Repository:
         self._files: dict[str, Future[Path]] = {}
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="download")
 
+    def expect(self, names: Iterable[str]) -> None:
+        """Fetch the files in this order of their tensors."""
+        needed = dict.fromkeys(self.tensors[name].file.name for name in names)
+        self._weights = [*needed, *(file for file in self._weights if file not in needed)]
+
     def __enter__(self) -> Repository:
+        if self.pending_bytes:
+            size = self.pending_bytes / 1e9
+            logger.info("%s is converted while %.1f GB of it are downloaded.", self.name, size)
         self._files = {file: self._pool.submit(self._download, file) for file in self._weights}
         return self
 

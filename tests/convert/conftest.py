@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -29,8 +30,9 @@ def load_tensors(folder: Path) -> Tensors:
 
 
 def write_shards(folder: Path, tensors: Tensors, count: int) -> None:
-    """Write tensors as ``count`` shards with an index, in place of whatever weights the folder has."""
+    """Write tensors as ``count`` shards with an index, in the model's order, in place of the folder's weights."""
     mx.eval(tensors)
+    tensors = dict(sorted(tensors.items(), key=lambda item: _place(item[0])))
     for path in folder.glob("model*.safetensors*"):
         path.unlink()
     names = list(tensors)
@@ -42,6 +44,14 @@ def write_shards(folder: Path, tensors: Tensors, count: int) -> None:
         mx.save_safetensors(str(folder / file), {name: tensors[name] for name in part}, {"format": "pt"})
         index.update(dict.fromkeys(part, file))
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": index}))
+
+
+def _place(name: str) -> tuple[int, str]:
+    """Token embeddings, layer by layer, final norm, head: as Hugging Face saves a model."""
+    layer = re.search(r"\.(\d+)\.", name)
+    if layer is not None:
+        return int(layer[1]), name
+    return (-1 if "embed" in name else 999, "z" + name if "lm_head" in name else name)
 
 
 def sharded(source: Path, folder: Path, count: int = 3, rename: Rename = lambda name: name) -> Path:

@@ -19,6 +19,7 @@ from mlx_lm.utils import load_model
 
 from grit_mlx import GritLM
 from grit_mlx.convert import Step, convert, verify
+from grit_mlx.convert.layout import parameters
 from grit_mlx.errors import ArgumentError, OutputError
 from grit_mlx.evaluation.drift import outputs_of
 from grit_mlx.settings import Settings, read_settings, write_settings
@@ -276,10 +277,10 @@ def make_adapter(source: Path, folder: Path, *, dora: bool = False, keys: list[s
     """An adapter whose weights are not the neutral ones that it begins with."""
     model, _ = load_model(source)
     model.freeze()
-    parameters = {"rank": 4, "scale": 2.0, "dropout": 0.0}
+    shape: dict[str, Any] = {"rank": 4, "scale": 2.0, "dropout": 0.0}
     if keys is not None:
-        parameters["keys"] = keys  # type: ignore[assignment]
-    linear_to_lora_layers(model, 2, dict(parameters), use_dora=dora)
+        shape["keys"] = keys
+    linear_to_lora_layers(model, 2, dict(shape), use_dora=dora)
     mx.random.seed(1)
     names = ("lora_a", "lora_b", "m")
     tuned = {
@@ -289,7 +290,7 @@ def make_adapter(source: Path, folder: Path, *, dora: bool = False, keys: list[s
     }
     folder.mkdir()
     mx.save_safetensors(str(folder / "adapters.safetensors"), tuned)
-    content = {"fine_tune_type": "dora" if dora else "lora", "num_layers": 2, "lora_parameters": parameters}
+    content = {"fine_tune_type": "dora" if dora else "lora", "num_layers": 2, "lora_parameters": shape}
     (folder / "adapter_config.json").write_text(json.dumps(content))
     return folder
 
