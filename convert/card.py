@@ -5,13 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from grit_mlx.convert.reading import Source
 from grit_mlx.errors import DownloadError
-
-if TYPE_CHECKING:
-    from grit_mlx.convert.conversion import Report
 
 __all__ = ["card_text", "upload", "write_card"]
 
@@ -35,10 +32,10 @@ mlx_lm.generate --model {name} --prompt "What keeps a boat upright?"
 """
 
 
-def write_card(source: Source, folder: Path, report: Report, about: Mapping[str, Any]) -> None:
-    """Write ``README.md``, with the licence and languages of the source's card."""
+def write_card(source: Source, folder: Path, name: str, about: Mapping[str, Any]) -> None:
+    """Write ``README.md`` of the model ``name`` into a folder, with the licence and languages of the source's card."""
     kept = _kept_metadata(source.folder)
-    text = card_text(report.folder.name, source.name, about, kept)
+    text = card_text(name, source.name, about, kept)
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 

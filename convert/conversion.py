@@ -293,7 +293,7 @@ def convert_source(source: Source, target: Path, options: Options, *, progress: 
             if plan.headless:
                 about["head"] = "none: the checkpoint is a base model, so this one only embeds"
             write_settings(folder, replace(settings, about=about))
-            write_card(source, folder, result, about)
+            write_card(source, folder, target.name, about)
             workspace.finish()
     return result
 

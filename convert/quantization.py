@@ -38,10 +38,9 @@ class Quantization:
     group_size: int
     mode: str = "affine"
 
-    @property
-    def bits_per_weight(self) -> float:
-        """With the scales (and, for affine, biases) of its groups, those of affine in 16 bits."""
-        return self.bits + (32 if self.mode == "affine" else 8) / self.group_size
+    def bits_per_weight(self, dtype: mx.Dtype) -> float:
+        """With the scale (and, for affine, bias) of its group, which affine stores in the weights' own dtype."""
+        return self.bits + (16 * dtype.size if self.mode == "affine" else 8) / self.group_size
 
     def as_config(self) -> dict[str, Any]:
         """As mlx-lm writes it into ``config.json``."""

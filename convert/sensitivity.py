@@ -129,7 +129,7 @@ def spend(
 
     def size(name: str, step: int) -> float:
         weight = modules[name]
-        return weight.rows * weight.width * options[step].bits_per_weight / 8
+        return weight.rows * weight.width * options[step].bits_per_weight(weight.dtype) / 8
 
     packed = {weight.name for weight in modules.values()}
     rest = sum(w.rows * w.width * w.dtype.size for w in plan.weights if w.name not in packed)

@@ -44,7 +44,7 @@ def release(tensors):
         urllib.request.urlopen(os.environ["HF_ENDPOINT"] + "/release").read()
         print("released", tensors)
 """
-OPTIONS = {"quantize": True, "group_size": 32}
+OPTIONS: dict[str, Any] = {"quantize": True, "group_size": 32}
 THIRD = "model-00003-of-00003.safetensors"
 
 
