@@ -69,7 +69,21 @@ def generate(results: dict[str, Any]) -> str:
     )
 
 
-SECTIONS = {"embed": embed, "generate": generate}
+def operations(results: dict[str, Any]) -> str:
+    rows = [[r["operation"], r["milliseconds"], r["nanoseconds_each"]] for r in results["operations"]]
+    return "\n\n".join(
+        [
+            "## Single operations",
+            described({"model": "One batch of 2048 tokens, hidden size 512, 8 heads", **results}),
+            table(["operation", "ms", "ns each number"], rows),
+            table(
+                ["product of 1024 x 1024, weights in", "GFLOP/s"], [list(item) for item in results["gflops"].items()]
+            ),
+        ]
+    )
+
+
+SECTIONS = {"embed": embed, "generate": generate, "operations": operations}
 
 
 def main() -> None:

@@ -22,12 +22,12 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from grit_mlx.errors import ConfigError, DocumentError, GritError, OutputError
+from grit_mlx.progress import Progress, bar
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 __all__ = [
-    "Advance",
     "dumps",
     "error",
     "flush",
@@ -50,9 +50,6 @@ __all__ = [
     "with_options",
     "write",
 ]
-
-# Called with how much is done and how much there is in all, None where that is unknown.
-Advance = Callable[[int, int | None], None]
 
 # Control characters of ASCII and Latin-1, separators of lines, overrides of the writing direction, and halves of
 # surrogate pairs, which no encoding can write.
@@ -292,7 +289,7 @@ def status(text: str) -> Iterator[None]:
 
 
 @contextmanager
-def progress(label: str, total: int | None) -> Iterator[Advance]:
+def progress(label: str, total: int | None) -> Iterator[Progress]:
     """Show a bar; only where stderr is a terminal.
 
     Args:
@@ -302,23 +299,7 @@ def progress(label: str, total: int | None) -> Iterator[Advance]:
     if _state.quiet or not stderr_is_terminal():
         yield lambda _done, _total: None
         return
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
-    times = [TimeElapsedColumn(), TimeRemainingColumn()]
-    with Progress(*columns, *times, console=_error_console(), transient=True) as bars:
-        task = bars.add_task(label, total=total)
-
-        def advance(done: int, known: int | None) -> None:
-            bars.update(task, completed=done, total=total if known is None else known)
-
+    with bar(label, total, console=_error_console()) as advance:
         yield advance
 
 
