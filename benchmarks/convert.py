@@ -20,10 +20,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx  # after common, which arranges the BLAS
+import mlx.core as mx
 import numpy as np
-from common import save
+from common import machine, save
 
+HOWS = ("mlx_lm", "uniform", "grit")
 TOKENIZER = Path(__file__).parents[1] / "tests" / "golden" / "mistral"
 SHARD_BYTES = 400_000_000
 VOCABULARY = 32000
@@ -55,9 +56,10 @@ def peak():
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
     except FileNotFoundError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-imports, began = peak(), time.perf_counter()
+imports, began, worked = peak(), time.perf_counter(), time.process_time()
 convert(**options)
-print(json.dumps({"seconds": time.perf_counter() - began, "imports": imports, "peak": peak()}))
+result = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - worked}
+print(json.dumps({**result, "imports": imports, "peak": peak()}))
 """
 
 
@@ -141,6 +143,7 @@ def measure(source: Path, target: Path, how: str) -> dict[str, float]:
     result = json.loads(done.stdout.splitlines()[-1])
     return {
         "seconds": round(result["seconds"], 2),
+        "cpu_seconds": round(result["cpu_seconds"], 2),
         "seconds_with_imports": round(time.perf_counter() - began, 2),
         "peak_mb_beyond_imports": round((result["peak"] - result["imports"]) / 1e6),
         "imports_mb": round(result["imports"] / 1e6),
@@ -178,15 +181,21 @@ def main() -> None:
                 folder = Path(temporary)
                 nbytes = make_checkpoint(folder / "source", kind, size * 1e9)
                 row: dict[str, Any] = {"kind": kind, "gb": round(nbytes / 1e9, 2)}
-                for how in ("mlx_lm", "uniform", "grit"):
-                    runs = [measure(folder / "source", folder / how, how) for _ in range(arguments.repeat)]
-                    row[how] = {key: (max if "mb" in key else min)(run[key] for run in runs) for key in runs[0]}
+                # In turns, so that what else the machine does falls on all of them.
+                runs = [
+                    {how: measure(folder / "source", folder / how, how) for how in HOWS}
+                    for _ in range(arguments.repeat)
+                ]
+                for how in HOWS:
+                    row[how] = {
+                        key: (max if "mb" in key else min)(run[how][key] for run in runs) for key in runs[0][how]
+                    }
                 row["same_bytes"] = same_weights(folder / "mlx_lm", folder / "uniform")
                 print(json.dumps(row), file=sys.stderr, flush=True)
                 rows.append(row)
                 for path in folder.iterdir():
                     shutil.rmtree(path)
-    save("convert", {"rows": rows})
+    save(f"convert-{machine()['device']}", {"repeat": arguments.repeat, "rows": rows})
 
 
 if __name__ == "__main__":
