@@ -190,11 +190,14 @@ def backbone(model: nn.Module) -> Callable[..., mx.array]:
     )
 
 
-def check_both_modes(model: nn.Module, *, vocabulary_size: int) -> int:
-    """Prove that the model attends in both ways, and return its number of caches (one for each layer).
+def check_both_modes(model: nn.Module, *, vocabulary_size: int) -> tuple[int, int]:
+    """Prove that the model attends in both ways.
 
     Two sequences that differ only in their last token go through the model. In bidirectional mode the state of
     the first token must differ between them; in causal mode it must not.
+
+    Returns:
+        The number of caches that a pass takes (one for each layer), and E.
 
     Raises:
         ArchitectureError: the model ignores the hook, or cannot run with these caches at all.
@@ -227,7 +230,7 @@ def check_both_modes(model: nn.Module, *, vocabulary_size: int) -> int:
         raise ArchitectureError(_refusal(model, "its first token does not see the last one in bidirectional mode"))
     if causal_change > 1e-2 * both_change and causal_change > 1e-6:
         raise ArchitectureError(_refusal(model, "its first token sees the last one in causal mode"))
-    return layers
+    return layers, both.shape[-1]
 
 
 def _largest(array: mx.array) -> float:

@@ -1,4 +1,4 @@
-"""What a folder of safetensors holds, read from the headers alone, and whether it is whole.
+"""What a model folder holds, read from its config and the headers of its weights, and whether it is whole.
 
 mlx reads weights lazily: a file that was cut off fails deep inside the first computation, if it fails at all.
 The headers are a few kilobytes, so the check costs nothing next to loading and names the file.
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grit_mlx.errors import CheckpointError
+from grit_mlx.errors import CheckpointError, ConfigError
 
-__all__ = ["Tensor", "read_header", "read_headers"]
+__all__ = ["Tensor", "read_config", "read_header", "read_headers"]
 
 INDEX = "model.safetensors.index.json"
 
@@ -33,6 +33,26 @@ class Tensor:
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The contents of a model folder's ``config.json``.
+
+    Raises:
+        ConfigError: the file is missing, is no JSON object, or names no architecture.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{folder} has no config.json, so it is no model folder. Name one that holds a Hugging Face or MLX model."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"Cannot read {path}: {error}. Download the model again.") from error
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise ConfigError(f"{path} does not say which architecture it is: it needs a 'model_type' such as \"mistral\".")
+    return config
 
 
 def read_header(path: Path) -> dict[str, Tensor]:

@@ -89,7 +89,7 @@ class Embedder:
 
     Args:
         model: mlx-lm's model.
-        layers: number of caches of one pass (``attention.check_both_modes``).
+        shape: number of caches of one pass, and the hidden size (``attention.check_both_modes``).
         tokenizer: a Hugging Face tokenizer.
         settings: pooling, attention and normalisation.
         config: the model's ``config.json``.
@@ -99,7 +99,7 @@ class Embedder:
     def __init__(
         self,
         model: nn.Module,
-        layers: int,
+        shape: tuple[int, int],
         *,
         tokenizer: Any,
         settings: Settings,
@@ -109,14 +109,14 @@ class Embedder:
         self.tokenizer = tokenizer
         self.settings = settings
         self._states = backbone(model)
-        self._layers = layers
+        self._layers, self._hidden = shape
         self._config = {**config, **(config.get("text_config") or {})}
         self._projection = projection
 
     @property
     def size(self) -> int:
         """E, the length of a vector."""
-        return int(self._config["hidden_size"] if self._projection is None else self._projection[0].shape[0])
+        return self._hidden if self._projection is None else int(self._projection[0].shape[0])
 
     def embed(
         self,
@@ -208,6 +208,7 @@ class Embedder:
                 cut,
                 len(texts),
                 options.max_length,
+                extra={"cut_texts": cut, "cut_at": options.max_length},  # for handlers that add up windows
             )
         return pieces
 
@@ -234,10 +235,9 @@ class Embedder:
         return np.array(vectors), split_document_caches(caches, lengths.tolist()) if keep else []
 
     def _token_budget(self, length: int) -> int:
-        hidden = int(self._config["hidden_size"])
-        width = int(self._config.get("intermediate_size") or 4 * hidden)
+        width = int(self._config.get("intermediate_size") or 4 * self._hidden)
         return backend.token_budget(
-            hidden=hidden,
+            hidden=self._hidden,
             intermediate=width * int(self._config.get("num_experts_per_tok") or 1),
             heads=int(self._config.get("num_attention_heads") or 1),
             length=length,

@@ -14,7 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.generate import GenerationResponse, TextStateMachine, batch_generate, stream_generate
+from mlx_lm.generate import GenerationResponse, batch_generate, stream_generate
 from mlx_lm.models.cache import KVCache, can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
 from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
@@ -196,7 +196,7 @@ def stream_responses(
         kv_bits=options.kv_bits,
         kv_group_size=options.kv_group_size,
         quantized_kv_start=options.quantized_kv_start,
-        **options.sampling(len(tokenizer)),
+        **options.sampling(len(tokenizer._tokenizer)),
     )
     answer: list[int] = []
     try:
@@ -245,7 +245,7 @@ def generate_batch(
         max_tokens=options.max_tokens,
         max_kv_size=options.max_kv_size,
         prefill_step_size=options.prefill_step_size,
-        **options.sampling(len(tokenizer)),
+        **options.sampling(len(tokenizer._tokenizer)),
     )
     return [_cut(text, options.stop) for text in result.texts]
 
@@ -274,16 +274,22 @@ def _stopped(responses: Iterator[GenerationResponse], stop: Sequence[str]) -> It
     if not stop:
         yield from responses
         return
-    state = TextStateMachine({"normal": [(text, None) for text in stop]}).make_state()
+    held = ""
     for response in responses:
-        state, segments = TextStateMachine.split(state, response.text)
-        text = "".join(piece for name, piece in segments if name is not None)
-        if state[0] is None:
-            yield replace(response, text=text, finish_reason="stop")
+        held += response.text
+        cut = _cut(held, stop)
+        if len(cut) < len(held):
+            yield replace(response, text=cut, finish_reason="stop")
             return
-        if response.finish_reason is not None:
-            text += TextStateMachine.flush(state)[1]
-        yield replace(response, text=text)
+        safe = len(held) if response.finish_reason else len(held) - _begun(held, stop)
+        yield replace(response, text=held[:safe])
+        held = held[safe:]
+
+
+def _begun(text: str, stop: Sequence[str]) -> int:
+    """Length of the longest end of ``text`` with which one of the ``stop`` texts begins."""
+    longest = min(len(text), max(map(len, stop)) - 1)
+    return next((n for n in range(longest, 0, -1) if any(s.startswith(text[-n:]) for s in stop)), 0)
 
 
 def _cut(text: str, stop: Sequence[str]) -> str:

@@ -107,10 +107,10 @@ class GritLM:
         self.tokenizer = loaded.tokenizer._tokenizer
         self._engine_tokenizer = loaded.tokenizer
         self._embedder: Embedder | None = None
-        if loaded.layers is not None:
+        if loaded.shape is not None:
             self._embedder = Embedder(
                 loaded.model,
-                loaded.layers,
+                loaded.shape,
                 tokenizer=self.tokenizer,
                 settings=settings,
                 config=loaded.config,

@@ -21,6 +21,7 @@ __all__ = [
     "download",
     "embedded_model",
     "home",
+    "identify",
     "local_models",
     "resolve",
     "set_default_model",
@@ -140,15 +141,30 @@ def resolve(name: str | Path | None = None, *, revision: str | None = None, trus
             "No model was named and there is no default yet. Name one (--model gritlm-7b, or a folder), "
             "or choose a default: grit models use gritlm-7b"
         )
+    place = identify(name)
+    if isinstance(place, Path):
+        return place
+    return download(place, revision=revision, trust_remote_code=trust_remote_code)
+
+
+def identify(name: str | Path) -> Path | str:
+    """The folder, or else the id of the hub repository, that a name stands for; touches no network.
+
+    Raises:
+        ModelNotFoundError: it can be neither; the message has the nearest name.
+    """
     text = os.fspath(name)
     folder = Path(text).expanduser()
     if folder.is_dir():
         return folder
     if folder.is_file():
         raise ModelNotFoundError(f"{folder} is a file. Name the folder that it is in, the one with config.json.")
+    embedded = embedded_model()
+    if embedded is not None and text.lower() == embedded.name:
+        return embedded
     repository = ALIASES.get(text.lower(), text)
     if _REPOSITORY.fullmatch(repository) and not text.startswith((".", "~", "/")):
-        return download(repository, revision=revision, trust_remote_code=trust_remote_code)
+        return repository
     if "/" in text or "\\" in text or text.startswith((".", "~")):
         raise ModelNotFoundError(f"There is no folder {folder}.")
     near = difflib.get_close_matches(text.lower(), ALIASES, 1)

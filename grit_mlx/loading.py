@@ -7,10 +7,10 @@ proven to work.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from mlx_lm.utils import dequantize_model, get_total_parameters, load_adapters, 
 
 from grit_mlx import backend, hub
 from grit_mlx.attention import check_both_modes
-from grit_mlx.checkpoints import read_header, read_headers
+from grit_mlx.checkpoints import read_config, read_header, read_headers
 from grit_mlx.errors import (
     AdapterError,
     ArchitectureError,
@@ -58,7 +58,7 @@ class LoadedModel:
         settings: of the adapter's folder where it has some, else of the model's.
         config: the contents of ``config.json``, mended.
         folder: where the model came from.
-        layers: number of caches of one pass; None where embedding was not asked for.
+        shape: number of caches of one pass and E; None where embedding was not asked for.
         projection: weight ``(P, E)`` and bias ``(P,)`` or None, applied before pooling; None where there is none.
     """
 
@@ -67,7 +67,7 @@ class LoadedModel:
     settings: Settings
     config: Mapping[str, Any]
     folder: Path
-    layers: int | None
+    shape: tuple[int, int] | None
     projection: tuple[mx.array, mx.array | None] | None
 
 
@@ -113,10 +113,10 @@ def load(
     _materialize(model)
 
     tokenizer = _load_tokenizer(folder, config, trust_remote_code=trust_remote_code)
-    layers = None
+    shape = None
     if mode != "generative":
         try:
-            layers = check_both_modes(model, vocabulary_size=_vocabulary_size(config, tokenizer))
+            shape = check_both_modes(model, vocabulary_size=_vocabulary_size(config, tokenizer))
         except NonFiniteError as error:
             raise NonFiniteError(_name_bad_tensor(model, folder) or str(error)) from error
     return LoadedModel(
@@ -125,7 +125,7 @@ def load(
         settings=settings,
         config=config,
         folder=folder,
-        layers=layers,
+        shape=shape,
         projection=_load_projection(*([] if adapter is None else [adapter]), folder),
     )
 
@@ -163,33 +163,21 @@ def mended_config(config: Mapping[str, Any], tensors: Collection[str]) -> dict[s
 
 def _load_weights(folder: Path, *, trust_remote_code: bool) -> tuple[nn.Module, dict[str, Any]]:
     """The model with lazy weights, and its mended config."""
-    config = _read_config(folder)
+    config = read_config(folder)
     tensors = read_headers(folder)
-    try:
-        model, config = load_model(
-            folder,
-            lazy=True,
-            model_config=mended_config(config, tensors),
-            trust_remote_code=trust_remote_code,
+    # mlx-lm before 0.32 (the last for Python 3.10) runs such code without asking, so the question is asked here.
+    if config.get("model_file") and not trust_remote_code:
+        raise ArchitectureError(
+            f"{folder} brings its own code ({config['model_file']}). Pass trust_remote_code=True if you trust it."
         )
+    trust: dict[str, Any] = (
+        {"trust_remote_code": True} if "trust_remote_code" in signature(load_model).parameters else {}
+    )
+    try:
+        model, config = load_model(folder, lazy=True, model_config=mended_config(config, tensors), **trust)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise _explained(error, folder, config) from error
     return model, config
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{folder} has no config.json, so it is no model folder. Name one that holds a Hugging Face or MLX model."
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"Cannot read {path}: {error}. Download the model again.") from error
-    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise ConfigError(f"{path} does not say which architecture it is: it needs a 'model_type' such as \"mistral\".")
-    return config
 
 
 def _explained(error: Exception, folder: Path, config: Mapping[str, Any]) -> ModelError:
@@ -204,8 +192,6 @@ def _explained(error: Exception, folder: Path, config: Mapping[str, Any]) -> Mod
             f"mlx-lm has no architecture {kind!r}, which {folder / 'config.json'} asks for. "
             "Update mlx-lm, or use a model it knows, such as Mistral, Mixtral, Llama, Qwen or Gemma."
         )
-    if "custom module" in text:
-        return ArchitectureError(f"{folder} brings its own code. Pass trust_remote_code=True if you trust it.")
     if text.startswith(("Missing", "Received", "Expected shape")):
         detail = f"{lines[0]} {lines[1].rstrip(',.')}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
         return CheckpointError(

@@ -86,7 +86,7 @@ def embed(
     """The vector (E,) of one sequence whose first ``skipped`` tokens are the instruction."""
     h = states(weights, config, ids, causal=causal)
     if pooling == "mean":
-        vector = h[skipped:].mean(axis=0)
+        vector: Array = h[skipped:].mean(axis=0)
     elif pooling == "weightedmean":
         counts = np.arange(1, len(ids) - skipped + 1)
         vector = counts @ h[skipped:] / counts.sum()
