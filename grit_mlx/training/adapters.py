@@ -15,23 +15,21 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import get_total_parameters
 
-from grit_mlx.errors import ArgumentError, ModelError
+from grit_mlx.errors import AdapterError, ArgumentError
 from grit_mlx.training.router import find_routers
 
 __all__ = [
-    "FINE_TUNE_TYPES",
     "AdapterLayout",
     "Trainable",
     "adapter_weights",
     "attach_adapter",
     "choose_keys",
     "count_trainable",
+    "load_weights",
     "read_layout",
+    "unfreeze_for_full",
     "write_layout",
 ]
-
-# mlx-lm's values of fine_tune_type.
-FINE_TUNE_TYPES = ("lora", "dora", "full")
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapters.safetensors"
 
@@ -118,9 +116,7 @@ def attach_adapter(model: nn.Module, layout: AdapterLayout) -> None:
     if layout.num_layers > len(model.layers):
         raise ArgumentError(f"num_layers = {layout.num_layers}, and the model has {len(model.layers)}.")
     try:
-        linear_to_lora_layers(
-            model, layout.num_layers, layout.parameters(), use_dora=layout.fine_tune_type == "dora"
-        )
+        linear_to_lora_layers(model, layout.num_layers, layout.parameters(), use_dora=layout.fine_tune_type == "dora")
     except ValueError as error:
         raise ArgumentError(f"This layer cannot be adapted: {error}") from error
 
@@ -149,6 +145,23 @@ def count_trainable(model: nn.Module) -> Trainable:
     return Trainable(trained, int(get_total_parameters(model)))
 
 
+def load_weights(model: nn.Module, weights: Mapping[str, mx.array], source: str) -> None:
+    """Put an adapter's weights into a model whose layers are adapted.
+
+    Raises:
+        AdapterError: a tensor is not the model's.
+    """
+    present = dict(tree_flatten(model.trainable_parameters()))
+    for name, value in weights.items():
+        if name not in present or present[name].shape != value.shape:
+            there = f"has {present[name].shape}" if name in present else "has no such tensor"
+            raise AdapterError(
+                f"The adapter {source} does not fit the model: {name} is {value.shape} and the model {there}. "
+                "Use it with the model it was trained on."
+            )
+    model.load_weights(list(weights.items()), strict=False)
+
+
 def adapter_weights(model: nn.Module) -> dict[str, mx.array]:
     """The trained parameters by mlx-lm's names."""
     return dict(tree_flatten(model.trainable_parameters()))
@@ -175,7 +188,7 @@ def read_layout(folder: Path, default_keys: Sequence[str] = ()) -> AdapterLayout
     """Read mlx-lm's ``adapter_config.json``.
 
     Raises:
-        ModelError: it is missing or incomplete.
+        AdapterError: it is missing or incomplete.
     """
     path = folder / ADAPTER_CONFIG
     try:
@@ -190,4 +203,4 @@ def read_layout(folder: Path, default_keys: Sequence[str] = ()) -> AdapterLayout
             keys=tuple(parameters.get("keys") or default_keys),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"Cannot read {path}: {error!r}. It must be an adapter in mlx-lm's layout.") from error
+        raise AdapterError(f"Cannot read {path}: {error!r}. It must be an adapter in mlx-lm's layout.") from error

@@ -90,9 +90,7 @@ def load_files(
             if progress is not None:
                 progress(name, rows)
 
-        file = tokenize_file(
-            path, tokenizer, options, cache=cache, name=name, fingerprint=fingerprint, progress=report
-        )
+        file = tokenize_file(path, tokenizer, options, cache=cache, name=name, fingerprint=fingerprint, progress=report)
         result[file.kind].append(FileRows(file, np.arange(len(file))))
     return {kind: files for kind, files in result.items() if kind in kinds}
 

@@ -24,12 +24,16 @@ T = TypeVar("T")
 
 
 class World:
-    """The processes of a run; one alone without ``mlx.launch``."""
+    """The processes of a run; one alone without ``mlx.launch``.
 
-    def __init__(self) -> None:
+    Args:
+        alone: leave the others out of it.
+    """
+
+    def __init__(self, *, alone: bool = False) -> None:
         self._group = mx.distributed.init()
-        self.size = self._group.size()
-        self.rank = self._group.rank()
+        self.size = 1 if alone else self._group.size()
+        self.rank = 0 if alone else self._group.rank()
 
     @property
     def is_first(self) -> bool:

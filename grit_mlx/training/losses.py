@@ -13,9 +13,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from grit_mlx.errors import ArgumentError
+from grit_mlx.training.settings import GENERATIVE_KINDS
 
 __all__ = [
-    "GENERATIVE_KINDS",
     "IGNORED",
     "balance_loss",
     "contrastive_loss",
@@ -30,9 +30,6 @@ __all__ = [
 
 # The label of a token that takes no part in the loss.
 IGNORED = -100
-
-# "mixed": mean over the tokens of the batch; "token": sum over the tokens / rows, so long answers count for more.
-GENERATIVE_KINDS = ("mixed", "token")
 
 
 def normalize(vectors: mx.array) -> mx.array:
@@ -151,7 +148,7 @@ def next_token_loss(logits: mx.array, labels: mx.array, *, kind: str = "mixed", 
     Args:
         logits: ``(B, L, V)``; those at position i are for token i + 1.
         labels: ``(B, L)``, the tokens themselves, ``IGNORED`` where they take no part.
-        kind: see ``GENERATIVE_KINDS``.
+        kind: see ``settings.GENERATIVE_KINDS``.
         factor: what the loss is multiplied by.
 
     Returns:

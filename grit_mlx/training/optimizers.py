@@ -11,13 +11,13 @@ from mlx_lm.tuner.utils import build_schedule
 
 from grit_mlx.errors import ArgumentError
 
-__all__ = ["OPTIMIZERS", "SCHEDULES", "make_optimizer", "make_schedule", "trained_by_muon"]
+__all__ = ["make_optimizer", "make_schedule", "trained_by_muon"]
 
 Schedule = Callable[[mx.array], mx.array]
 
 # Class and the arguments that differ from mlx's defaults. PyTorch's Adam corrects its bias, and the published
 # recipes count on it; Adafactor would otherwise ignore the learning rate.
-OPTIMIZERS: dict[str, tuple[type[optim.Optimizer], dict[str, Any]]] = {
+_CLASSES: dict[str, tuple[type[optim.Optimizer], dict[str, Any]]] = {
     "adamw": (optim.AdamW, {"bias_correction": True}),
     "adam": (optim.Adam, {"bias_correction": True}),
     "adafactor": (optim.Adafactor, {"relative_step": False, "scale_parameter": False}),
@@ -28,7 +28,7 @@ OPTIMIZERS: dict[str, tuple[type[optim.Optimizer], dict[str, Any]]] = {
 _DECAYING = {"adamw", "adafactor", "lion", "muon", "sgd"}
 
 # mlx's schedule and its arguments, from the peak rate and the number of steps after warming up.
-SCHEDULES: dict[str, tuple[str, Callable[[float, int], list[float]]]] = {
+_SHAPES: dict[str, tuple[str, Callable[[float, int], list[float]]]] = {
     "linear": ("linear_schedule", lambda rate, steps: [rate, 0.0, steps]),
     "cosine": ("cosine_decay", lambda rate, steps: [rate, steps, 0.0]),
     "constant": ("linear_schedule", lambda rate, steps: [rate, rate, steps]),
@@ -41,9 +41,9 @@ def make_schedule(name: str, *, learning_rate: float, steps: int, warmup_steps: 
     Raises:
         ArgumentError: an unknown name.
     """
-    if name not in SCHEDULES:
-        raise ArgumentError(f"Unknown lr_schedule {name!r}: use one of {', '.join(SCHEDULES)}.")
-    kind, arguments = SCHEDULES[name]
+    if name not in _SHAPES:
+        raise ArgumentError(f"Unknown lr_schedule {name!r}: use one of {', '.join(_SHAPES)}.")
+    kind, arguments = _SHAPES[name]
     config: dict[str, Any] = {"name": kind, "arguments": arguments(learning_rate, max(1, steps - warmup_steps))}
     if warmup_steps:
         # From a part of the rate, not from 0, which would make the first step do nothing.
@@ -61,7 +61,7 @@ def make_optimizer(
     """An optimizer by name.
 
     Args:
-        name: a key of ``OPTIMIZERS``.
+        name: one of ``settings.OPTIMIZERS``.
         schedule: the learning rate of each step.
         weight_decay: where the optimizer has one.
         options: further arguments of mlx's class, such as betas.
@@ -69,14 +69,14 @@ def make_optimizer(
     Raises:
         ArgumentError: an unknown name, or an option the optimizer does not have.
     """
-    if name not in OPTIMIZERS:
-        raise ArgumentError(f"Unknown optimizer {name!r}: use one of {', '.join(OPTIMIZERS)}.")
+    if name not in _CLASSES:
+        raise ArgumentError(f"Unknown optimizer {name!r}: use one of {', '.join(_CLASSES)}.")
     if name == "muon":
         # Muon is for matrices inside the network; the rest gets AdamW, as its authors say.
         rest = make_optimizer("adamw", schedule, weight_decay=weight_decay)
         muon = optim.Muon(schedule, **{"weight_decay": weight_decay, **(options or {})})
         return optim.MultiOptimizer([muon, rest], [trained_by_muon])
-    kind, defaults = OPTIMIZERS[name]
+    kind, defaults = _CLASSES[name]
     decay = {"weight_decay": weight_decay} if name in _DECAYING else {}
     try:
         return kind(learning_rate=schedule, **{**defaults, **decay, **(options or {})})  # type: ignore[call-arg]
@@ -87,5 +87,3 @@ def make_optimizer(
 def trained_by_muon(path: str, gradient: mx.array) -> bool:
     """Whether a parameter is a matrix inside the network."""
     return gradient.ndim >= 2 and not any(part in path for part in ("embed_tokens", "lm_head", "wte"))
-
-

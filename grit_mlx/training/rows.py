@@ -19,7 +19,17 @@ from typing import Any
 
 from grit_mlx.errors import ArgumentError
 
-__all__ = ["EMBEDDING", "GENERATIVE", "ChatRow", "EmbeddingRow", "InstructedText", "Row", "TextRow", "kind_of", "row_from"]
+__all__ = [
+    "EMBEDDING",
+    "GENERATIVE",
+    "ChatRow",
+    "EmbeddingRow",
+    "InstructedText",
+    "Row",
+    "TextRow",
+    "kind_of",
+    "row_from",
+]
 
 EMBEDDING, GENERATIVE = "embedding", "generative"
 
@@ -154,9 +164,7 @@ def _messages(value: object) -> list[dict[str, str]]:
 
 def _alternating(turns: list[Any], names: tuple[str, ...] = ()) -> list[dict[str, str]]:
     labels = names or [f"text[{i}]" for i in range(len(turns))]
-    return [
-        {"role": ("user", "assistant")[i % 2], "content": _filled(turn, labels[i])} for i, turn in enumerate(turns)
-    ]
+    return [{"role": ("user", "assistant")[i % 2], "content": _filled(turn, labels[i])} for i, turn in enumerate(turns)]
 
 
 def _conversation(messages: list[dict[str, str]]) -> list[dict[str, str]]:

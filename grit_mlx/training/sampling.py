@@ -119,9 +119,7 @@ class Sampler:
 @lru_cache(maxsize=4)
 def _epoch(sampler: Sampler, epoch: int) -> Indices:
     rng = np.random.default_rng([*sampler.seed, epoch])
-    return epoch_batches(
-        sampler.sizes, sampler.weights, sampler.batch_size, rng, same_file=sampler.same_file
-    )
+    return epoch_batches(sampler.sizes, sampler.weights, sampler.batch_size, rng, same_file=sampler.same_file)
 
 
 def choose_passages(positives: int, negatives: int, group_size: int, rng: np.random.Generator) -> list[int] | None:

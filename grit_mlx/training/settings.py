@@ -1,6 +1,6 @@
 """All settings of a training run, with what each means: one table for Python, YAML files and flags.
 
-Names are mlx-lm's where it has one.
+Names are mlx-lm's where it has one. Nothing here imports mlx, so that ``grit --help`` need not wait for it.
 """
 
 from __future__ import annotations
@@ -13,25 +13,31 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from grit_mlx.errors import ArgumentError, ConfigError, OutputError
 from grit_mlx.settings import ATTENTION, POOLING
-from grit_mlx.training.losses import GENERATIVE_KINDS
-from grit_mlx.training.optimizers import OPTIMIZERS, SCHEDULES
-from grit_mlx.training.tokens import LABEL_MASKS
 
 __all__ = ["MODES", "TrainingSettings", "commented_yaml", "groups", "read_yaml", "settings_from", "write_yaml"]
 
 MODES = ("unified", "embedding", "generative")
+
+# mlx-lm's.
 FINE_TUNE_TYPES = ("lora", "dora", "full")
+
+# "mixed": mean over the tokens of the batch; "token": sum over the tokens / rows, so long answers count for more.
+GENERATIVE_KINDS = ("mixed", "token")
+
+# Which tokens of a conversation are learned: those of every answer; those the official code learns; those of
+# the last answer only, all before it being its prefix.
+LABEL_MASKS = ("exact", "official", "prefix")
+
+# See ``optimizers``.
+OPTIMIZERS = ("adamw", "adam", "adafactor", "lion", "muon", "sgd")
+SCHEDULES = ("linear", "cosine", "constant")
 DISTILLATIONS = ("none", "cosine", "similarity")
 REPORTERS = ("tensorboard", "wandb")
 
 
-def _is(
-    default: Any, group: str, text: str, *, choices: tuple[str, ...] = (), least: float | None = None
-) -> Any:
+def _is(default: Any, group: str, text: str, *, choices: tuple[str, ...] = (), least: float | None = None) -> Any:
     metadata = {"group": group, "help": text, "choices": choices, "least": least}
     if isinstance(default, dict | list):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
@@ -60,7 +66,9 @@ class TrainingSettings:
     )
     adapt_experts: bool = _is(False, "Model", "LoRA on the experts of a mixture as well.")
     adapt_router: bool = _is(False, "Model", "LoRA on the routers of a mixture as well.")
-    resume_adapter_file: str | None = _is(None, "Model", "Start from this adapter: a folder, mlx-lm's layout or PEFT's.")
+    resume_adapter_file: str | None = _is(
+        None, "Model", "Start from this adapter: a folder, mlx-lm's layout or PEFT's."
+    )
     from_scratch: str | None = _is(None, "Model", "Start from random weights: a config.json.")
     tokenizer: str | None = _is(None, "Model", "Folder of the tokenizer, with from_scratch.")
     dtype: str = _is(
@@ -72,6 +80,7 @@ class TrainingSettings:
 
     valid: str | None = _is(None, "Data", "Folder of held-out data; default: valid.jsonl files in data, or val_rows.")
     val_rows: int = _is(64, "Data", "Rows of each kind to hold out where there is no other held-out data.", least=0)
+    val_batches: int = _is(25, "Data", "Most batches of held-out data of a validation.", least=1)
     data_weights: dict[str, float] = _is({}, "Data", "How often an epoch takes each row, by file name. Default 1.")
     same_file: bool = _is(True, "Data", "Embedding batches of one file each, as far as possible.")
     label_mask: str = _is("exact", "Data", "Which tokens of a chat are learned.", choices=LABEL_MASKS)
@@ -87,9 +96,9 @@ class TrainingSettings:
     chunk_size: int = _is(32, "Optimisation", "Most rows that are computed at once (GradCache).", least=1)
     chunk_tokens: int = _is(4096, "Optimisation", "Most tokens that are computed at once.", least=1)
     learning_rate: float = _is(1e-4, "Optimisation", "Highest learning rate.", least=0)
-    lr_schedule: str = _is("linear", "Optimisation", "How it falls.", choices=tuple(SCHEDULES))
+    lr_schedule: str = _is("linear", "Optimisation", "How it falls.", choices=SCHEDULES)
     warmup: float = _is(0.03, "Optimisation", "Part of the steps in which it rises.", least=0)
-    optimizer: str = _is("adamw", "Optimisation", "One of mlx's.", choices=tuple(OPTIMIZERS))
+    optimizer: str = _is("adamw", "Optimisation", "One of mlx's.", choices=OPTIMIZERS)
     optimizer_config: dict[str, Any] = _is({}, "Optimisation", "Further arguments of mlx's optimizer.")
     weight_decay: float = _is(0.0, "Optimisation", "For optimizers that have one.", least=0)
     max_grad_norm: float | None = _is(1.0, "Optimisation", "Clip gradients to this norm; null for no limit.", least=0)
@@ -101,9 +110,14 @@ class TrainingSettings:
     learn_temperature: bool = _is(False, "Losses", "Let it be learned, from that value on.")
     embedding_factor: float = _is(1.0, "Losses", "Weight of the embedding loss.", least=0)
     generative_factor: float = _is(1.0, "Losses", "Weight of the generative loss.", least=0)
-    generative_loss: str = _is("mixed", "Losses", "Mean over tokens, or sum over tokens / rows.", choices=GENERATIVE_KINDS)
+    generative_loss: str = _is(
+        "mixed", "Losses", "Mean over tokens, or sum over tokens / rows.", choices=GENERATIVE_KINDS
+    )
     router_factor: float | None = _is(
-        None, "Losses", "Weight of a mixture's load-balancing loss; default: router_aux_loss_coef of its config.", least=0
+        None,
+        "Losses",
+        "Weight of a mixture's load-balancing loss; default: router_aux_loss_coef of its config.",
+        least=0,
     )
     symmetric: bool = _is(False, "Losses", "Positives find their queries as well.")
     drop_duplicates: bool = _is(True, "Losses", "A passage equal to the query's positive is no negative.")
@@ -174,6 +188,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: it cannot be read, or holds an unknown name.
     """
+    import yaml
+
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError) as error:
@@ -195,6 +211,8 @@ def write_yaml(path: Path, settings: TrainingSettings) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
+    import yaml
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(asdict(settings), sort_keys=False, allow_unicode=True), encoding="utf-8")
@@ -212,6 +230,8 @@ def groups() -> dict[str, list[Any]]:
 
 def commented_yaml(**values: Any) -> str:
     """A settings file to start from: each setting with its meaning; those not in ``values`` are commented out."""
+    import yaml
+
     defaults = asdict(TrainingSettings())
     lines = ["# Settings of `grit train --config FILE`. Flags go before these, and these before the defaults shown."]
     for group, members in groups().items():

@@ -135,7 +135,8 @@ class TrainingStep:
         self._routers = routers
         self._router_factor = router_factor
         self._length_step = _COMPILED_LENGTHS if compiled else 1
-        wrap: Callable[..., Any] = partial(mx.compile, inputs=[trainee.state, mx.random.state]) if compiled else _same
+        state = [trainee.state, mx.random.state]
+        wrap: Callable[..., Any] = partial(mx.compile, inputs=state, outputs=state) if compiled else _same
         self._represent = wrap(self._representations)
         self._pull_back = wrap(vector_jacobian(trainee, lambda arrays: self._representations(*arrays)))
         self._next_tokens = wrap(nn.value_and_grad(trainee, self._generative_chunk))
@@ -364,5 +365,3 @@ def merged(parts: Sequence[StepResult]) -> StepResult:
         gradients = add_gradients(gradients, part.gradients)
         found |= {**part.losses, "total": found.get("total", 0.0) + part.losses["total"]}
     return StepResult(found, gradients or {}, sum(part.tokens for part in parts))
-
-

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +34,8 @@ from grit_mlx.training.tokens import (
     tokenize_embedding_rows,
 )
 
+logger = logging.getLogger("grit_mlx")
+
 __all__ = ["SUFFIXES", "TokenFile", "TokenOptions", "find_data_files", "tokenize_file", "tokenizer_fingerprint"]
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
@@ -53,7 +55,7 @@ class TokenOptions:
         query_max_length: tokens of a query, instruction included.
         passage_max_length: tokens of a passage.
         max_seq_length: tokens of a generative row.
-        label_mask: one of ``tokens.LABEL_MASKS``.
+        label_mask: one of ``settings.LABEL_MASKS``.
     """
 
     query_max_length: int = 256
@@ -75,6 +77,11 @@ class TokenFile:
         self.name = name
         self._about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
         self.kind: str = self._about["kind"]
+
+    @property
+    def key(self) -> str:
+        """A hash of the data file's contents, the tokenizer and the options."""
+        return self._folder.name
 
     def __len__(self) -> int:
         """Rows."""
@@ -209,7 +216,14 @@ def tokenize_file(
             cache.mkdir(parents=True, exist_ok=True)
             # Beside its place, then moved there whole: two processes may do this at once, and either may be killed.
             with tempfile.TemporaryDirectory(dir=cache, prefix=".unfinished-") as unfinished:
-                _write(Path(unfinished), _tokenized(path, tokenizer, options, progress))
+                left_out = _write(Path(unfinished), _tokenized(path, tokenizer, options, progress))
+                if left_out:
+                    logger.warning(
+                        "%d rows of %s are left out: their answer lies beyond max_seq_length (%d tokens).",
+                        left_out,
+                        path.name,
+                        options.max_seq_length,
+                    )
                 if not folder.exists():
                     _move(Path(unfinished), folder)
         except OSError as error:
@@ -219,7 +233,7 @@ def tokenize_file(
 
 def _move(source: Path, folder: Path) -> None:
     try:
-        os.rename(source, folder)
+        source.rename(folder)
         source.mkdir()  # for TemporaryDirectory to remove
     except OSError:
         if not folder.exists():  # else another process was faster
@@ -308,10 +322,10 @@ def _bad_row(path: Path, line: int, problem: str) -> DocumentError:
     return DocumentError(f"{path}, line {line}: {problem}.", path=path, line=line)
 
 
-def _write(folder: Path, windows: Iterator[_Window]) -> None:
-    """All arrays of a file, appended to window by window."""
+def _write(folder: Path, windows: Iterator[_Window]) -> int:
+    """All arrays of a file, appended to window by window; how many rows have nothing to learn."""
     counts = {"rows": 0, "sequences": 0, "tokens": 0, "vector_size": 0}
-    kind = None
+    kind, left_out = None, 0
     with ExitStack() as stack:
         files = {name: stack.enter_context((folder / name).open("wb")) for name in _ARRAYS}
 
@@ -322,6 +336,9 @@ def _write(folder: Path, windows: Iterator[_Window]) -> None:
             embedding = isinstance(rows[0], EmbeddingRow)
             kind = kind or (EMBEDDING if embedding else "generative")
             for row, texts in zip(rows, tokenized, strict=True):
+                if texts is None:
+                    left_out += 1
+                    continue
                 if embedding:
                     append("row_starts", [counts["sequences"]])
                     append("positives", [row.positives])  # type: ignore[union-attr]
@@ -333,8 +350,9 @@ def _write(folder: Path, windows: Iterator[_Window]) -> None:
                     append(*(("skipped", [sequence.skipped]) if embedding else ("learned", sequence.learned)))
                     counts["tokens"] += len(sequence.ids)
                     counts["sequences"] += 1
-            counts["rows"] += len(rows)
+                counts["rows"] += 1
         append("starts", [counts["tokens"]])
         append("row_starts", [counts["sequences"]])
     # Last, for a folder without it is unfinished.
     (folder / "about.json").write_text(json.dumps({"kind": kind, **counts}), encoding="utf-8")
+    return left_out

@@ -22,11 +22,7 @@ from grit_mlx.errors import ArgumentError, TokenizerError
 from grit_mlx.formats import CHAT_TEMPLATE, embedding_prompt, literal_tokens, tokenize_texts
 from grit_mlx.training.rows import ChatRow, EmbeddingRow, TextRow
 
-__all__ = ["LABEL_MASKS", "TokenizedChat", "TokenizedText", "tokenize_chats", "tokenize_embedding_rows"]
-
-# Which tokens of a conversation are learned: those of every answer; those the official code learns; those of
-# the last answer only, all before it being its prefix.
-LABEL_MASKS = ("exact", "official", "prefix")
+__all__ = ["RowError", "TokenizedChat", "TokenizedText", "tokenize_chats", "tokenize_embedding_rows"]
 
 # Source: the official data loader, so that no text takes seconds to tokenise.
 _CHARACTERS_PER_TOKEN = 10
@@ -102,32 +98,33 @@ def tokenize_chats(
     *,
     max_length: int,
     label_mask: str = "exact",
-) -> list[TokenizedChat]:
+) -> list[TokenizedChat | None]:
     """Tokens and labels of conversations (in the tokenizer's chat template, else GRIT's) and of plain texts.
 
     Args:
         tokenizer: a Hugging Face tokenizer.
         rows: the data.
         max_length: tokens that are kept of each, from the left.
-        label_mask: one of ``LABEL_MASKS``.
+        label_mask: one of ``settings.LABEL_MASKS``.
+
+    Returns:
+        One for each row; None where nothing is left to learn within ``max_length``.
 
     Raises:
-        RowError: nothing is left to learn within ``max_length``, or the chat template refuses the conversation.
+        RowError: the chat template refuses the conversation.
         TokenizerError: the tokenizer cannot say where its tokens stand in the text.
     """
     if not tokenizer.is_fast:
         raise TokenizerError("Exact labels need a tokenizer.json, which this model lacks. Convert its tokenizer.")
     rendered = [_rendered(tokenizer, row, i, label_mask) for i, row in enumerate(rows)]
     encoded = _encode(tokenizer, rendered)
-    result = []
-    for i, (row, (ids, learned)) in enumerate(zip(rows, encoded, strict=True)):
+    result: list[TokenizedChat | None] = []
+    for row, (ids, learned) in zip(rows, encoded, strict=True):
         if label_mask == "official" and isinstance(row, ChatRow):
             learned = _official_labels(tokenizer, row, len(ids))
         ids, learned = ids[:max_length], learned[:max_length]
         # The first token is never predicted, so it teaches nothing.
-        if not learned[1:].any():
-            raise RowError(i, f"nothing is left to learn within max_seq_length = {max_length} tokens")
-        result.append(TokenizedChat(np.array(ids, dtype=np.int32), learned))
+        result.append(TokenizedChat(np.array(ids, dtype=np.int32), learned) if learned[1:].any() else None)
     return result
 
 
@@ -276,5 +273,3 @@ def _official_labels(tokenizer: Any, row: ChatRow, length: int) -> NDArray[np.bo
             learned[at : at + tokens] = False
         at += tokens
     return learned
-
-
