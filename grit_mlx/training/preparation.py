@@ -135,7 +135,8 @@ def _load(settings: TrainingSettings, world: World) -> LoadedModel:
     embedding_only = settings.mode == "embedding" and settings.fine_tune_type != "full"
     mode = "generative" if not settings.embeds else "embedding" if embedding_only else "unified"
     loaded = load(name, mode=mode, dtype=settings.dtype, trust_remote_code=settings.trust_remote_code)
-    chosen = loaded.settings.override(pooling=settings.pooling, attn=settings.attn)
+    names = ("pooling", "attn", "max_length", "query_instruction")
+    chosen = loaded.settings.override(**{name: getattr(settings, name) for name in names})
     return replace(loaded, settings=chosen)
 
 

@@ -76,6 +76,12 @@ class TrainingSettings:
     )
     pooling: str | None = _is(None, "Model", "Default: the model's own, else mean.", choices=POOLING)
     attn: str | None = _is(None, "Model", "Default: the model's own, else bbcc.", choices=tuple(ATTENTION))
+    max_length: int | None = _is(
+        None, "Model", "Tokens that the tuned model reads of a text when it embeds. Default: as before.", least=2
+    )
+    query_instruction: str | None = _is(
+        None, "Model", "What the tuned model embeds search queries with. Default: as before."
+    )
     trust_remote_code: bool = _is(False, "Model", "Run Python code that comes with the model.")
 
     valid: str | None = _is(None, "Data", "Folder of held-out data; default: valid.jsonl files in data, or val_rows.")
