@@ -14,7 +14,6 @@ The public names are imported on first use, so that ``import grit_mlx`` stays fa
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from grit_mlx.blas import prefer_fast_blas
@@ -26,12 +25,9 @@ if TYPE_CHECKING:
     from grit_mlx.gritlm import GritLM
     from grit_mlx.settings import Settings
 
-__all__ = ["GritError", "GritLM", "PromptCache", "Settings", "__version__", "embedding_prompt"]
+    __version__: str
 
-try:
-    __version__ = version("grit-mlx")
-except PackageNotFoundError:  # run from a source tree that was never installed
-    __version__ = "0+unknown"
+__all__ = ["GritError", "GritLM", "PromptCache", "Settings", "__version__", "embedding_prompt"]
 
 # The one thing done at import time: it has to come before the first import of mlx, wherever that happens.
 prefer_fast_blas()
@@ -48,8 +44,19 @@ _HOME = {
 def __getattr__(name: str) -> object:
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
+    if name == "__version__":
+        return _version()
     raise AttributeError(f"module 'grit_mlx' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # 20 ms, a sixth of `grit --help`
+
+    try:
+        return version("grit-mlx")
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return "0+unknown"

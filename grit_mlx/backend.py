@@ -36,7 +36,7 @@ DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 # Tokens of a batch beyond which nothing gets faster, found with benchmarks/embed.py --sweep on a CPU: small
 # batches stay in the processor's cache. A GPU needs more rows to fill its cores.
-_LARGEST_BATCH = {"cpu": 4096, "metal": 16384, "cuda": 65536}
+_LARGEST_BATCH = {"cpu": 2048, "metal": 16384, "cuda": 65536}
 
 # Part of the free memory that one batch may take: room for other programs, and for what the estimate misses.
 _MEMORY_FRACTION = 0.25

@@ -11,6 +11,12 @@ from collections.abc import Iterable, Iterator, Sequence
 __all__ = ["halve", "padding_free_fraction", "plan_batches", "windows"]
 
 
+# A batch may be closed before its budget is full once it holds this part of it, which keeps a device busy ...
+_ENOUGH = 1 / 8
+# ... if the next text would make padding a larger part of the batch than this.
+_PADDING = 0.05
+
+
 def plan_batches(lengths: Sequence[int], *, token_budget: int, max_rows: int | None = None) -> list[list[int]]:
     """Positions of the texts, batch by batch, longest first.
 
@@ -26,13 +32,15 @@ def plan_batches(lengths: Sequence[int], *, token_budget: int, max_rows: int | N
     """
     batches: list[list[int]] = []
     batch: list[int] = []
-    longest = 0
+    longest = useful = 0
     for position in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        full = (len(batch) + 1) * longest > token_budget or len(batch) == max_rows
-        if not batch or full:
-            batch, longest = [], lengths[position]
+        computed = (len(batch) + 1) * longest
+        padded = computed > _ENOUGH * token_budget and useful + lengths[position] < (1 - _PADDING) * computed
+        if not batch or computed > token_budget or len(batch) == max_rows or padded:
+            batch, longest, useful = [], lengths[position], 0
             batches.append(batch)
         batch.append(position)
+        useful += lengths[position]
     return batches
 
 

@@ -142,6 +142,7 @@ def read_texts(
     overlap: int = 0,
     measure: Measure = count_words,
     skip_empty: bool = False,
+    on_skip: Callable[[], None] | None = None,
 ) -> Iterator[Text]:
     """Reads the texts of one file, or of standard input.
 
@@ -161,6 +162,7 @@ def read_texts(
         measure: the units in a text, such as its number of tokens. It must not shrink as a text grows.
         skip_empty: drop rows whose text is empty or null, instead of refusing them. With by="line" such a row
             is an error otherwise: dropping it unasked would shift every later vector against its row.
+        on_skip: called for each row that is dropped so.
 
     Raises:
         ArgumentError: an option is unknown or cannot work.
@@ -182,6 +184,7 @@ def read_texts(
         overlap=overlap,
         measure=measure,
         skip_empty=skip_empty,
+        on_skip=on_skip,
     )
 
 
@@ -196,6 +199,7 @@ def texts_from_lines(
     overlap: int = 0,
     measure: Measure = count_words,
     skip_empty: bool = False,
+    on_skip: Callable[[], None] | None = None,
 ) -> Iterator[Text]:
     """Makes texts of lines: the half of `read_texts` that touches no file.
 
@@ -209,6 +213,7 @@ def texts_from_lines(
         overlap: see there.
         measure: see there.
         skip_empty: see there.
+        on_skip: see there.
 
     Raises:
         ArgumentError: an option is unknown or cannot work.
@@ -230,7 +235,7 @@ def texts_from_lines(
         return split(lines, markdown=kind == "markdown")
     rows = _READERS[kind](lines, source=source, field=field, kind=kind)
     if by == "line":
-        return _without_empty(rows, skip=skip_empty)
+        return _without_empty(rows, skip=skip_empty, on_skip=on_skip)
     if by == "file":
         return _joined_rows(rows)
     return (
@@ -562,13 +567,15 @@ def _listed(names: Iterable[object], *, most: int = 12) -> str:
     return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "") or "none"
 
 
-def _without_empty(rows: Iterable[Text], *, skip: bool) -> Iterator[Text]:
+def _without_empty(rows: Iterable[Text], *, skip: bool, on_skip: Callable[[], None] | None) -> Iterator[Text]:
     for row in rows:
         if row.text.strip():
             yield row
         elif not skip:
             problem = "the text of this row is empty. Remove the row, or skip such rows with --skip-empty."
             raise _failure(problem, row.source, row.line)
+        elif on_skip is not None:
+            on_skip()
 
 
 def _joined_rows(rows: Iterable[Text]) -> Iterator[Text]:

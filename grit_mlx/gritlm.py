@@ -21,15 +21,13 @@ from grit_mlx.batching import windows
 from grit_mlx.embedding import Embedder, EmbeddingOptions, TextCaches
 from grit_mlx.errors import ArgumentError, ModeError, TextError
 from grit_mlx.generation import DocumentLayers, GenerationOptions, PromptCache
+from grit_mlx.progress import Progress, reporting
 from grit_mlx.settings import Settings
 from grit_mlx.vectors import DTYPES, CompressedVectors, compress
 
-__all__ = ["GritLM", "Progress"]
+__all__ = ["GritLM"]
 
 logger = logging.getLogger("grit_mlx")
-
-# Called with the number of texts done and the number of all (None where that is unknown).
-Progress = Callable[[int, int | None], None]
 
 Prompt = str | Sequence[formats.Message] | Sequence[int]
 Document = str | Mapping[str, str]
@@ -132,7 +130,7 @@ class GritLM:
         *,
         output_dtype: str = "float32",
         long_texts: str = "truncate",
-        progress: Progress | None = None,
+        progress: Progress | bool | None = None,
     ) -> Any:
         """Embed texts; numbers equal the official package's.
 
@@ -153,7 +151,8 @@ class GritLM:
                 ``CompressedVectors`` with scales.
             long_texts: ``"truncate"`` reads the first ``max_length`` tokens; ``"average"`` reads all, in chunks
                 of that length whose vectors are averaged, weighted by their tokens.
-            progress: called with texts done and texts in all.
+            progress: called with texts done and texts in all; True draws a bar on stderr, False none, None one
+                where there are many texts and stderr is a terminal.
 
         Returns:
             ``(N, E)``, or ``(E,)`` for a single text. With ``get_cache`` a pair of that and a list with, for each
@@ -185,12 +184,13 @@ class GritLM:
         vectors = np.zeros((len(texts), embedder.size), dtype=np.float32)
         caches: list[TextCaches] = []
         done = 0
-        for window in windows(texts, max_texts=_WINDOW_TEXTS, max_characters=_WINDOW_CHARACTERS):
-            report = _shifted(progress, done, len(texts))
-            computed, kept = embedder.embed(window, chosen, first_index=done, progress=report)
-            vectors[done : done + len(window)] = computed
-            caches += kept
-            done += len(window)
+        with reporting(progress, "Embedding", len(texts)) as report:
+            for window in windows(texts, max_texts=_WINDOW_TEXTS, max_characters=_WINDOW_CHARACTERS):
+                shifted = _shifted(report, done, len(texts))
+                computed, kept = embedder.embed(window, chosen, first_index=done, progress=shifted)
+                vectors[done : done + len(window)] = computed
+                caches += kept
+                done += len(window)
 
         result = _as(vectors, output_dtype, convert_to_numpy)
         if single:

@@ -28,7 +28,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # A name is a module or a whole folder of grit_mlx; `grit_mlx` itself is its __init__ of public names.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"blas", "errors"}),
-    frozenset({"attention", "backend", "batching", "checkpoints", "formats", "pooling", "settings", "vectors"}),
+    frozenset(
+        {"attention", "backend", "batching", "checkpoints", "formats", "pooling", "progress", "settings", "vectors"}
+    ),
     frozenset({"documents", "hub", "vector_files"}),
     frozenset({"loading"}),
     frozenset({"embedding", "generation"}),

@@ -1,0 +1,239 @@
+"""``grit chat``: a conversation in which only what is new is computed."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from grit_mlx.cli import console, options
+from grit_mlx.cli.generate import Answer, sampling, show_piece, written
+from grit_mlx.cli.loader import load_model, model_name
+from grit_mlx.documents import STDIN, read_texts
+from grit_mlx.errors import ArgumentError, GritError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from grit_mlx.generation import GenerationOptions
+    from grit_mlx.gritlm import GritLM
+
+__all__ = ["EXAMPLES", "Conversation", "chat"]
+
+EXAMPLES = """
+Examples:
+  grit chat
+  grit chat --model gritlm-7b --system "Answer in one sentence." --temp 0.7
+  printf 'My name is Ada.\\nWhat is my name?\\n' | grit chat
+"""
+
+_HELP = """/reset      forget the conversation
+/save FILE  write it as JSON lines of role and content
+/quit       leave (so does Ctrl-D)
+/help       this list
+Ctrl-C stops an answer."""
+
+# A path such as /usr/bin is no command, and neither is a line that goes on after the slash with a blank.
+_COMMAND = re.compile(r"/([A-Za-z]+)(?:\s+(.*))?")
+
+
+def chat(
+    system: options.System = None,
+    max_tokens: options.MaxTokens = 1024,
+    temperature: options.Temperature = 0.0,
+    top_p: options.TopP = 1.0,
+    top_k: options.TopK = 0,
+    min_p: options.MinP = 0.0,
+    repetition_penalty: options.RepetitionPenalty = None,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
+    model: options.Model = None,
+    adapter: options.Adapter = None,
+    revision: options.Revision = None,
+    model_dtype: options.ModelDtype = "auto",
+    trust_remote_code: options.TrustRemoteCode = False,
+    kv_bits: options.KvBits = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Talk with the model.
+
+    Keys and values of the conversation are kept, so that each turn computes only what is new. In a pipe each
+    line of standard input is a turn. Inside: /reset, /save FILE, /quit, /help; Ctrl-C stops an answer, and
+    leaves where one would type.
+    """
+    console.set_up(quiet=quiet, verbose=verbose)
+    chosen = sampling(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=tuple(stop or ()),
+        kv_bits=kv_bits,
+    )
+    grit = load_model(
+        model,
+        mode="generative",
+        dtype=model_dtype,
+        adapter=adapter,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
+    conversation = Conversation(grit, chosen, system=system)
+    typed = console.stdin_is_terminal()
+    if typed:
+        console.note(f"{model_name(model)}: /help lists the commands, Ctrl-D leaves")
+    for line in _typed_lines() if typed else _piped_lines():
+        try:
+            if not _obey(line, conversation):
+                break
+        except GritError as error:
+            # Someone who types can mend it; a script must learn that its turn failed.
+            if not typed:
+                raise
+            console.error(error)
+
+
+class Conversation:
+    """The messages so far, with the keys and values they left behind.
+
+    Args:
+        grit: a model that can generate.
+        chosen: how it generates.
+        system: what precedes the conversation.
+    """
+
+    def __init__(self, grit: GritLM, chosen: GenerationOptions, *, system: str | None = None) -> None:
+        from grit_mlx.generation import PromptCache
+
+        self._grit = grit
+        self._options = asdict(chosen)
+        self._start = [{"role": "system", "content": system}] if system else []
+        self._cache = PromptCache()
+        self.messages: list[dict[str, str]] = list(self._start)
+
+    def reset(self) -> None:
+        """Forget all messages but the system's."""
+        self.messages = list(self._start)
+        self._cache.reset()
+
+    def answer(self, text: str, show: Callable[[str], None]) -> tuple[Answer, bool]:
+        """Take a turn: the answer is shown as it comes, and remembered as far as it came.
+
+        Returns:
+            The answer, and whether Ctrl-C stopped it.
+
+        Raises:
+            GritError: the turn is then forgotten, so that the next one starts from what was before.
+        """
+        turn = {"role": "user", "content": text}
+        try:
+            with _interruptible() as stopped:
+                responses = self._grit.stream_responses([*self.messages, turn], cache=self._cache, **self._options)
+                answer = written(responses, show, stopped=stopped)
+                interrupted = stopped()
+        except BaseException:
+            self._cache.reset()  # layers may disagree on how far they came
+            raise
+        if answer.text or not interrupted:
+            self.messages += [turn, {"role": "assistant", "content": answer.text}]
+        return answer, interrupted
+
+    @property
+    def reused(self) -> int:
+        """Tokens that the last turn did not have to compute."""
+        return self._cache.reused
+
+    def save(self, path: str) -> None:
+        """Write the messages as JSON lines.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        from grit_mlx.vector_files import atomic_write
+
+        with atomic_write(path) as file:
+            for message in self.messages:
+                file.write(console.dumps(message).encode("utf-8", "replace") + b"\n")
+
+
+def _obey(line: str, conversation: Conversation) -> bool:
+    """Do what a line asks for; returns whether to go on."""
+    command = _COMMAND.fullmatch(line)
+    if command is None:
+        answer, interrupted = conversation.answer(line, show_piece)
+        console.write("")
+        console.flush()
+        if interrupted:
+            console.note("stopped")
+        if console.verbose():
+            console.note(f"{conversation.reused:,} tokens reused; {answer.timings()}")
+        return True
+    name, argument = command[1].lower(), (command[2] or "").strip()
+    if name in {"quit", "exit", "bye"}:
+        return False
+    if name == "reset":
+        conversation.reset()
+        console.note("the conversation is forgotten")
+    elif name == "save":
+        if not argument:
+            raise ArgumentError("/save needs the name of a file, such as: /save chat.jsonl")
+        conversation.save(argument)
+        console.note(f"{len(conversation.messages)} messages -> {argument}")
+    elif name == "help":
+        console.write(_HELP)
+    else:
+        raise ArgumentError(f"There is no command /{name}. These are: /reset, /save FILE, /quit and /help.")
+    return True
+
+
+def _typed_lines() -> Iterator[str]:
+    """Lines of a person at a terminal, with the editing and the history of readline where Python has it."""
+    with suppress(ImportError):
+        import readline  # noqa: F401 - input() uses it once it is imported
+    while True:
+        try:
+            # input() writes its prompt to stdout, where only answers belong if that is no terminal.
+            if console.stdout_is_terminal():
+                line = input("> ")
+            else:
+                line = sys.stdin.readline()
+                if not line:
+                    return
+        except EOFError:
+            console.write("")  # the shell's prompt goes below
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _piped_lines() -> Iterator[str]:
+    return (text.text for text in read_texts(STDIN, by="line"))
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Lends a question: has Ctrl-C been pressed? The first press only answers it; a second one interrupts.
+
+    An exception in the middle of a step would leave some layers of the cache ahead of others.
+    """
+    pressed = False
+
+    def on_press(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        if pressed:
+            signal.default_int_handler(number, frame)
+        pressed = True
+
+    before: Any = signal.signal(signal.SIGINT, on_press)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,308 @@
+"""What the command line says: results on stdout; notes, warnings, errors and progress on stderr.
+
+Text that comes from files, models or file names is shown with its control characters spelled out: a file must
+not be able to move the cursor, recolour the terminal or forge a line of output. rich is imported only where
+something is drawn, so that ``grit --help`` and pipes do not pay for it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import re
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from grit_mlx.errors import ConfigError, DocumentError, GritError, OutputError
+from grit_mlx.progress import Progress, bar
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+__all__ = [
+    "dumps",
+    "error",
+    "flush",
+    "note",
+    "progress",
+    "reset",
+    "set_up",
+    "show",
+    "silence_stdout",
+    "status",
+    "stderr_is_terminal",
+    "stdin_is_terminal",
+    "stdout_is_terminal",
+    "verbose",
+    "visible",
+    "warn",
+    "width",
+    "with_options",
+    "write",
+]
+
+# Control characters of ASCII and Latin-1, separators of lines, overrides of the writing direction, and halves of
+# surrogate pairs, which no encoding can write.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+# The library's messages name Python's arguments; on the command line they are options.
+_OPTION_NAMES = {
+    "trust_remote_code=True": "--trust-remote-code",
+    "long_texts='average'": "--long average",
+    "dtype='float32'": "--model-dtype float32",
+    "kv_bits=8": "--kv-bits 8",
+    "average chunks": "average chunks with --long average",
+    **{
+        name: "--" + name.replace("_", "-")
+        for name in (
+            "batch_size",
+            "chunk_size",
+            "kv_bits",
+            "max_length",
+            "max_tokens",
+            "min_p",
+            "repetition_penalty",
+            "top_k",
+            "top_p",
+        )
+    },
+}
+# These are words of English too: options only where a rule about them is told.
+_RULE = re.compile(r"^(overlap|seed|stop|temperature)(?= must be )")
+
+
+@dataclass
+class _State:
+    quiet: bool = False
+    verbose: bool = False
+
+
+_state = _State()
+
+
+def reset() -> None:
+    """Forget what the last command of this process arranged; only tests run more than one."""
+    _state.quiet = _state.verbose = False
+    _console.cache_clear()
+    _error_console.cache_clear()
+
+
+def set_up(*, quiet: bool, verbose: bool) -> None:
+    """Arrange the streams, the library's log and other libraries' chatter; each command begins with it."""
+    _state.quiet, _state.verbose = quiet, verbose
+    for stream in (sys.stdout, sys.stdin):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            # A pipe carries UTF-8 whatever the locale says. A terminal gets what it can show.
+            encoding = {} if stream.isatty() else {"encoding": "utf-8"}
+            reconfigure(errors="replace", **encoding)
+    logger = logging.getLogger("grit_mlx")
+    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+    logger.propagate = False
+    logger.handlers = [_Notes()]
+    if not verbose:
+        warnings.simplefilter("ignore")  # other libraries' deprecations
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    if quiet or not stderr_is_terminal():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def verbose() -> bool:
+    """Whether details were asked for."""
+    return _state.verbose
+
+
+def stdout_is_terminal() -> bool:
+    """Whether someone reads stdout, and no program."""
+    return sys.stdout.isatty()
+
+
+def stdin_is_terminal() -> bool:
+    """Whether someone types, and no program."""
+    return sys.stdin.isatty()
+
+
+def stderr_is_terminal() -> bool:
+    """Whether someone reads stderr."""
+    return sys.stderr.isatty()
+
+
+def width() -> int:
+    """Columns of the terminal."""
+    return _console().width
+
+
+# Text
+
+
+def visible(text: str, *, keep: str = "") -> str:
+    r"""The text with control characters spelled out, such as ``\x1b`` for escape.
+
+    Args:
+        text: any text.
+        keep: control characters that stay as they are.
+    """
+    return _UNSAFE.sub(lambda match: match[0] if match[0] in keep else repr(match[0])[1:-1], text)
+
+
+def dumps(value: object, *, indent: int | None = None) -> str:
+    """JSON as this program writes it: readable in any script."""
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+# Results
+
+
+def write(text: str, *, end: str = "\n") -> None:
+    """Write a result to stdout.
+
+    Raises:
+        OutputError: stdout leads to a disk that is full, or the like.
+        BrokenPipeError: the reader has gone.
+    """
+    with _stdout_errors():
+        sys.stdout.write(text + end)
+
+
+def flush() -> None:
+    """Hand over what was written.
+
+    Raises:
+        As ``write``.
+    """
+    with _stdout_errors():
+        sys.stdout.flush()
+
+
+def show(result: RenderableType) -> None:
+    """Draw something of rich's on stdout; long lines of text are left for the terminal to wrap."""
+    from rich.text import Text
+
+    with _stdout_errors():
+        _console().print(result, soft_wrap=isinstance(result, Text))
+
+
+def silence_stdout() -> None:
+    """Throw away what stdout still holds, so that the interpreter does not stumble over it at its end."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):  # no real file, as in tests
+        return
+
+
+@contextmanager
+def _stdout_errors() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
+        silence_stdout()
+        raise OutputError(f"Cannot write to standard output: {reason}.") from error
+
+
+# Messages
+
+
+def note(text: str) -> None:
+    """Tell something that is good to know; not with --quiet."""
+    if not _state.quiet:
+        _say("note", "dim", text)
+
+
+def warn(text: str) -> None:
+    """Tell something that is likely wrong; not with --quiet."""
+    if not _state.quiet:
+        _say("warning", "yellow", text)
+
+
+def error(failure: GritError) -> None:
+    """Tell why the command failed, in one line; with --verbose also where in the code."""
+    if _state.verbose:
+        sys.stderr.write("".join(traceback.format_exception(failure)))
+    # In a message about a file the same words are the file's own.
+    text = str(failure) if isinstance(failure, DocumentError | ConfigError) else with_options(str(failure))
+    _say("error", "bold red", text)
+
+
+def with_options(text: str) -> str:
+    """A message of the library in which Python's arguments are called by their options."""
+    for argument, option in _OPTION_NAMES.items():
+        # Not in a path, nor in the middle of a longer name.
+        text = re.sub(rf"(?<![\w/.-]){re.escape(argument)}(?![\w/-]|\.\w)", option, text)
+    return _RULE.sub(r"--\1", text)
+
+
+def _say(label: str, style: str, text: str) -> None:
+    text = visible(text)
+    if not stderr_is_terminal():
+        sys.stderr.write(f"{label}: {text}\n")
+        return
+    from rich.text import Text
+
+    _error_console().print(Text.assemble((f"{label}:", style), " ", text), soft_wrap=True)
+
+
+class _Notes(logging.Handler):
+    """Shows the library's log as notes and warnings."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = with_options(record.getMessage())
+        if record.levelno >= logging.WARNING:
+            warn(text)
+        else:
+            note(text)
+
+
+# Work that takes a while
+
+
+@contextmanager
+def status(text: str) -> Iterator[None]:
+    """Show what is going on, as long as it does; only where stderr is a terminal."""
+    if _state.quiet or not stderr_is_terminal():
+        yield
+        return
+    from rich.text import Text
+
+    with _error_console().status(Text(visible(text))):
+        yield
+
+
+@contextmanager
+def progress(label: str, total: int | None) -> Iterator[Progress]:
+    """Show a bar; only where stderr is a terminal.
+
+    Args:
+        label: what is being done.
+        total: how much there is to do; None where that is unknown.
+    """
+    if _state.quiet or not stderr_is_terminal():
+        yield lambda _done, _total: None
+        return
+    with bar(label, total, console=_error_console()) as advance:
+        yield advance
+
+
+@cache
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False, emoji=False)
+
+
+@cache
+def _error_console() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, markup=False, emoji=False)

@@ -1,0 +1,186 @@
+"""``grit doctor``: what this machine has, and what would make it better."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import grit_mlx
+from grit_mlx import hub
+from grit_mlx.cli import console, options
+from grit_mlx.cli.wording import size_of
+from grit_mlx.errors import GritError
+
+__all__ = ["EXAMPLES", "doctor", "facts"]
+
+EXAMPLES = """
+Examples:
+  grit doctor
+  grit doctor --json
+"""
+
+_PACKAGES = ("mlx", "mlx-lm", "transformers", "huggingface-hub", "numpy", "pyarrow")
+_TRUE = {"1", "ON", "YES", "TRUE"}
+_MEASURED_SECONDS = 0.3
+# Below this a CPU computes with mlx's reference BLAS, whatever was meant to be loaded.
+_SLOW_GFLOPS = 20
+
+
+def doctor(
+    json_output: options.JsonFlag = False, quiet: options.Quiet = False, verbose: options.Verbose = False
+) -> None:
+    """Check this machine, and say what to do about problems.
+
+    Looks at versions, device, memory, the speed of matrix products, the default model and the model cache.
+    """
+    console.set_up(quiet=quiet, verbose=verbose)
+    with console.status("Looking at this machine"):
+        found = facts()
+    if json_output:
+        console.write(console.dumps(found, indent=2))
+        return
+    rows = list(_rows(found))
+    label_width = max(len(label) for label, _ in rows)
+    for label, value in rows:
+        console.write(console.visible(f"{label:<{label_width}}  {value}"))
+    console.write("")
+    for problem in found["problems"]:
+        console.write(console.visible(f"! {problem}"))
+    if not found["problems"]:
+        console.write("Nothing to mend.")
+
+
+def facts() -> dict[str, Any]:
+    """Everything that is looked at, and ``problems``: sentences that say what to do."""
+    problems: list[str] = []
+    device: dict[str, Any] = {}
+    with _noting(problems, "mlx does not work here"):
+        device = _device(problems)
+    default = folder = None
+    with _noting(problems):
+        default = hub.default_model()
+        folder = _place(default, problems)
+    return {
+        "grit_mlx": grit_mlx.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "device": device,
+        "default_model": default,
+        "default_model_folder": folder,
+        "settings_folder": str(hub.home()),
+        "hub_cache": _hub_cache(),
+        "hub_offline": os.environ.get("HF_HUB_OFFLINE", "").upper() in _TRUE,
+        "problems": problems,
+    }
+
+
+class _noting:  # noqa: N801 - read as a word: with _noting(problems)
+    """Turns an error into a problem to report: the doctor goes on."""
+
+    def __init__(self, problems: list[str], what: str = "") -> None:
+        self._problems = problems
+        self._what = what
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, Exception) or not (self._what or isinstance(error, GritError)):
+            return False
+        self._problems.append(f"{self._what}: {error}" if self._what else str(error))
+        return True
+
+
+def _device(problems: list[str]) -> dict[str, Any]:
+    from grit_mlx import backend
+
+    device = backend.device()
+    gflops = _matmul_gflops()
+    if device.blas_note:
+        problems.append(f"Matrix products use mlx's slow BLAS: {device.blas_note}.")
+    elif device.kind == "cpu" and gflops < _SLOW_GFLOPS:
+        problems.append(f"Matrix products are slow here: {gflops:.1f} GFLOP/s. Are other programs at work?")
+    if sys.platform == "darwin" and device.kind == "cpu":
+        problems.append("mlx does not use this Mac's GPU. It needs Apple silicon and a native (arm64) Python.")
+    return {
+        "kind": device.kind,
+        "name": device.name,
+        "memory_bytes": device.memory,
+        "available_memory_bytes": backend.available_memory(),
+        "blas": device.blas,
+        "matmul_gflops": round(gflops, 1),
+    }
+
+
+def _matmul_gflops() -> float:
+    """Speed of float32 matrix products, measured in a fraction of a second: the best of several."""
+    import mlx.core as mx
+
+    size = 512
+    operations = 2 * size**3
+    a, b = mx.random.normal((size, size)), mx.random.normal((size, size))
+    mx.eval(a @ b)
+    best, repeats = 0.0, 1
+    end = time.perf_counter() + _MEASURED_SECONDS
+    while time.perf_counter() < end:
+        started = time.perf_counter()
+        mx.eval([a @ b for _ in range(repeats)])
+        seconds = time.perf_counter() - started
+        best = max(best, repeats * operations / seconds / 1e9)
+        # A GPU is done before the call has returned; more at once measures it and not the call.
+        repeats = repeats * 2 if seconds < _MEASURED_SECONDS / 8 else repeats
+    return best
+
+
+def _place(default: str | None, problems: list[str]) -> str | None:
+    """The folder of the default model, where it is on this machine."""
+    if default is None:
+        problems.append("There is no default model. Choose one: grit models use gritlm-7b (or a folder)")
+        return None
+    place = hub.identify(default)
+    if not isinstance(place, str):
+        return str(place)
+    for model in hub.local_models():
+        if model.name.lower() == place.lower():
+            return str(model.folder)
+    problems.append(f"The default model {place} is not on this machine yet. Fetch it: grit models pull {default}")
+    return None
+
+
+def _hub_cache() -> str:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return str(HF_HUB_CACHE)
+
+
+def _version(package: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The facts as a person reads them."""
+    device = found["device"]
+    yield "grit-mlx", found["grit_mlx"]
+    yield "Python", f"{found['python']} on {found['system']}"
+    for name, number in found["packages"].items():
+        yield name, number or "not installed (only for .parquet files)"
+    if device:
+        yield "device", f"{device['name']} ({device['kind']})"
+        yield (
+            "memory",
+            f"{size_of(device['memory_bytes'])}, {size_of(device['available_memory_bytes'])} free for models",
+        )
+        blas = f" with {device['blas']} BLAS" if device["blas"] else ""
+        yield "matrix products", f"{device['matmul_gflops']:,.0f} GFLOP/s in float32{blas}"
+    yield "default model", found["default_model"] or "none"
+    yield "settings", found["settings_folder"]
+    yield "model cache", found["hub_cache"] + (" (offline: HF_HUB_OFFLINE is set)" if found["hub_offline"] else "")

@@ -1,0 +1,249 @@
+"""``grit embed``: texts to vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from grit_mlx.cli import console, options
+from grit_mlx.cli.inputs import CutTexts, Inputs, cut_texts, paired, token_measure
+from grit_mlx.cli.loader import load_model
+from grit_mlx.cli.wording import number_of, one_line
+from grit_mlx.documents import STDIN, Text
+from grit_mlx.errors import ArgumentError
+from grit_mlx.formats import embedding_prompt
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from grit_mlx.gritlm import GritLM
+
+    Pairs = Iterable[tuple[Text, NDArray[np.float32]]]
+
+__all__ = ["EXAMPLES", "embed"]
+
+EXAMPLES = """
+Examples:
+  grit embed README.md
+  grit embed *.txt --by paragraph --output vectors.npz
+  grit embed corpus.jsonl --field body --output vectors.parquet --dtype float16
+  echo "what keeps a ship upright?" | grit embed - --query
+"""
+
+_SHOWN_TEXTS = 20  # rows of the table on a terminal
+_SHOWN_NUMBERS = 5
+_WIDE_COLUMNS = 90  # of a terminal that has room for all of them
+_PATH_COLUMNS = 30
+_WRITTEN_TEXTS = 256  # handed to a file or pipe at once
+
+
+def embed(
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE...",
+            help="Text, Markdown, .jsonl, .json, .csv or .tsv, each perhaps with .gz; - is standard input.",
+        ),
+    ],
+    by: Annotated[
+        options.By,
+        typer.Option(
+            metavar="line|paragraph|file|chunk",
+            rich_help_panel=options.INPUT,
+            help="What gets a vector: each non-empty line (each row of .jsonl and .csv), each paragraph, the whole "
+            "file, or each chunk of at most --chunk-size tokens.",
+        ),
+    ] = "line",
+    chunk_size: options.ChunkSize = 256,
+    overlap: options.Overlap = 0,
+    field: options.Field = None,
+    skip_empty: options.SkipEmpty = False,
+    encoding: options.Encoding = "utf-8",
+    instruction: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            rich_help_panel=options.MODEL,
+            help="What the texts are embedded for. Default: the model's setting for documents, mostly none.",
+        ),
+    ] = None,
+    query: Annotated[
+        bool,
+        typer.Option(
+            "--query",
+            rich_help_panel=options.MODEL,
+            help="The texts are search queries: use the model's instruction for these.",
+        ),
+    ] = False,
+    model: options.Model = None,
+    adapter: options.Adapter = None,
+    revision: options.Revision = None,
+    model_dtype: options.ModelDtype = "auto",
+    trust_remote_code: options.TrustRemoteCode = False,
+    max_length: options.MaxLength = None,
+    long_texts: options.LongTexts = "truncate",
+    pooling: options.Pooling = None,
+    attn: options.Attn = None,
+    batch_size: options.BatchSize = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            rich_help_panel=options.OUTPUT,
+            help=".npy (vectors alone), .npz, .jsonl, .jsonl.gz or .parquet. An existing file is replaced, once the "
+            "new one is whole.",
+        ),
+    ] = None,
+    no_overwrite: Annotated[
+        bool, typer.Option("--no-overwrite", rich_help_panel=options.OUTPUT, help="Refuse to replace an existing file.")
+    ] = False,
+    dtype: Annotated[
+        Literal["float32", "float16", "int8", "binary"],
+        typer.Option(
+            metavar="float32|float16|int8|binary",
+            rich_help_panel=options.OUTPUT,
+            help="Precision of the numbers that are written. int8 and binary come with a scale for each vector.",
+        ),
+    ] = "float32",
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Turn texts into vectors.
+
+    Without --output a terminal shows a table of the first texts; a pipe gets JSON lines with index, source,
+    line, end_line, text and embedding. Any number of texts takes the same memory.
+    """
+    console.set_up(quiet=quiet, verbose=verbose)
+    if query and instruction is not None:
+        raise typer.BadParameter("--query brings its own instruction: leave one of the two out.", param_hint="--query")
+    inputs = Inputs(files, by, field, encoding, skip_empty, chunk_size, overlap)
+    total = inputs.check()
+    with ExitStack() as stack:
+        writer = None
+        if output is not None:
+            _refuse_to_replace_an_input(output, files)
+            from grit_mlx.vector_files import open_writer
+
+            # Opened before the model is loaded: a path that cannot be written costs no waiting.
+            writer = stack.enter_context(open_writer(output, dtype=dtype, overwrite=not no_overwrite))
+        grit = load_model(
+            model,
+            mode="embedding",
+            dtype=model_dtype,
+            adapter=adapter,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            pooling=pooling,
+            attn=attn,
+        )
+        in_table = output is None and console.stdout_is_terminal()
+        texts: Iterable[Text] = inputs.read(token_measure(grit))
+        if in_table:
+            texts = islice(texts, _SHOWN_TEXTS)
+            total = None if total is None else min(total, _SHOWN_TEXTS)
+        if instruction is None:
+            instruction = grit.settings.query_instruction if query else grit.settings.document_instruction
+        cut = stack.enter_context(cut_texts())
+        advance = stack.enter_context(console.progress("Embedding", total))
+        pairs = paired(
+            texts,
+            lambda strings: grit.encode_iter(
+                strings,
+                batch_size=batch_size,
+                max_length=max_length,
+                instruction=embedding_prompt(instruction),
+                long_texts=long_texts,
+                progress=advance,
+            ),
+        )
+        shown = list(pairs) if in_table else []
+        count = len(shown) if in_table else _write(pairs, dtype, writer)
+        if not count:
+            raise inputs.no_text()
+    if in_table:  # once the progress bar is gone
+        _show(shown, grit.embedding_size, several=len(files) > 1)
+    inputs.report_skipped()
+    _report(count, grit, output=output, in_table=in_table, cut=cut)
+
+
+def _refuse_to_replace_an_input(output: str, files: Iterable[str]) -> None:
+    for name in files:
+        if name != STDIN and Path(output).exists() and Path(output).samefile(name):
+            raise ArgumentError(f"{output} is also an input. Name another file for the vectors.")
+
+
+def _write(pairs: Pairs, dtype: str, writer: Any) -> int:
+    """Write all pairs to a file's writer, or as JSON lines to stdout where there is none; returns their number."""
+    import numpy as np
+
+    from grit_mlx.vector_files import json_lines
+    from grit_mlx.vectors import compress
+
+    count = 0
+    pairs = iter(pairs)
+    while group := list(islice(pairs, _WRITTEN_TEXTS)):
+        texts = [text for text, _ in group]
+        vectors = np.stack([vector for _, vector in group])  # (n, E)
+        if writer is not None:
+            writer.write(vectors, texts)
+        else:
+            for line in json_lines(compress(vectors, dtype), texts, first=count):
+                console.write(line)
+            console.flush()
+        count += len(group)
+    return count
+
+
+def _show(pairs: Sequence[tuple[Text, NDArray[np.float32]]], size: int, *, several: bool) -> None:
+    """Draw a table.
+
+    Args:
+        pairs: texts with their vectors.
+        size: E.
+        several: whether the texts come from several files.
+    """
+    import numpy as np
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text as RichText
+
+    numbers = _SHOWN_NUMBERS if console.width() >= _WIDE_COLUMNS else _SHOWN_NUMBERS // 2 + 1
+    places = [_place(text) if several else str(text.line) for text, _ in pairs]
+    header = f"first of {size} numbers"
+    # rich would shorten every column alike; here the text alone gives way. 5 is the norm, 11 the gaps.
+    taken = max(map(len, [*places, "line"])) + max(len(header), 7 * numbers - 1) + 5 + 11
+    room = max(20, console.width() - taken)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("line", justify="left" if several else "right", style="dim", no_wrap=True)
+    table.add_column("text", no_wrap=True)
+    table.add_column(header, no_wrap=True)
+    table.add_column("norm", justify="right", no_wrap=True)
+    for place, (text, vector) in zip(places, pairs, strict=True):
+        start = RichText(one_line(text.text[:1000]))
+        start.truncate(room, overflow="ellipsis")
+        shown = " ".join(f"{number:+.3f}" for number in vector[:numbers])
+        table.add_row(place, start, shown, f"{np.linalg.norm(vector):.3f}")
+    console.show(table)
+
+
+def _place(text: Text) -> str:
+    """File and line; of a long path the end."""
+    name = console.visible(text.source)
+    return f"{name if len(name) <= _PATH_COLUMNS else '…' + name[-_PATH_COLUMNS:]}:{text.line}"
+
+
+def _report(count: int, grit: GritLM, *, output: str | None, in_table: bool, cut: CutTexts) -> None:
+    if output is not None:
+        console.note(f"{number_of(count, 'vector')} of {grit.embedding_size} numbers -> {output}")
+    elif in_table:
+        what = f"these are the first {_SHOWN_TEXTS}; to embed all" if count == _SHOWN_TEXTS else "to keep the vectors"
+        console.note(f"{what}: --output vectors.npz (or .npy, .jsonl, .parquet)")
+    cut.report(count)

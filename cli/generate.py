@@ -1,0 +1,189 @@
+"""``grit generate``: an answer to one prompt."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from grit_mlx.cli import console, options
+from grit_mlx.cli.loader import load_model, model_name
+from grit_mlx.cli.wording import size_of
+from grit_mlx.documents import STDIN, read_texts
+from grit_mlx.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from mlx_lm.generate import GenerationResponse
+
+    from grit_mlx.generation import GenerationOptions
+
+__all__ = ["EXAMPLES", "Answer", "generate", "sampling", "written"]
+
+EXAMPLES = """
+Examples:
+  grit generate "Write a haiku about rain."
+  git diff | grit generate - --system "Write a commit message for this diff."
+  grit generate "Name a colour." --temperature 1 --seed 7 --json
+"""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was generated, and how fast.
+
+    Attributes:
+        text: the answer.
+        finish_reason: ``"stop"`` or ``"length"``.
+        prompt_tokens: tokens of the prompt that were computed.
+        generated_tokens: tokens of the answer.
+        seconds_to_first_token: from the call to the first token.
+        prompt_tokens_per_second: speed of reading.
+        generated_tokens_per_second: speed of writing.
+        peak_memory_bytes: most memory that mlx held.
+    """
+
+    text: str
+    finish_reason: str | None
+    prompt_tokens: int
+    generated_tokens: int
+    seconds_to_first_token: float
+    prompt_tokens_per_second: float
+    generated_tokens_per_second: float
+    peak_memory_bytes: int
+
+    def timings(self) -> str:
+        """The numbers as a sentence."""
+        return (
+            f"{self.prompt_tokens:,} tokens read at {self.prompt_tokens_per_second:,.1f} a second, "
+            f"{self.generated_tokens:,} written at {self.generated_tokens_per_second:,.1f}, "
+            f"the first after {self.seconds_to_first_token:.2f} s; {size_of(self.peak_memory_bytes)} at most"
+        )
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to answer; - reads it from standard input.")],
+    system: options.System = None,
+    raw: Annotated[
+        bool,
+        typer.Option(
+            "--raw",
+            rich_help_panel=options.INPUT,
+            help="Continue the prompt as it stands, without the chat format; special tokens in it are obeyed.",
+        ),
+    ] = False,
+    max_tokens: options.MaxTokens = 256,
+    temperature: options.Temperature = 0.0,
+    top_p: options.TopP = 1.0,
+    top_k: options.TopK = 0,
+    min_p: options.MinP = 0.0,
+    repetition_penalty: options.RepetitionPenalty = None,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
+    model: options.Model = None,
+    adapter: options.Adapter = None,
+    revision: options.Revision = None,
+    model_dtype: options.ModelDtype = "auto",
+    trust_remote_code: options.TrustRemoteCode = False,
+    kv_bits: options.KvBits = None,
+    json_output: Annotated[
+        bool,
+        typer.Option("--json", rich_help_panel=options.OUTPUT, help="Print the whole answer and its timings as JSON."),
+    ] = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Write an answer to a prompt, as it comes."""
+    console.set_up(quiet=quiet, verbose=verbose)
+    prompt = _from_stdin() if prompt == STDIN else prompt
+    if not prompt.strip():
+        raise ArgumentError("The prompt is empty.")
+    if raw and system is not None:
+        raise typer.BadParameter("A raw prompt has no system message: put it into the prompt.", param_hint="--system")
+    chosen = sampling(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=tuple(stop or ()),
+        kv_bits=kv_bits,
+    )
+    grit = load_model(
+        model,
+        mode="generative",
+        dtype=model_dtype,
+        adapter=adapter,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
+    messages = [{"role": "system", "content": system}] if system else []
+    whole = prompt if raw else [*messages, {"role": "user", "content": prompt}]
+    responses = grit.stream_responses(whole, raw=raw, **asdict(chosen))
+    answer = written(responses, (lambda _: None) if json_output else show_piece)
+    if json_output:
+        console.write(console.dumps({"model": model_name(model), **asdict(answer)}))
+        return
+    console.write("")
+    if verbose:
+        console.note(answer.timings())
+    if answer.finish_reason == "length":
+        console.note(f"stopped after {answer.generated_tokens} tokens; --max-tokens allows more")
+
+
+def _from_stdin() -> str:
+    return next((text.text for text in read_texts(STDIN, by="file")), "")
+
+
+def sampling(**values: Any) -> GenerationOptions:
+    """Options of generating, refused now where they cannot work and not after the model was loaded."""
+    from grit_mlx.generation import GenerationOptions
+
+    return GenerationOptions(**values)
+
+
+def show_piece(text: str) -> None:
+    """Write a piece of an answer at once; on a terminal its control characters are spelled out."""
+    if text:
+        console.write(console.visible(text, keep="\n\t") if console.stdout_is_terminal() else text, end="")
+        console.flush()
+
+
+def written(
+    responses: Iterator[GenerationResponse],
+    show: Callable[[str], None],
+    *,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Answer:
+    """Take an answer piece by piece.
+
+    Args:
+        responses: of ``GritLM.stream_responses``.
+        show: called with each piece.
+        stopped: asked after each piece whether to leave it at that.
+    """
+    pieces: list[str] = []
+    started = time.perf_counter()
+    first: float | None = None
+    last: GenerationResponse | None = None
+    for last in responses:
+        first = time.perf_counter() - started if first is None else first
+        pieces.append(last.text)
+        show(last.text)
+        if stopped():
+            break
+    return Answer(
+        text="".join(pieces),
+        finish_reason=last.finish_reason if last else None,
+        prompt_tokens=last.prompt_tokens if last else 0,
+        generated_tokens=last.generation_tokens if last else 0,
+        seconds_to_first_token=round(first or 0.0, 4),
+        prompt_tokens_per_second=round(last.prompt_tps, 2) if last else 0.0,
+        generated_tokens_per_second=round(last.generation_tps, 2) if last else 0.0,
+        peak_memory_bytes=int(last.peak_memory * 1e9) if last else 0,
+    )

@@ -1,0 +1,289 @@
+"""``grit models``: what is on this machine, what is in it, fetching more, and choosing the default."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from grit_mlx import hub
+from grit_mlx.checkpoints import Tensor, read_config, read_headers
+from grit_mlx.cli import console, options
+from grit_mlx.cli.wording import size_of
+from grit_mlx.errors import ArgumentError, ModelNotFoundError
+from grit_mlx.settings import FILE_NAME, read_settings
+
+__all__ = [
+    "EXAMPLES",
+    "INFO_EXAMPLES",
+    "LIST_EXAMPLES",
+    "PULL_EXAMPLES",
+    "USE_EXAMPLES",
+    "info",
+    "list_models",
+    "pull",
+    "use",
+]
+
+EXAMPLES = """
+Examples:
+  grit models list
+  grit models pull gritlm-7b
+  grit models use gritlm-7b
+"""
+LIST_EXAMPLES = """
+Examples:
+  grit models list
+  grit models list --json
+"""
+INFO_EXAMPLES = """
+Examples:
+  grit models info gritlm-7b
+  grit models info ./my-model --json
+"""
+PULL_EXAMPLES = """
+Examples:
+  grit models pull gritlm-7b
+  grit models pull GritLM/GritLM-7B --revision main
+"""
+USE_EXAMPLES = """
+Examples:
+  grit models use gritlm-7b
+  grit models use ./my-model
+  grit models use --unset
+"""
+
+# Packed integers: U32 holds 32 / bits of them. The other dtypes are one number each.
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64", "U32": "uint32", "U8": "uint8"}
+
+
+def list_models(
+    json_output: options.JsonFlag = False, quiet: options.Quiet = False, verbose: options.Verbose = False
+) -> None:
+    """List the models on this machine, with the default marked."""
+    console.set_up(quiet=quiet, verbose=verbose)
+    default = hub.default_model()
+    models = _known_models(default)
+    if json_output:
+        console.write(console.dumps(models, indent=2))
+        return
+    if not models:
+        console.note("there are no models here yet. Fetch one: grit models pull gritlm-7b")
+        return
+    name_width = max(len(model["name"]) for model in models)
+    for model in models:
+        mark = "*" if model["default"] else " "
+        console.write(
+            console.visible(f"{mark} {model['name']:<{name_width}}  {size_of(model['bytes']):>8}  {model['folder']}")
+        )
+    if default is not None and not any(model["default"] for model in models):
+        console.note(f"the default is {default}, which is not here yet")
+
+
+def info(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Which model; without a name the default.")
+    ] = None,
+    json_output: options.JsonFlag = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Show what a model is.
+
+    Tells architecture, size, precision and settings; reads the headers of the weights only.
+    """
+    console.set_up(quiet=quiet, verbose=verbose)
+    facts = describe(_local_folder(name))
+    if json_output:
+        console.write(console.dumps(facts, indent=2))
+        return
+    rows = _rows(facts)
+    label_width = max(len(label) for label, _ in rows)
+    for label, value in rows:
+        console.write(console.visible(f"{label:<{label_width}}  {value}"))
+
+
+def pull(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A hub id such as GritLM/GritLM-7B, or a short name.")],
+    revision: options.Revision = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", rich_help_panel=options.MODEL, help="Fetch its Python files too.")
+    ] = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Download a model and print its folder.
+
+    A download that broke off goes on where it stopped.
+    """
+    console.set_up(quiet=quiet, verbose=verbose)
+    place = hub.identify(name)
+    if isinstance(place, Path):
+        raise ArgumentError(f"{place} is a folder on this machine already.")
+    console.write(str(hub.download(place, revision=revision, trust_remote_code=trust_remote_code)))
+
+
+def use(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="A model folder, a hub id or a short name.")
+    ] = None,
+    unset: Annotated[bool, typer.Option("--unset", help="Forget the choice.")] = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Choose the model that commands use where none is named."""
+    console.set_up(quiet=quiet, verbose=verbose)
+    if unset == (name is not None):
+        raise typer.BadParameter("Give either a name or --unset.", param_hint="NAME")
+    if name is None:
+        hub.set_default_model(None)
+        console.note(f"the default is now {hub.default_model() or 'unset'}")
+        return
+    place = hub.identify(name)
+    if isinstance(place, Path):
+        read_config(place)  # refuses what is no model folder
+        place = place.resolve()
+    hub.set_default_model(str(place))
+    console.note(f"the default is now {place}")
+    if (now := hub.default_model()) != str(place):
+        console.warn(f"GRIT_MODEL is set to {now} and comes first. Unset it to use the choice.")
+    elif isinstance(place, str) and not any(model.name.lower() == place.lower() for model in hub.local_models()):
+        console.note(f"it is not on this machine yet; the first use fetches it, or now: grit models pull {name}")
+
+
+# What is here
+
+
+def _known_models(default: str | None) -> list[dict[str, Any]]:
+    """The models of this machine, and the default where that is a folder elsewhere."""
+    place = None
+    if default is not None:
+        try:
+            place = hub.identify(default)
+        except ModelNotFoundError as error:
+            console.warn(f"The default cannot be used: {error}")
+    models = [
+        {
+            "name": model.name,
+            "folder": str(model.folder),
+            "bytes": model.nbytes,
+            "default": place in (model.folder, model.name),
+        }
+        for model in hub.local_models()
+    ]
+    if isinstance(place, Path) and not any(model["default"] for model in models):
+        size = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
+        models.append({"name": place.name, "folder": str(place), "bytes": size, "default": True})
+    return models
+
+
+def _local_folder(name: str | None) -> Path:
+    """The folder of a model, which has to be on this machine: reading about one must not download it."""
+    chosen = hub.default_model() if name is None else name
+    if chosen is None:
+        return hub.resolve(None)  # says what to do
+    place = hub.identify(chosen)
+    if isinstance(place, Path):
+        return place
+    for model in hub.local_models():
+        if model.name.lower() == place.lower():
+            return model.folder
+    raise ModelNotFoundError(f"{place} is not on this machine. Fetch it: grit models pull {chosen}")
+
+
+# What it is
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """What a model folder holds, from its configuration and the headers of its weights.
+
+    Raises:
+        ModelError: the folder is no model, or is damaged.
+    """
+    config = read_config(folder)
+    tensors = read_headers(folder)
+    text = {**config, **(config.get("text_config") or {})}
+    quantization = config.get("quantization") or config.get("quantization_config") or {}
+    bits = quantization.get("bits")
+    settings = read_settings(folder)
+    return {
+        "folder": str(folder),
+        "architecture": config["model_type"],
+        "parameters": _parameters(tensors, bits),
+        "bytes": sum(tensor.nbytes for tensor in tensors.values()),
+        "files": len({tensor.file for tensor in tensors.values()}),
+        "dtypes": _dtypes(tensors),
+        "quantization": {key: quantization[key] for key in ("bits", "group_size", "mode") if key in quantization}
+        or None,
+        "layers": text.get("num_hidden_layers"),
+        "hidden_size": text.get("hidden_size"),
+        "vocabulary_size": text.get("vocab_size"),
+        "context_tokens": text.get("max_position_embeddings"),
+        "experts": text.get("num_local_experts") or text.get("num_experts"),
+        "language_model_head": any(name.endswith("lm_head.weight") for name in tensors)
+        or bool(text.get("tie_word_embeddings")),
+        "settings_file": (folder / FILE_NAME).exists(),
+        "settings": {
+            name: getattr(settings, name)
+            for name in (
+                "pooling",
+                "attn",
+                "normalized",
+                "max_length",
+                "query_instruction",
+                "document_instruction",
+                "similarity_instruction",
+            )
+        },
+    }
+
+
+def _parameters(tensors: dict[str, Tensor], bits: int | None) -> int:
+    """Numbers of the model; of quantised weights those before quantising, without scales and biases."""
+    total = 0
+    for name, tensor in tensors.items():
+        size = 1
+        for dimension in tensor.shape:
+            size *= dimension
+        stem = name.rpartition(".")[0]
+        quantised = f"{stem}.scales" in tensors
+        if quantised and name.endswith((".scales", ".biases")):
+            continue
+        total += size * 32 // bits if quantised and tensor.dtype == "U32" and bits else size
+    return total
+
+
+def _dtypes(tensors: dict[str, Tensor]) -> dict[str, int]:
+    """Bytes by dtype, the commonest first."""
+    sizes: Counter[str] = Counter()
+    for tensor in tensors.values():
+        sizes[_DTYPES.get(tensor.dtype, tensor.dtype.lower())] += tensor.nbytes
+    return dict(sizes.most_common())
+
+
+def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """The facts as a person reads them; what is unknown is left out."""
+    quantization = facts["quantization"]
+    precision = ", ".join(facts["dtypes"])
+    if quantization:
+        group = f", groups of {quantization['group_size']}" if "group_size" in quantization else ""
+        precision = f"{quantization.get('bits', '?')} bits{group} ({precision})"
+    settings = facts["settings"]
+    rows = {
+        "folder": facts["folder"],
+        "architecture": facts["architecture"],
+        "parameters": f"{facts['parameters']:,}",
+        "weights": f"{size_of(facts['bytes'])} in {facts['files']} file{'s' if facts['files'] > 1 else ''}",
+        "precision": precision,
+        "layers": facts["layers"],
+        "hidden size": facts["hidden_size"],
+        "vocabulary": facts["vocabulary_size"],
+        "context": facts["context_tokens"] and f"{facts['context_tokens']:,} tokens",
+        "experts": facts["experts"],
+        "can generate": "yes" if facts["language_model_head"] else "no, it has no language-model head",
+        "settings": FILE_NAME if facts["settings_file"] else f"defaults (there is no {FILE_NAME})",
+    }
+    found = [(label, str(value)) for label, value in rows.items() if value is not None]
+    return found + [(f"  {name}", "(none)" if value == "" else str(value)) for name, value in settings.items()]

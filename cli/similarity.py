@@ -1,0 +1,109 @@
+"""``grit similarity``: how close texts are in meaning."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from grit_mlx.cli import console, options
+from grit_mlx.cli.loader import load_model
+from grit_mlx.cli.wording import one_line
+from grit_mlx.errors import ArgumentError
+from grit_mlx.formats import embedding_prompt
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["EXAMPLES", "similarity"]
+
+EXAMPLES = """
+Examples:
+  grit similarity "The cat sat on the mat." "A kitten lay on the rug."
+  grit similarity "red wine" "white wine" "a sailing boat" --json
+"""
+
+
+def similarity(
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT TEXT...", help="Two texts or more.")],
+    instruction: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            rich_help_panel=options.MODEL,
+            help="What all texts are embedded for. Default: the model's setting for comparisons.",
+        ),
+    ] = None,
+    model: options.Model = None,
+    adapter: options.Adapter = None,
+    revision: options.Revision = None,
+    model_dtype: options.ModelDtype = "auto",
+    trust_remote_code: options.TrustRemoteCode = False,
+    max_length: options.MaxLength = None,
+    long_texts: options.LongTexts = "truncate",
+    pooling: options.Pooling = None,
+    attn: options.Attn = None,
+    json_output: options.JsonFlag = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Compare the meaning of two texts or more.
+
+    Two texts give one number, the cosine of their vectors, at most 1; more give a table of all pairs,
+    tab-separated in a pipe.
+    """
+    console.set_up(quiet=quiet, verbose=verbose)
+    if len(texts) < 2:
+        raise typer.BadParameter("Give at least two texts to compare.", param_hint="TEXT")
+    for number, text in enumerate(texts, start=1):
+        if not text.strip():
+            raise ArgumentError(f"Text {number} is empty. Give every text at least a word.")
+    grit = load_model(
+        model,
+        mode="embedding",
+        dtype=model_dtype,
+        adapter=adapter,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        pooling=pooling,
+        attn=attn,
+    )
+    from grit_mlx.vectors import cosine
+
+    if instruction is None:
+        instruction = grit.settings.similarity_instruction
+    vectors = grit.encode(
+        texts, instruction=embedding_prompt(instruction), max_length=max_length, long_texts=long_texts
+    )
+    cosines = cosine(vectors, vectors)  # (N, N)
+    if json_output:
+        rounded = [[round(float(value), 6) for value in row] for row in cosines]
+        result = {"cosine": rounded[0][1]} if len(texts) == 2 else {"cosines": rounded}
+        console.write(console.dumps({"texts": texts, **result}))
+    elif len(texts) == 2:
+        console.write(f"{cosines[0, 1]:.4f}")
+    elif console.stdout_is_terminal():
+        _show(texts, cosines)
+    else:
+        for row in cosines:
+            console.write("\t".join(f"{value:.4f}" for value in row))
+
+
+def _show(texts: Sequence[str], cosines: NDArray[np.float32]) -> None:
+    """Draw the matrix, with the texts beside their rows."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", style="dim", justify="right")
+    table.add_column("text", no_wrap=True, overflow="ellipsis", max_width=console.width() // 2)
+    for number in range(1, len(texts) + 1):
+        table.add_column(str(number), justify="right", no_wrap=True)
+    for number, (text, row) in enumerate(zip(texts, cosines, strict=True), start=1):
+        cells = [Text(f"{value:.3f}", style="dim" if i == number else "") for i, value in enumerate(row, start=1)]
+        table.add_row(str(number), Text(one_line(text)), *cells)
+    console.show(table)

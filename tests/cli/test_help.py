@@ -1,0 +1,119 @@
+"""Help pages, usage errors, and the page of docs/ that is made from them."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grit_mlx import __version__
+from grit_mlx.backend import DTYPES as MODEL_DTYPES
+from grit_mlx.cli import console, options
+from grit_mlx.embedding import LONG_TEXTS
+from grit_mlx.errors import ArgumentError, DocumentError
+from grit_mlx.settings import ATTENTION, POOLING
+
+Grit = Any
+
+ROOT = Path(__file__).parents[2]
+
+
+def docs_script() -> Any:
+    spec = importlib.util.spec_from_file_location("cli_docs", ROOT / "scripts" / "cli_docs.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_docs_hold_the_help_of_every_command() -> None:
+    script = docs_script()
+    assert script.PAGE.read_text(encoding="utf-8") == script.page(), "run: python scripts/cli_docs.py"
+    commands = {name for name in script.COMMANDS if name}
+    overview = script.page().split("Commands:\n")[1].split("\n\n")[0]
+    named = set(re.findall(r"^  (\w+)  +\S", overview, re.M))
+    assert named == {name for name in commands if " " not in name}
+
+
+@pytest.mark.parametrize("command", [name for name in docs_script().COMMANDS if name])
+def test_every_help_page_has_an_example_and_fits(grit: Grit, command: str) -> None:
+    run = grit(*command.split(), "--help")
+    assert (run.code, run.err) == (0, "")
+    assert re.search(rf"^Examples:\n(  .*\n)*.*\bgrit {command}", run.out, re.M)
+    assert max(map(len, run.out.splitlines())) <= 80
+    assert grit(*command.split(), "-h") == run
+
+
+def test_no_arguments_ask_for_help(grit: Grit) -> None:
+    assert grit() == grit("--help")
+    assert grit("models") == grit("models", "--help")
+
+
+def test_version(grit: Grit) -> None:
+    assert grit("--version").out == f"grit-mlx {__version__}\n"
+
+
+def test_choices_are_the_librarys() -> None:
+    def choices(option: Any) -> set[str]:
+        kind = typing.get_args(option)[0]
+        literals = [kind, *typing.get_args(kind)]
+        return {value for one in literals if typing.get_origin(one) is typing.Literal for value in typing.get_args(one)}
+
+    assert choices(options.Pooling) == set(POOLING)
+    assert choices(options.Attn) == set(ATTENTION)
+    assert choices(options.LongTexts) == set(LONG_TEXTS)
+    assert choices(options.ModelDtype) == {"auto", "stored", *MODEL_DTYPES}
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["sing"], "No such command 'sing'"),
+        (["embedd", "x"], "Did you mean 'embed'?"),
+        (["embed"], "Missing argument"),
+        (["embed", "x", "--topp"], "No such option: --topp"),
+        (["embed", "x", "--by", "word"], "'word' is not one of 'line', 'paragraph', 'file', 'chunk'"),
+        (["embed", "x", "--pooling", "max"], "'max' is not one of 'mean', 'weightedmean', 'lasttoken', 'cls'"),
+        (["embed", "x", "--attn", "cb"], "'cb' is not one of 'bbcc', 'cccc', 'bb', 'cc'"),
+        (["embed", "x", "--dtype", "int4"], "'int4' is not one of 'float32', 'float16', 'int8', 'binary'"),
+        (["embed", "x", "--model-dtype", "int8"], "'int8' is not one of 'auto', 'stored'"),
+        (["embed", "x", "--long", "cut"], "'cut' is not one of 'truncate', 'average'"),
+        (["embed", "x", "--max-length", "0"], "--max-length"),
+        (["embed", "x", "--batch-size", "-1"], "--batch-size"),
+        (["embed", "x", "--chunk-size", "0"], "--chunk-size"),
+        (["embed", "x", "--query", "--instruction", "y"], "--query brings its own instruction"),
+        (["search", "x"], "Missing argument"),
+        (["search", "x", "y", "--top", "0"], "--top"),
+        (["search", "x", "y", "--min-score", "2"], "--min-score"),
+        (["similarity", "x"], "Give at least two texts to compare."),
+        (["generate", "x", "--temperature", "-1"], "--temperature"),
+        (["generate", "x", "--top-p", "1.5"], "--top-p"),
+        (["generate", "x", "--top-k", "-3"], "--top-k"),
+        (["generate", "x", "--max-tokens", "many"], "--max-tokens"),
+        (["generate", "x", "--raw", "--system", "y"], "A raw prompt has no system message"),
+        (["chat", "hello"], "unexpected extra argument"),
+        (["models", "use"], "Give either a name or --unset."),
+        (["models", "use", "x", "--unset"], "Give either a name or --unset."),
+        (["models", "burn"], "No such command 'burn'"),
+    ],
+)
+def test_wrong_usage(grit: Grit, args: list[str], message: str) -> None:
+    run = grit(*args)
+    assert (run.code, run.out) == (2, "")
+    assert message in " ".join(run.err.split())
+    assert run.err.startswith("Usage: grit")
+
+
+def test_messages_name_options_and_not_arguments_of_python(capsys: pytest.CaptureFixture[str]) -> None:
+    console.error(ArgumentError("Raise max_length, or load it with dtype='float32'. Pass trust_remote_code=True."))
+    console.error(DocumentError("a.jsonl, line 1: there is no field 'max_length'.", path="a.jsonl", line=1))
+    console.error(ArgumentError("Cannot read /data/max_length/config.json.\nReally.\x1b[0m"))
+    assert capsys.readouterr().err.splitlines() == [
+        "error: Raise --max-length, or load it with --model-dtype float32. Pass --trust-remote-code.",
+        "error: a.jsonl, line 1: there is no field 'max_length'.",
+        "error: Cannot read /data/max_length/config.json.\\nReally.\\x1b[0m",
+    ]

@@ -1,0 +1,124 @@
+"""grit search and grit similarity."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from grit_mlx import GritLM
+from grit_mlx.cli import console
+from grit_mlx.cli.search import best
+from grit_mlx.documents import Text
+from grit_mlx.formats import embedding_prompt
+from grit_mlx.vectors import cosine
+
+Grit = Any
+
+
+@pytest.fixture(scope="session")
+def library(tiny_model: Path) -> GritLM:
+    return GritLM(tiny_model, mode="embedding")
+
+
+def test_hits_are_ranked_by_cosine(grit: Grit, notes: Path, library: GritLM) -> None:
+    run = grit("search", "what keeps a ship upright?", notes, "--json")
+    assert (run.code, run.err) == (0, "")
+    hits = [json.loads(line) for line in run.out.splitlines()]
+    lines = {1: "The keel keeps a ship upright.", 2: "A sail catches the wind.", 4: "Bread needs flour."}
+    scores = cosine(library.encode_queries("what keeps a ship upright?"), library.encode_corpus(list(lines.values())))
+    expected = sorted(zip(scores.tolist(), lines.items(), strict=True), reverse=True)
+    assert [(hit["line"], hit["text"]) for hit in hits] == [item for _, item in expected]
+    np.testing.assert_allclose([hit["score"] for hit in hits], [score for score, _ in expected], atol=1e-5)
+    assert all(hit["source"] == str(notes) for hit in hits)
+
+
+def test_a_pipe_gets_a_line_for_each_hit(grit: Grit, tmp_path: Path) -> None:
+    path = tmp_path / "a.md"
+    path.write_text("# Title\n\nTwo lines\nof\x1b[31m prose.\n")
+    run = grit("search", "prose", path)
+    assert run.code == 0
+    places = [line.split(": ", 1)[0] for line in run.out.splitlines()]
+    assert sorted(places) == [f"{path}:1", f"{path}:3"]  # Markdown is ranked by paragraph
+    assert "Two lines of\\x1b[31m prose." in run.out
+
+
+def test_top_and_min_score(grit: Grit, notes: Path) -> None:
+    everything = grit("search", "a ship", notes, "-n", "3").out.splitlines()
+    assert len(everything) == 3
+    assert grit("search", "a ship", notes, "--top", "1").out.splitlines() == everything[:1]
+    second = float(everything[1].split(": ")[1].split()[0])
+    some = grit("search", "a ship", notes, "--min-score", f"{second - 0.001}")
+    assert some.out.splitlines() == everything[:2]
+    none = grit("search", "a ship", notes, "--min-score", "0.9999")
+    assert (none.code, none.out) == (0, "")
+    assert none.err.startswith("note: none of 3 texts scores 0.9999; the best has 0.")
+
+
+def test_standard_input_and_files_together(grit: Grit, notes: Path) -> None:
+    run = grit("search", "a ship", notes, "-", stdin="A ship sails.\n")
+    assert len(run.out.splitlines()) == 4
+    assert "\n-:1: " in "\n" + run.out
+
+
+def test_hits_in_colours_are_cut_to_a_few_rows(grit: Grit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "stdout_is_terminal", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text("[red]sail[/red] " * 100 + "\n")
+    run = grit("search", "sail", "a.txt", "-q")
+    assert run.out.startswith("a.txt:1: ")
+    assert "[red]sail[/red]" in run.out
+    assert len(run.out.rstrip("\n")) == 120
+    assert run.out.rstrip().endswith("…")
+
+
+def test_best_keeps_the_first_of_equal_texts_and_no_more_than_asked() -> None:
+    vectors = [np.array([score, 1.0], np.float32) for score in (0, 3, 1, 3, 2, 3)]
+    random.Random(0).shuffle(vectors)
+    pairs = [(Text(str(i), "-", i, i), vector) for i, vector in enumerate(vectors)]
+    hits, seen = best(iter(pairs), np.array([1.0, 0.0], np.float32), count=4)
+    assert seen == 6
+    order = sorted(range(6), key=lambda i: (-vectors[i][0], i))[:4]
+    assert [int(hit.text.text) for hit in hits] == order
+    assert best(iter(pairs), np.array([1.0, 0.0], np.float32), count=99)[0][:4] == hits
+
+
+def test_two_texts_give_a_number(grit: Grit, library: GritLM) -> None:
+    run = grit("similarity", "red wine", "white wine")
+    assert (run.code, run.err) == (0, "")
+    prompt = embedding_prompt(library.settings.similarity_instruction)
+    one, other = library.encode(["red wine", "white wine"], instruction=prompt)
+    assert float(run.out) == pytest.approx(float(one @ other), abs=1e-4)
+    chosen = grit("similarity", "red wine", "white wine", "--instruction", "Find boats")
+    assert chosen.out != run.out
+
+
+def test_more_texts_give_a_matrix(grit: Grit) -> None:
+    texts = ["red wine", "white wine", "boat"]
+    run = grit("similarity", *texts)
+    matrix = np.array([[float(cell) for cell in line.split("\t")] for line in run.out.splitlines()])
+    assert matrix.shape == (3, 3)
+    np.testing.assert_array_equal(matrix, matrix.T)
+    np.testing.assert_array_equal(np.diag(matrix), 1)
+    found = json.loads(grit("similarity", *texts, "--json").out)
+    assert found["texts"] == texts
+    np.testing.assert_allclose(found["cosines"], matrix, atol=1e-4)
+
+
+def test_two_texts_in_json(grit: Grit) -> None:
+    found = json.loads(grit("similarity", "Füße", "feet", "--json").out)
+    assert list(found) == ["texts", "cosine"]
+    assert found["texts"] == ["Füße", "feet"]
+
+
+def test_the_matrix_on_a_terminal(grit: Grit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "stdout_is_terminal", lambda: True)
+    run = grit("similarity", "red wine", "white [bold]wine[/bold]", "boat\x1b[2J")
+    assert "white [bold]wine[/bold]" in run.out
+    assert "boat\\x1b[2J" in run.out
+    assert run.out.count("1.000") == 3
