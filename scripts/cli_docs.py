@@ -46,6 +46,8 @@ COMMANDS = (
     "similarity",
     "generate",
     "chat",
+    "train",
+    "fuse",
     "models",
     "models list",
     "models info",
