@@ -1,6 +1,6 @@
 """One small model trained three ways at the same number of steps: unified, embedding alone, generating alone.
 
-    nice python benchmarks/grit_small.py            all of it, about 25 minutes on two slow cores; goes on where it stopped
+    nice python benchmarks/grit_small.py            all of it, about 25 minutes on two cores; goes on where it stopped
     python benchmarks/grit_small.py --only report   the table and curves again
 
 Needs ../shared (the model, training data and evaluation sets). Writes runs/grit-small/, and from it

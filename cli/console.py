@@ -310,7 +310,7 @@ def _console() -> Console:
 
 @cache
 def error_console() -> Console:
-    """rich's console on stderr, for what this module has no function for."""
+    """A console of rich's on stderr, for what this module has no function for."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, markup=False, emoji=False)

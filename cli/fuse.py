@@ -53,7 +53,9 @@ def fuse(
 
         drift = fusing.fuse(model, Path(adapter), Path(output), dequantize=dequantize)
     console.write(f"The fused model is in {output}.")
-    console.write(f"Cosine of vectors before and after fusing: {drift.fused:.6f} (adapter's own change: {drift.adapter:.6f}).")
+    console.write(
+        f"Cosine of vectors before and after fusing: {drift.fused:.6f} (adapter's own change: {drift.adapter:.6f})."
+    )
     lost, whole = 1 - drift.fused, 1 - drift.adapter
     if drift.quantized and lost > _ACCEPTED_LOSS * whole:
         console.warn(

@@ -11,7 +11,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, Field
+from dataclasses import Field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -179,7 +179,12 @@ class _Display:
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+        columns = (
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=console.error_console(), transient=True) as bars:
             yield cls(settings, bars)
 
@@ -327,7 +332,7 @@ _METAVARS = {"str": "TEXT", "int": "N", "float": "X"}
 
 
 def _flag(one: Field[Any], group: str) -> Any:
-    default = one.default if one.default is not MISSING else one.default_factory()  # type: ignore[misc]
+    default = _default(one.name)
     text = one.metadata["help"]
     choices = one.metadata["choices"]
     kind = str(one.type)

@@ -33,7 +33,7 @@ def ranks(values: ArrayLike) -> NDArray[np.float64]:
     array = np.asarray(values, dtype=np.float64)
     _, inverse, counts = np.unique(array, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[inverse]  # type: ignore[no-any-return]
+    return (last - (counts - 1) / 2)[inverse]
 
 
 def spearman(first: ArrayLike, second: ArrayLike) -> float:

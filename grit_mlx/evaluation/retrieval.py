@@ -60,8 +60,11 @@ class PairSet:
 
 
 def load_set(path: Path) -> RetrievalSet | PairSet:
-    """A folder in BEIR's layout (``corpus.jsonl``, ``queries.jsonl``, ``qrels.tsv``, plain or .gz), or a ``.csv``
-    of two sentences and a score (also a folder that holds just that).
+    """A set from a folder in BEIR's layout, or from a table of sentence pairs.
+
+    Args:
+        path: a folder of ``corpus.jsonl``, ``queries.jsonl`` and ``qrels.tsv``, plain or .gz; or a ``.csv`` of two
+            sentences and a score, or a folder that holds just that.
 
     Raises:
         DocumentError: it is neither, or one of its lines cannot be read.

@@ -10,12 +10,12 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import get_total_parameters
 
 from grit_mlx.errors import AdapterError, ArgumentError
+from grit_mlx.training.arrays import named_arrays
 from grit_mlx.training.router import find_routers
 
 __all__ = [
@@ -91,7 +91,7 @@ def choose_keys(model: nn.Module, *, experts: bool = False, router: bool = False
     routers = {id(gate) for gate in find_routers(model).values()}
     keys: dict[str, None] = {}  # ordered
     for layer in model.layers:
-        for name, module in layer.named_modules():
+        for name, module in reversed(layer.named_modules()):
             is_router = id(module) in routers
             wanted = router if is_router else isinstance(module, _LINEAR) or (experts and isinstance(module, _EXPERTS))
             if wanted and isinstance(module, (*_LINEAR, *_EXPERTS)):
@@ -127,7 +127,7 @@ def unfreeze_for_full(model: nn.Module, num_layers: int) -> None:
     Raises:
         ArgumentError: the weights are quantised and so have no gradient.
     """
-    if any(name.endswith(".scales") for name, _ in tree_flatten(model.parameters())):
+    if any(name.endswith(".scales") for name, _ in named_arrays(model.parameters())):
         raise ArgumentError(
             "Quantised weights cannot be trained in full. Use fine_tune_type lora or dora, "
             "or dtype float32 or bfloat16 with an unquantised model."
@@ -141,7 +141,7 @@ def unfreeze_for_full(model: nn.Module, num_layers: int) -> None:
 
 def count_trainable(model: nn.Module) -> Trainable:
     """How many parameters are trained."""
-    trained = sum(value.size for _, value in tree_flatten(model.trainable_parameters()))
+    trained = sum(value.size for _, value in named_arrays(model.trainable_parameters()))
     return Trainable(trained, int(get_total_parameters(model)))
 
 
@@ -151,7 +151,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, mx.array], source: str)
     Raises:
         AdapterError: a tensor is not the model's.
     """
-    present = dict(tree_flatten(model.trainable_parameters()))
+    present = dict(named_arrays(model.trainable_parameters()))
     for name, value in weights.items():
         if name not in present or present[name].shape != value.shape:
             there = f"has {present[name].shape}" if name in present else "has no such tensor"
@@ -164,7 +164,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, mx.array], source: str)
 
 def adapter_weights(model: nn.Module) -> dict[str, mx.array]:
     """The trained parameters by mlx-lm's names."""
-    return dict(tree_flatten(model.trainable_parameters()))
+    return dict(named_arrays(model.trainable_parameters()))
 
 
 def write_layout(folder: Path, layout: AdapterLayout, *, about: Mapping[str, Any]) -> None:

@@ -9,8 +9,7 @@ graph exactly where the gathering happens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import mlx.core as mx
 from mlx.nn.utils import average_gradients
@@ -20,7 +19,7 @@ from grit_mlx.errors import ArgumentError
 
 __all__ = ["World"]
 
-T = TypeVar("T")
+Rows = TypeVar("Rows", bound=Any)
 
 
 class World:
@@ -49,10 +48,10 @@ class World:
         if rows % self.size:
             raise ArgumentError(f"{name} = {rows} cannot be shared out evenly among {self.size} processes.")
 
-    def share(self, rows: Sequence[T]) -> Sequence[T]:
-        """This process's part of a batch."""
+    def share(self, rows: Rows) -> Rows:
+        """This process's part of a batch, which can be sliced."""
         count = len(rows) // self.size
-        return rows[self.rank * count : (self.rank + 1) * count]
+        return cast("Rows", rows[self.rank * count : (self.rank + 1) * count])
 
     def gather(self, rows: mx.array) -> mx.array:
         """The parts of all processes, ``(N / size, E)`` each, in the batch's order: ``(N, E)``."""

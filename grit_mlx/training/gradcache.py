@@ -81,4 +81,4 @@ def add_gradients(total: Gradients | None, part: Gradients) -> Gradients:
     """The sum of two trees, evaluated, so that no graph outlives its chunk; ``total`` may be None for zero."""
     result = part if total is None else tree_map(mx.add, total, part)
     mx.eval(result)
-    return result  # type: ignore[no-any-return]
+    return result

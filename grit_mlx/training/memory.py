@@ -8,8 +8,8 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 
+from grit_mlx.training.arrays import named_arrays
 from grit_mlx.training.settings import TrainingSettings
 
 __all__ = ["MemoryEstimate", "advice", "estimate"]
@@ -68,9 +68,9 @@ def estimate(
         fused_attention: whether attention scores are never in memory as a whole.
     """
     config = {**config, **(config.get("text_config") or {})}
-    trained = tree_flatten(model.trainable_parameters())
+    trained = named_arrays(model.trainable_parameters())
     trained_bytes = sum(value.nbytes for _, value in trained)
-    weights = sum(value.nbytes for _, value in tree_flatten(model.parameters()))
+    weights = sum(value.nbytes for _, value in named_arrays(model.parameters()))
     hidden = int(config["hidden_size"])
     width = int(config.get("intermediate_size") or 4 * hidden) * int(config.get("num_experts_per_tok") or 1)
     heads, layers = int(config.get("num_attention_heads") or 1), int(config.get("num_hidden_layers") or 1)

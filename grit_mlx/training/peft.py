@@ -26,6 +26,7 @@ import mlx.core as mx
 from grit_mlx.checkpoints import read_header
 from grit_mlx.errors import AdapterError, CheckpointError
 from grit_mlx.training.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterLayout, read_layout, write_layout
+from grit_mlx.training.arrays import read_arrays
 
 __all__ = ["export_peft", "from_peft", "import_peft", "load_any_adapter", "to_peft"]
 
@@ -47,7 +48,7 @@ _EXPERT = re.compile(r"(.*block_sparse_moe)\.experts\.(\d+)\.(w\d)$")
 _LAYER = re.compile(r"(?:model\.|language_model\.)*layers\.(\d+)\.(.+)$")
 
 # Entries of PEFT's config that change what an adapter computes, and the value that mlx-lm's layers can do.
-_UNSUPPORTED = {
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none", None),
     "modules_to_save": (None, []),
@@ -195,7 +196,7 @@ def _read_tensors(path: Path) -> dict[str, mx.array]:
         read_header(path)
     except CheckpointError as error:
         raise AdapterError(str(error)) from error
-    return dict(mx.load(str(path)))  # type: ignore[arg-type]
+    return read_arrays(path)
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -9,13 +9,13 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers as optim
-from mlx.utils import tree_flatten
 
 from grit_mlx import backend
 from grit_mlx.errors import ArgumentError, DocumentError
 from grit_mlx.loading import LoadedModel, load
 from grit_mlx.training import adapters
 from grit_mlx.training.adapters import AdapterLayout
+from grit_mlx.training.arrays import named_arrays
 from grit_mlx.training.data import (
     EmbeddingData,
     Files,
@@ -99,7 +99,11 @@ def prepare_model(settings: TrainingSettings, world: World) -> Preparation:
     if settings.grad_checkpoint:
         checkpoint_layers(loaded.model.layers, routers)
     compiled = backend.device().kind != "cpu" if settings.compile is None else settings.compile
-    common: dict[str, Any] = {"layers": None if loaded.shape is None else loaded.shape[0], "routers": routers, "router_factor": router_factor}
+    common: dict[str, Any] = {
+        "layers": None if loaded.shape is None else loaded.shape[0],
+        "routers": routers,
+        "router_factor": router_factor,
+    }
     schedule = make_schedule(
         settings.lr_schedule,
         learning_rate=settings.learning_rate,
@@ -273,4 +277,4 @@ def _generative(
 
 def is_quantized(model: Any) -> bool:
     """Whether some weights are packed."""
-    return any(name.endswith(".scales") for name, _ in tree_flatten(model.parameters()))
+    return any(name.endswith(".scales") for name, _ in named_arrays(model.parameters()))

@@ -37,14 +37,17 @@ def checkpoint_layers(layers: Sequence[nn.Module], routers: Routers | None = Non
 
 def _recomputed(kind: type, routers: Routers | None) -> type:
     def call(self: nn.Module, x: mx.array, *args: Any, **kwargs: Any) -> Any:
+        # Decided now: the second time, in the backward pass, nobody is noting any more.
+        noting = routers is not None and routers.noted is not None
+
         # Only states and parameters go through mx.checkpoint: it cannot take integers, and a mask has no gradient.
         def inner(parameters: dict[str, Any], x: mx.array) -> Any:
             self.update(parameters)
-            if routers is None or routers.noted is None:
-                return kind.__call__(self, x, *args, **kwargs), []  # type: ignore[operator]
+            if routers is None or not noting:
+                return kind.__call__(self, x, *args, **kwargs), []
             # What is noted in here belongs to the inner graph: it has to leave as an output.
             with routers.noting() as noted:
-                return kind.__call__(self, x, *args, **kwargs), noted  # type: ignore[operator]
+                return kind.__call__(self, x, *args, **kwargs), noted
 
         parameters = self.trainable_parameters()
         result, noted = mx.checkpoint(inner)(parameters, x)

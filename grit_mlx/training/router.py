@@ -54,7 +54,7 @@ class Routers:
 
 def _noting(kind: type, routers: Routers) -> type:
     def call(self: Any, x: mx.array) -> mx.array:
-        logits = kind.__call__(self, x)  # type: ignore[operator]
+        logits = kind.__call__(self, x)
         if routers.noted is not None:
             routers.noted.append(logits)
         return logits  # type: ignore[no-any-return]

@@ -26,6 +26,7 @@ import mlx.core as mx
 
 from grit_mlx.checkpoints import read_header
 from grit_mlx.errors import CheckpointError, ModelError, OutputError
+from grit_mlx.training.arrays import read_arrays
 
 __all__ = ["Position", "RunFolder", "replace_file", "save_arrays"]
 
@@ -137,7 +138,7 @@ class RunFolder:
         try:
             position = Position(**json.loads((folder / _STATE).read_text(encoding="utf-8")))
             read_header(folder / _OPTIMIZER)
-            return position, dict(mx.load(str(folder / _OPTIMIZER)))  # type: ignore[arg-type]
+            return position, read_arrays(folder / _OPTIMIZER)
         except (OSError, ValueError, TypeError, CheckpointError) as error:
             raise ModelError(
                 f"Cannot go on from {folder}: {error}. Remove that folder to go on from the one before."

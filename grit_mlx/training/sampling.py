@@ -109,7 +109,8 @@ class Sampler:
     def rows(self, number: int) -> Indices:
         """``(batch_size,)``: the rows of batch ``number``, counted from 0 through all epochs."""
         epoch, position = divmod(number, self.batches_per_epoch)
-        return _epoch(self, epoch)[position]
+        found: Indices = _epoch(self, epoch)[position]
+        return found
 
     def epoch(self, number: int) -> float:
         """How many times the data has been seen after ``number`` batches."""

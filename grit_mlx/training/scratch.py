@@ -10,10 +10,11 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_unflatten
 from mlx_lm.utils import _get_classes
 
 from grit_mlx.errors import ArchitectureError, ConfigError, TokenizerError
+from grit_mlx.training.arrays import named_arrays
 
 __all__ = ["TOKENIZER_FILES", "copy_tokenizer", "random_model", "write_random_model"]
 
@@ -44,7 +45,7 @@ def random_model(config: Mapping[str, Any], *, seed: int) -> nn.Module:
     scale = float(config.get("initializer_range") or 0.02)
     weights = [
         (name, mx.random.normal(value.shape, scale=scale) if value.ndim > 1 else value)
-        for name, value in tree_flatten(model.parameters())
+        for name, value in named_arrays(model.parameters())
     ]
     model.update(tree_unflatten(weights))
     mx.eval(model.parameters())
@@ -76,7 +77,7 @@ def write_random_model(folder: Path, *, config_path: Path, tokenizer: Path, seed
     model = random_model(config, seed=seed)
     folder.mkdir(parents=True, exist_ok=True)
     copy_tokenizer(tokenizer, folder)
-    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())), {"format": "mlx"})
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(named_arrays(model.parameters())), {"format": "mlx"})
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

@@ -246,7 +246,8 @@ def commented_yaml(**values: Any) -> str:
             choices = one.metadata["choices"]
             lines.append(f"# {one.metadata['help']}" + (f" ({', '.join(choices)})" if choices else ""))
             value = values.get(one.name, defaults[one.name])
-            text = yaml.safe_dump({one.name: value}, default_flow_style=None, width=1000).rstrip("\n")
+            shown = yaml.safe_dump(value, default_flow_style=True, width=1000).split("\n")[0]
+            text = f"{one.name}: {shown}"
             lines.append(text if one.name in values else f"# {text}")
     return "\n".join(lines) + "\n"
 

@@ -21,6 +21,7 @@ from grit_mlx.batching import plan_batches
 from grit_mlx.pooling import AVERAGING, pool
 from grit_mlx.settings import ATTENTION, Settings
 from grit_mlx.training import losses
+from grit_mlx.training.arrays import number
 from grit_mlx.training.data import EmbeddingBatch
 from grit_mlx.training.distributed import World
 from grit_mlx.training.gradcache import Gradients, add_gradients, cached_gradients, vector_jacobian
@@ -50,7 +51,7 @@ class Trainee(nn.Module):
         projection: tuple[mx.array, mx.array | None] | None = None,
         learn_temperature: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.model = model
         self.has_projection = projection is not None
         if projection is not None:
@@ -205,7 +206,7 @@ class TrainingStep:
             function = mx.value_and_grad(loss, argnums=(0, 1))
             (_, found), (for_parameters, for_rows) = function(parameters, everything)
             mx.eval(found, for_parameters, for_rows)
-            own = mx.concatenate([self._world.share(for_rows[key]) for key in ("query", "passage")])
+            own: mx.array = mx.concatenate([self._world.share(for_rows[key]) for key in ("query", "passage")])
             cotangents = [own[mx.array(chunk.rows)] for chunk in chunks]
             return (found, for_parameters.get("temperature_change")), cotangents
 
@@ -354,7 +355,7 @@ def _tokens(sequences: Sequence[TokenizedText | TokenizedChat]) -> int:
 
 
 def _numbers(found: Mapping[str, mx.array]) -> dict[str, float]:
-    return {name: float(value.item()) for name, value in found.items()}
+    return {name: number(value) for name, value in found.items()}
 
 
 def merged(parts: Sequence[StepResult]) -> StepResult:

@@ -293,7 +293,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Row]]:
             for line, text in enumerate(file, start=1):
                 if not text.strip():
                     continue
-                content = json.loads(text)
+                content = json.loads(text.rstrip())
                 kind = kind or kind_of(content)
                 if kind_of(content) != kind:
                     raise ArgumentError(f"it is a row of {kind_of(content)} data in a file of {kind} data")

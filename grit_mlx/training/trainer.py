@@ -16,13 +16,14 @@ from typing import Any
 import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_unflatten
 
 from grit_mlx import backend
 from grit_mlx.errors import ArgumentError, NonFiniteError, OutputError
 from grit_mlx.evaluation.retrieval import load_set
 from grit_mlx.settings import write_settings
 from grit_mlx.training import adapters
+from grit_mlx.training.arrays import named_arrays, number
 from grit_mlx.training.callbacks import Callback, JsonLog, Plan, StepReport, ValidationReport, make_reporters
 from grit_mlx.training.distributed import World
 from grit_mlx.training.memory import advice, estimate
@@ -148,7 +149,7 @@ class _Run:
         self.validation: ValidationReport | None = None
         self.losses: dict[str, float] = {}
         # Sized now, so that a resumed optimizer finds its state in place.
-        prepared.optimizer.init(prepared.trainee.trainable_parameters())
+        prepared.optimizer.init(prepared.trainee.trainable_parameters())  # type: ignore[no-untyped-call]
 
     def run(self) -> TrainingResult:
         """All steps that are left."""
@@ -203,58 +204,58 @@ class _Run:
 
     # A step
 
-    def _step(self, number: int) -> StepReport:
-        """Losses, gradients and the update of step ``number``."""
+    def _step(self, index: int) -> StepReport:
+        """Losses, gradients and the update of step ``index``."""
         started = time.perf_counter()
         trainee, optimizer = self.prepared.trainee, self.prepared.optimizer
         trainee.train()
-        result = self._gradients(number)
+        result = self._gradients(index)
         gradients = self.world.sum(result.gradients)
         norm = optim.clip_grad_norm(gradients, math.inf)[1]
-        if not (math.isfinite(result.losses["total"]) and math.isfinite(norm.item())):
-            self._stop(number, result.losses)
+        if not (math.isfinite(result.losses["total"]) and math.isfinite(number(norm))):
+            self._stop(index, result.losses)
         if self.settings.max_grad_norm:
             gradients, _ = optim.clip_grad_norm(gradients, self.settings.max_grad_norm)
         optimizer.update(trainee, gradients)
-        mx.eval(trainee.trainable_parameters(), optimizer.state)
+        mx.eval(trainee.trainable_parameters(), optimizer.state)  # type: ignore[no-untyped-call]
         backend.free_cached_memory()
         seconds = time.perf_counter() - started
         temperature = trainee.temperature(self.settings.temperature)
         return StepReport(
-            step=number + 1,
+            step=index + 1,
             losses=result.losses,
-            learning_rate=float(self.prepared.schedule(mx.array(number)).item()),
-            gradient_norm=float(norm.item()),
+            learning_rate=number(self.prepared.schedule(mx.array(index))),
+            gradient_norm=number(norm),
             tokens_per_second=result.tokens / seconds,
             seconds=seconds,
             peak_memory=mx.get_peak_memory(),
-            temperature=float(temperature.item() if isinstance(temperature, mx.array) else temperature),
+            temperature=number(mx.array(temperature)),
         )
 
-    def _gradients(self, number: int) -> StepResult:
-        seed = int(np.random.default_rng([self.settings.seed, number]).integers(1 << 62))
+    def _gradients(self, index: int) -> StepResult:
+        seed = int(np.random.default_rng([self.settings.seed, index]).integers(1 << 62))
         parts = []
         if self.data.embedding is not None:
-            parts.append(self.prepared.step.embedding(self.data.embedding.batch(number), seed=seed))
+            parts.append(self.prepared.step.embedding(self.data.embedding.batch(index), seed=seed))
         if self.data.generative is not None:
-            parts.append(self.prepared.step.generative(self.data.generative.batch(number), seed=seed))
+            parts.append(self.prepared.step.generative(self.data.generative.batch(index), seed=seed))
         return merged(parts)
 
-    def _stop(self, number: int, losses: dict[str, float]) -> None:
+    def _stop(self, index: int, losses: dict[str, float]) -> None:
         """End the run at a loss that is not finite; nothing that was learned is overwritten."""
-        step = number + 1
+        step = index + 1
         folder = self.folder.path / "stopped"
         if self.world.is_first:
             rows: dict[str, Any] = {"step": step, "losses": {name: str(value) for name, value in losses.items()}}
             if self.data.embedding is not None:
-                batch = self.data.embedding.batch(number)
+                batch = self.data.embedding.batch(index)
                 for name, texts in (("queries", batch.queries), ("passages", batch.passages)):
                     rows[name] = [text.ids.tolist() for text in texts]
             if self.data.generative is not None:
-                rows["generative"] = [chat.ids.tolist() for chat in self.data.generative.batch(number)]
+                rows["generative"] = [chat.ids.tolist() for chat in self.data.generative.batch(index)]
             folder.mkdir(exist_ok=True)
             (folder / f"step-{step:08d}.json").write_text(json.dumps(rows), encoding="utf-8")
-        bad = [name for name, value in losses.items() if not math.isfinite(value)] or ["gradient"]
+        bad = [name for name, value in losses.items() if not math.isfinite(value) and name != "total"] or ["gradient"]
         raise NonFiniteError(
             f"The {bad[0]}{'' if bad == ['gradient'] else ' loss'} of step {step} is not finite, so the run stopped "
             f"before it was learned. Its batch is in {folder}. Lower learning_rate, or use dtype float32, and go on "
@@ -301,7 +302,7 @@ class _Run:
             return
         trainee, layout = self.prepared.trainee, self.prepared.layout
         beside = {name: trainee[name] for name in ("temperature_change",) if name in trainee}
-        state = {f"optimizer.{name}": value for name, value in tree_flatten(self.prepared.optimizer.state)}
+        state = {f"optimizer.{name}": value for name, value in named_arrays(self.prepared.optimizer.state)}
         folder = self.folder.save(
             self.position,
             weights=adapters.adapter_weights(trainee.model) if layout else _all_weights(trainee.model),
@@ -333,7 +334,7 @@ class _Run:
             (name.removeprefix("trainee."), value) for name, value in arrays.items() if name.startswith("trainee.")
         ]
         trainee.update(dict(beside))
-        mx.eval(trainee.parameters(), self.prepared.optimizer.state)
+        mx.eval(trainee.parameters(), self.prepared.optimizer.state)  # type: ignore[no-untyped-call]
         logger.info("Going on from step %d.", self.position.step)
 
     # Before and after
@@ -381,8 +382,8 @@ class _Run:
                 copy_tokenizer(loaded.folder, path)
             if loaded.projection is not None and (loaded.folder / "projection.safetensors").exists():
                 shutil.copyfile(loaded.folder / "projection.safetensors", path / "projection.safetensors")
-            about = {"tuned_from": str(self.settings.model or "scratch"), "steps": self.position.step}
-            write_settings(path, replace(loaded.settings, about={**loaded.settings.about, **about}))
+            origin = {"tuned_from": str(self.settings.model or "scratch"), "steps": self.position.step}
+            write_settings(path, replace(loaded.settings, about={**loaded.settings.about, **origin}))
         except OSError as error:
             raise OutputError(f"Cannot write {path}: {error.strerror}.") from error
         # The weights last: whoever finds them finds the rest.
@@ -421,7 +422,7 @@ class _Means:
 
 
 def _all_weights(model: Any) -> dict[str, mx.array]:
-    return dict(tree_flatten(model.parameters()))
+    return dict(named_arrays(model.parameters()))
 
 
 def _compared(settings: TrainingSettings) -> dict[str, Any]:

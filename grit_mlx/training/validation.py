@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from grit_mlx.evaluation.retrieval import PairSet, RetrievalSet, evaluate_set
 from grit_mlx.gritlm import GritLM
@@ -16,14 +17,15 @@ __all__ = ["held_out_losses", "set_scores"]
 def held_out_losses(prepared: Preparation, data: Data, *, most_batches: int) -> dict[str, float]:
     """The mean of each loss over the held-out batches, without their total."""
     sums: dict[str, list[float]] = defaultdict(list)
-    for batches, loss in (
+    sources: list[tuple[Any, Callable[[Any], dict[str, float]]]] = [
         (data.embedding_valid, prepared.validation_step.embedding_loss),
         (data.generative_valid, prepared.validation_step.generative_loss),
-    ):
+    ]
+    for batches, loss in sources:
         if batches is None:
             continue
         for number in range(min(most_batches, batches.sampler.batches_per_epoch)):
-            for name, value in loss(batches.batch(number)).items():  # type: ignore[operator]
+            for name, value in loss(batches.batch(number)).items():
                 sums[name].append(value)
     return {name: sum(values) / len(values) for name, values in sums.items() if name != "total"}
 
