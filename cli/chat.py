@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from grit_mlx.cli import console, options
 from grit_mlx.cli.generate import Answer, sampling, show_piece, written
 from grit_mlx.cli.loader import load_model, model_name
-from grit_mlx.documents import STDIN, read_texts
+from grit_mlx.documents import read_texts
 from grit_mlx.errors import ArgumentError, GritError
+from grit_mlx.splitting import STDIN
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -157,7 +158,7 @@ class Conversation:
         Raises:
             OutputError: the file cannot be written.
         """
-        from grit_mlx.vector_files import atomic_write
+        from grit_mlx.atomic import atomic_write
 
         with atomic_write(path) as file:
             for message in self.messages:

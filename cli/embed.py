@@ -14,9 +14,9 @@ from grit_mlx.cli import console, options
 from grit_mlx.cli.inputs import CutTexts, Inputs, cut_texts, paired, token_measure
 from grit_mlx.cli.loader import load_model
 from grit_mlx.cli.wording import number_of, one_line
-from grit_mlx.documents import STDIN, Text
 from grit_mlx.errors import ArgumentError
 from grit_mlx.formats import embedding_prompt
+from grit_mlx.splitting import STDIN, Text
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,8 +11,9 @@ import typer
 from grit_mlx.cli import console, options
 from grit_mlx.cli.loader import load_model, model_name
 from grit_mlx.cli.wording import size_of
-from grit_mlx.documents import STDIN, read_texts
+from grit_mlx.documents import read_texts
 from grit_mlx.errors import ArgumentError
+from grit_mlx.splitting import STDIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -6,11 +6,11 @@ import difflib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from grit_mlx.atomic import atomic_write
 from grit_mlx.errors import ConfigError, DownloadError, ModelNotFoundError, OutputError
 
 __all__ = [
@@ -112,13 +112,12 @@ def set_default_model(name: str | None) -> Path:
             path.unlink(missing_ok=True)
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
-            json.dump({"model": name}, file)
-        Path(file.name).replace(path)
     except OSError as error:
         raise OutputError(
             f"Cannot write {path}: {error.strerror}. Set GRIT_HOME to a folder you can write to."
         ) from error
+    with atomic_write(path) as file:
+        file.write(json.dumps({"model": name}).encode())
     return path
 
 

@@ -249,6 +249,11 @@ def _checked_adapter(folder: Path) -> Path:
 def _attach_adapter(model: nn.Module, folder: Path) -> None:
     try:
         load_adapters(model, str(folder))
+        # mlx-lm before 0.32 drops a tensor that it has no place for.
+        known = {name for name, _ in _parameters(model)}
+        for name in read_header(folder / _ADAPTER_FILES[1]):
+            if name not in known:
+                raise ValueError(f"{name} is not in the model")
     except (ValueError, KeyError, AttributeError, TypeError, RuntimeError, OSError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
         detail = " ".join(lines[-1:] if lines[0].endswith(":") else lines[:1])

@@ -15,19 +15,13 @@ number.
 .parquet
     The columns ``text``, ``source``, ``line``, ``end_line`` and ``embedding``, a list of fixed size; with
     scales also ``scale``.
-
-A process that is killed by a signal leaves its temporary file behind, unless the signal is turned into an
-exception (as Python does with Ctrl-C, and the command line with SIGTERM).
 """
 
 from __future__ import annotations
 
-import errno
 import gzip
 import json
 import os
-import secrets
-import shutil
 import tempfile
 import zlib
 from abc import ABC, abstractmethod
@@ -41,11 +35,12 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 import numpy as np
 import numpy.typing as npt
 
-from grit_mlx.documents import Text
+from grit_mlx.atomic import atomic_write, output_errors
 from grit_mlx.errors import ArgumentError, DependencyError, DocumentError, OutputError
+from grit_mlx.splitting import Text
 from grit_mlx.vectors import DTYPES, CompressedVectors, FloatVectors, compress
 
-__all__ = ["VectorWriter", "atomic_path", "atomic_write", "json_lines", "open_writer", "read_vectors"]
+__all__ = ["VectorWriter", "json_lines", "open_writer", "read_vectors"]
 
 Stored = npt.NDArray[Any] | CompressedVectors
 
@@ -54,113 +49,6 @@ _PARQUET_HINT: Final = "Parquet files need pyarrow. Install it with: pip install
 _ROW_GROUP_ROWS: Final = 4096
 _BLOCK_BYTES: Final = 1 << 16
 _UNICODE_LIMIT_BYTES: Final = 4 << 30
-
-
-# --- atomic files -------------------------------------------------------------------------------------------
-
-_OS_FAILURES: Final[dict[int, str]] = {
-    errno.ENOENT: "its folder does not exist. Create it first.",
-    errno.ENOTDIR: "a part of its path is a file, not a folder.",
-    errno.EISDIR: "it is a folder. Name a file in it.",
-    errno.EACCES: "you may not write there. Check the permissions, or choose another place.",
-    errno.EPERM: "you may not write there. Check the permissions, or choose another place.",
-    errno.EROFS: "it is on a read-only disk. Choose another place.",
-    errno.ENOSPC: "the disk is full. Make room, or choose another place.",
-    errno.EDQUOT: "your disk quota is used up. Make room, or choose another place.",
-    errno.EFBIG: "the file would be larger than the disk or its limits allow.",
-    errno.ENAMETOOLONG: "the name is too long.",
-    errno.ELOOP: "it is a symbolic link that leads back to itself.",
-    errno.EEXIST: "it exists already. Allow overwriting, or choose another name.",
-    errno.EIO: "the disk reports an error.",
-}
-
-# What only a write can fail with. Other OSErrors inside a `with atomic_path` are the caller's, such as a lost
-# network.
-_DISK_ERRORS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-
-
-@contextmanager
-def atomic_path(path: str | PathLike[str], *, overwrite: bool = True) -> Iterator[Path]:
-    """Lends a temporary file that takes the place of `path` when the block ends, and vanishes if it raises.
-
-    The temporary file exists (empty) in the folder of the target and keeps its suffix. A symbolic link is
-    kept: what it points to is replaced. An existing file's permissions are kept.
-
-    Args:
-        path: the target.
-        overwrite: whether an existing file may be replaced.
-
-    Yields:
-        The temporary path, to be written and closed in the block.
-
-    Raises:
-        OutputError: the target cannot be written, its folder is missing, the disk is full.
-    """
-    name = fspath(path)
-    with _output_errors(name):
-        target = _target(name, overwrite=overwrite)
-        # O_EXCL and a random part: no other process, nor anyone who guesses names, shares this file. The
-        # prefix leaves the suffix in place, by which some libraries choose a format; 0o666 lets the umask
-        # decide.
-        temporary = target.with_name(f".part-{os.getpid()}-{secrets.token_hex(4)}-{target.name[-48:]}")
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    try:
-        with _output_errors(name, only=_DISK_ERRORS):
-            yield temporary
-        with _output_errors(name):
-            _sync(temporary)
-            if target.exists():
-                shutil.copymode(target, temporary)
-            _target(name, overwrite=overwrite)  # again: hours may have passed
-            temporary.replace(target)
-    finally:
-        with suppress(OSError):  # after the rename there is nothing left to remove
-            temporary.unlink()
-
-
-@contextmanager
-def atomic_write(path: str | PathLike[str], *, overwrite: bool = True) -> Iterator[BinaryIO]:
-    """As `atomic_path`, but lends the temporary file opened for binary writing.
-
-    Raises:
-        OutputError: as `atomic_path`.
-    """
-    with atomic_path(path, overwrite=overwrite) as temporary, temporary.open("wb") as file:
-        yield file
-
-
-def _target(name: str, *, overwrite: bool) -> Path:
-    """The file that a path leads to, past symbolic links."""
-    target = Path(os.path.realpath(name))
-    if target.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    if target.exists() and not target.is_file():
-        raise OutputError(f"Cannot write {name}: it is a device or a pipe, which a file cannot replace.")
-    if target.exists() and not os.access(target, os.W_OK):  # a rename would not mind
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    if target.exists() and not overwrite:
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-    return target
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-
-
-@contextmanager
-def _output_errors(name: str, *, only: Sequence[int] | None = None) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if only is not None and error.errno not in only:
-            raise
-        reason = _OS_FAILURES.get(error.errno or 0) or f"{error.strerror or error}."
-        raise OutputError(f"Cannot write {name}: {reason}") from error
-    except ValueError as error:
-        if only is not None or "null" not in str(error):
-            raise
-        raise OutputError(f"Cannot write {name!r}: it is not a file name.") from error
 
 
 # --- writing ------------------------------------------------------------------------------------------------
@@ -256,7 +144,7 @@ class VectorWriter(ABC):
             raise ArgumentError("Either all batches come with texts or none does.")
         if texts is not None and len(texts) != len(stored):
             raise ArgumentError(f"There are {len(stored)} vectors, but {len(texts)} texts.")
-        with _output_errors(self._name):
+        with output_errors(self._name):
             if not self.rows:
                 self._dimensions, self._has_texts = dimensions, texts is not None
                 self._begin()
@@ -271,7 +159,7 @@ class VectorWriter(ABC):
         """
         if not self.rows:
             raise OutputError(f"Cannot write {self._name}: there are no vectors to write.")
-        with _output_errors(self._name):
+        with output_errors(self._name):
             self._finish()
             self._file.flush()
 

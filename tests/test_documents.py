@@ -17,16 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grit_mlx import documents
-from grit_mlx.documents import (
-    Text,
-    count_words,
-    kind_of,
-    read_texts,
-    split_chunks,
-    split_paragraphs,
-    texts_from_lines,
-)
+from grit_mlx.documents import kind_of, read_texts, texts_from_lines
 from grit_mlx.errors import ArgumentError, DocumentError
+from grit_mlx.splitting import Measure, Text, count_words, split_chunks, split_paragraphs
 
 
 def make(folder: Path, name: str, content: str | bytes) -> str:
@@ -272,7 +265,7 @@ def test_headings_begin_chunks_that_are_half_full_and_end_none() -> None:
     st.sampled_from([count_words, len]),
     st.booleans(),
 )
-def test_chunks_lose_nothing_and_fit(text: str, size: int, measure: documents.Measure, markdown: bool) -> None:
+def test_chunks_lose_nothing_and_fit(text: str, size: int, measure: Measure, markdown: bool) -> None:
     lines = text.split("\n")
     made = list(split_chunks(split_paragraphs(lines, markdown=markdown), size=size, measure=measure, markdown=markdown))
     assert all(measure(chunk.text) <= size for chunk in made)

@@ -28,10 +28,10 @@ ROOT = Path(__file__).resolve().parents[1]
 # A name is a module or a whole folder of grit_mlx; `grit_mlx` itself is its __init__ of public names.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"blas", "errors"}),
-    frozenset(
-        {"attention", "backend", "batching", "checkpoints", "formats", "pooling", "progress", "settings", "vectors"}
-    ),
-    frozenset({"documents", "hub", "vector_files"}),
+    frozenset({"atomic", "attention", "backend", "batching", "checkpoints", "formats", "pooling", "progress"}),
+    frozenset({"hub", "settings", "splitting", "vectors"}),
+    frozenset({"rows", "vector_files"}),
+    frozenset({"documents"}),
     frozenset({"loading"}),
     frozenset({"embedding", "generation"}),
     frozenset({"gritlm"}),
@@ -42,7 +42,7 @@ LAYERS: tuple[frozenset[str], ...] = (
 )
 
 # The only imports between two names of one layer, as (importer, imported).
-WITHIN_A_LAYER = {("vector_files", "documents")}
+WITHIN_A_LAYER: frozenset[tuple[str, str]] = frozenset()
 
 PICKLES = {"_pickle", "cloudpickle", "dill", "joblib", "pickle", "shelve"}
 

@@ -22,9 +22,10 @@ import pyarrow.parquet as parquet
 import pytest
 
 from grit_mlx import vector_files
-from grit_mlx.documents import Text
+from grit_mlx.atomic import atomic_path, atomic_write
 from grit_mlx.errors import ArgumentError, DependencyError, DocumentError, OutputError
-from grit_mlx.vector_files import atomic_path, atomic_write, json_lines, open_writer, read_vectors
+from grit_mlx.splitting import Text
+from grit_mlx.vector_files import json_lines, open_writer, read_vectors
 from grit_mlx.vectors import DTYPES, CompressedVectors, compress
 
 SUFFIXES = (".npy", ".npz", ".jsonl", ".jsonl.gz", ".parquet")

@@ -13,8 +13,8 @@ import pytest
 from grit_mlx import GritLM
 from grit_mlx.cli import console
 from grit_mlx.cli.search import best
-from grit_mlx.documents import Text
 from grit_mlx.formats import embedding_prompt
+from grit_mlx.splitting import Text
 from grit_mlx.vectors import cosine
 
 Grit = Any
