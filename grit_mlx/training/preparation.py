@@ -175,9 +175,10 @@ def _routers(loaded: LoadedModel, settings: TrainingSettings) -> tuple[Routers |
     if factor is None:
         # Hugging Face's default for Mixtral; its checkpoints carry it.
         factor = float(loaded.config.get("router_aux_loss_coef") or 0.0)
-    if not factor or not settings.generates or not find_routers(loaded.model):
+    experts = loaded.config.get("num_experts_per_tok")
+    if not factor or not experts or not settings.generates or not find_routers(loaded.model):
         return None, 0.0
-    return Routers(loaded.model, int(loaded.config["num_experts_per_tok"])), factor
+    return Routers(loaded.model, int(experts)), factor
 
 
 def prepare_data(
@@ -191,7 +192,11 @@ def prepare_data(
     """
     if settings.data is None:
         raise ArgumentError("There is nothing to train on: name a folder of data.")
-    cache = Path(settings.cache) if settings.cache else Path(settings.adapter_path) / "token-cache"
+    cache = (
+        Path(settings.cache).expanduser()
+        if settings.cache
+        else Path(settings.adapter_path).expanduser() / "token-cache"
+    )
     options = TokenOptions(
         query_max_length=settings.query_max_length,
         passage_max_length=settings.passage_max_length,

@@ -18,12 +18,13 @@ __all__ = ["Routers", "expert_sums", "find_routers"]
 
 
 def find_routers(model: nn.Module) -> dict[str, nn.Module]:
-    """The routers of a model, by name: the ``gate`` beside a block's experts."""
+    """The routers of a model, by name: the linear ``gate`` beside a block's experts."""
     found = {}
     for name, module in model.named_modules():
         gate = getattr(module, "gate", None)
+        is_linear = isinstance(gate, nn.Linear | nn.QuantizedLinear) or hasattr(gate, "lora_a")
         experts = any(isinstance(child, SwitchGLU | SwitchMLP) for child in module.children().values())
-        if experts and isinstance(gate, nn.Module):
+        if experts and is_linear:
             found[f"{name}.gate"] = gate
     return found
 

@@ -19,7 +19,7 @@ import numpy as np
 from mlx.utils import tree_unflatten
 
 from grit_mlx import backend
-from grit_mlx.errors import ArgumentError, NonFiniteError, OutputError
+from grit_mlx.errors import ArgumentError, MemoryLimitError, NonFiniteError, OutputError
 from grit_mlx.evaluation.retrieval import load_set
 from grit_mlx.settings import write_settings
 from grit_mlx.training import adapters
@@ -85,6 +85,7 @@ def train(settings: TrainingSettings, callbacks: Sequence[Callback] = ()) -> Tra
         DocumentError: a row of the data cannot be used; before the first step.
         ModelError: the model or adapter cannot be used.
         NonFiniteError: a loss or gradient was NaN or infinite; the step is named and its batch saved.
+        MemoryLimitError: a chunk does not fit into memory.
         OutputError: the disk is full or cannot be written.
     """
     world = World()
@@ -185,7 +186,7 @@ class _Run:
         if validates and self.position.step == 0:
             self._validate()
         while self.position.step < settings.iters:
-            report = self._step(self.position.step)
+            report = self._step_in_memory(self.position.step)
             self.position = replace(self.position, step=report.step)
             self.losses = dict(report.losses)
             reports.add(report)
@@ -203,6 +204,18 @@ class _Run:
         return False
 
     # A step
+
+    def _step_in_memory(self, index: int) -> StepReport:
+        """``_step``, with a sentence where memory runs out."""
+        try:
+            return self._step(index)
+        except (RuntimeError, MemoryError) as error:
+            if not backend.is_out_of_memory(error):
+                raise
+            raise MemoryLimitError(
+                f"Memory ran out in step {index + 1}. Lower chunk_tokens or chunk_size, use grad_checkpoint, or cut "
+                "texts shorter (max_seq_length, passage_max_length)."
+            ) from error
 
     def _step(self, index: int) -> StepReport:
         """Losses, gradients and the update of step ``index``."""

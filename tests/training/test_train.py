@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from grit_mlx import GritLM
-from grit_mlx.errors import ArgumentError, DocumentError, GritError, NonFiniteError, OutputError
+from grit_mlx.errors import ArgumentError, DocumentError, GritError, MemoryLimitError, NonFiniteError, OutputError
 from grit_mlx.settings import read_settings
 from grit_mlx.training import TrainingSettings, run_folder, train
 from grit_mlx.training.arrays import read_arrays
@@ -371,6 +371,16 @@ def test_a_full_disk(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=1000))
     message = refused(TrainingSettings(**{**asdict(made), "resume": True}), OutputError)
     assert "are needed and 0 MB are free. Make room and go on with --resume." in message
+
+
+def test_memory_that_runs_out(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    from grit_mlx.training.step import TrainingStep
+
+    def full(*_arguments: Any, **_options: Any) -> None:
+        raise RuntimeError("[malloc] Unable to allocate 900000000000 bytes.")
+
+    monkeypatch.setattr(TrainingStep, "generative", full)
+    assert "Memory ran out in step 1. Lower chunk_tokens" in refused(settings(), MemoryLimitError)
 
 
 def test_settings_and_results_are_written(settings: Make, tiny_model: Path) -> None:
