@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 __all__ = [
+    "draws",
     "dumps",
     "error",
+    "error_console",
     "flush",
     "note",
     "phases",
@@ -95,7 +97,7 @@ def reset() -> None:
     """Forget what the last command of this process arranged; only tests run more than one."""
     _state.quiet = _state.verbose = False
     _console.cache_clear()
-    _error_console.cache_clear()
+    error_console.cache_clear()
 
 
 def set_up(*, quiet: bool, verbose: bool) -> None:
@@ -143,6 +145,11 @@ def stdin_is_terminal() -> bool:
 def stderr_is_terminal() -> bool:
     """Whether someone reads stderr."""
     return sys.stderr.isatty()
+
+
+def draws() -> bool:
+    """Whether bars are shown: someone reads stderr, and wants to."""
+    return stderr_is_terminal() and not _state.quiet
 
 
 def width() -> int:
@@ -259,7 +266,7 @@ def _say(label: str, style: str, text: str) -> None:
         return
     from rich.text import Text
 
-    _error_console().print(Text.assemble((f"{label}:", style), " ", text), soft_wrap=True)
+    error_console().print(Text.assemble((f"{label}:", style), " ", text), soft_wrap=True)
 
 
 class _Notes(logging.Handler):
@@ -284,7 +291,7 @@ def status(text: str) -> Iterator[None]:
         return
     from rich.text import Text
 
-    with _error_console().status(Text(visible(text))):
+    with error_console().status(Text(visible(text))):
         yield
 
 
@@ -299,7 +306,7 @@ def progress(label: str, total: int | None) -> Iterator[Progress]:
     if _state.quiet or not stderr_is_terminal():
         yield lambda _done, _total: None
         return
-    with bar(label, total, console=_error_console()) as advance:
+    with bar(label, total, console=error_console()) as advance:
         yield advance
 
 
@@ -316,7 +323,7 @@ def phases() -> Iterator[Callable[[str, str, int, int], None]]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}")]
-    with Progress(*columns, TimeRemainingColumn(), console=_error_console(), transient=True) as bars:
+    with Progress(*columns, TimeRemainingColumn(), console=error_console(), transient=True) as bars:
         tasks: dict[str, Any] = {}
 
         def advance(label: str, detail: str, done: int, total: int) -> None:
@@ -337,7 +344,8 @@ def _console() -> Console:
 
 
 @cache
-def _error_console() -> Console:
+def error_console() -> Console:
+    """A console of rich's on stderr, for what this module has no function for."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, markup=False, emoji=False)

@@ -47,6 +47,8 @@ COMMANDS = (
     "generate",
     "chat",
     "convert",
+    "train",
+    "fuse",
     "models",
     "models list",
     "models info",
