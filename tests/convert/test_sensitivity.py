@@ -83,16 +83,18 @@ def made_up(sizes: dict[str, int]) -> tuple[Plan, dict[str, Any]]:
 def test_bits_go_where_they_help() -> None:
     plan, modules = made_up({"weak": 100, "strong": 100, "strong_but_large": 1000})
     costs = {"weak": Costs(0.001, 0.001), "strong": Costs(0.1, 0.1), "strong_but_large": Costs(0.1, 0.1)}
-    previous = dict.fromkeys(modules, 0)
+    previous = float("inf")
     for bits in (3.0, 4.5, 6.0, 9.0):
         chosen = spend(plan, modules, costs, Budget(bits, None, 64))
         spent = sum(modules[name].rows * 64 * q.bits_per_weight(mx.bfloat16) for name, q in chosen.items())
         assert spent <= bits * plan.parameters
         # The weak one may get what is left over, where a step of the large one would not fit.
         assert chosen["strong"].bits >= max(chosen["weak"].bits, chosen["strong_but_large"].bits)
-        assert chosen["strong"].bits >= previous["strong"]
-        previous = {name: q.bits for name, q in chosen.items()}
-    assert set(previous.values()) == {8}, "with room for all, all get the most"
+        # One module may lose a bit when a larger one fits in; the expected drift of all never grows.
+        drift = sum(costs[name].cosine * sensitivity.noise(q.bits) for name, q in chosen.items())
+        assert drift < previous
+        previous = drift
+    assert {q.bits for q in chosen.values()} == {8}, "with room for all, all get the most"
 
 
 def test_memory_is_a_budget_too() -> None:
