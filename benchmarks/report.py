@@ -154,10 +154,28 @@ def gradcache(results: dict[str, Any]) -> str:
     return "\n\n".join([described({"model": model, **results}), table(head, rows)])
 
 
+SCORES = ("clapnq_dev", "fairytaleqa_val", "pubmedqa", "scitldr_test", "xquad_en")
+
+
+def grit_small(results: dict[str, Any]) -> str:
+    runs = results["runs"]
+    lines = {
+        **{f"{name}, nDCG@10": [run["scores"][name] for run in runs.values()] for name in SCORES},
+        "mean of the five": [sum(run["scores"][name] for name in SCORES) / len(SCORES) for run in runs.values()],
+        "stsb, Spearman": [run["scores"]["stsb"] for run in runs.values()],
+        "held-out embedding loss": [run["losses"]["embedding"] for run in runs.values()],
+        "held-out generative loss": [run["losses"]["generative"] for run in runs.values()],
+    }
+    rows = [[label, *(f"{value:.3f}" for value in values)] for label, values in lines.items()]
+    for label, key, scale in (("minutes", "minutes", 1), ("million tokens", "tokens", 1e6)):
+        rows.append([label, *("" if key not in run else f"{run[key] / scale:.1f}" for run in runs.values())])
+    return "\n\n".join([described({"model": "stories260k", **results}), table(["", *runs], rows)])
+
+
 PAGES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
     "performance.md": {"embed": embed, "generate": generate, "operations": operations},
     "convert.md": {"convert": conversion, "quantization": quantization},
-    "training.md": {"gradcache": gradcache},
+    "training.md": {"gradcache": gradcache, "grit_small": grit_small},
 }
 
 
