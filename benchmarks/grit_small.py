@@ -111,7 +111,6 @@ def measure(settings: TrainingSettings, name: str, model: str) -> dict[str, Any]
     reports = [record for record in log if record["kind"] == "train"]
     if reports:
         each = settings.steps_per_report
-        found["minutes"] = sum(record["seconds"] * each for record in reports) / 60
         found["tokens"] = sum(record["tokens_per_second"] * record["seconds"] * each for record in reports)
         found["peak_megabytes"] = max(record["peak_memory"] for record in reports) / 1e6
     print(f"{name}: {found} ({time.perf_counter() - started:.0f} s)", flush=True)

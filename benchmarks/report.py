@@ -167,8 +167,9 @@ def grit_small(results: dict[str, Any]) -> str:
         "held-out generative loss": [run["losses"]["generative"] for run in runs.values()],
     }
     rows = [[label, *(f"{value:.3f}" for value in values)] for label, values in lines.items()]
-    for label, key, scale in (("minutes", "minutes", 1), ("million tokens", "tokens", 1e6)):
-        rows.append([label, *("" if key not in run else f"{run[key] / scale:.1f}" for run in runs.values())])
+    rows.append(
+        ["million tokens", *("" if "tokens" not in run else f"{run['tokens'] / 1e6:.1f}" for run in runs.values())]
+    )
     return "\n\n".join([described({"model": "stories260k", **results}), table(["", *runs], rows)])
 
 
