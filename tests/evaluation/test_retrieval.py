@@ -74,12 +74,12 @@ def test_sets_that_cannot_be_read(beir: Path, tmp_path: Path) -> None:
             load_set(path)
         return str(caught.value).replace(str(tmp_path), "")
 
-    assert "/none is no set to score" in refused(tmp_path / "none")
+    assert "/none does not exist" in refused(tmp_path / "none")
     (beir / "qrels.tsv").write_text("q\t1\n")
     assert refused(beir) == "/beir/qrels.tsv, line 1: needs a query, a document and a score."
     (beir / "qrels.tsv").unlink()
     assert "/beir has no qrels.tsv" in refused(beir)
     lines(beir / "queries.jsonl", [{"_id": "q"}])
-    assert refused(beir) == "/beir/queries.jsonl, line 1: it needs _id and text."
+    assert refused(beir) == "/beir/queries.jsonl, line 1: a query needs its text as a string that is not empty."
     (tmp_path / "bad.csv").write_text("a,b,1\na,b\n")
     assert refused(tmp_path / "bad.csv") == "/bad.csv, line 2: needs two sentences and a score."
