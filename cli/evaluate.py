@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from grit_mlx.cli import console, options
+from grit_mlx.cli.inputs import cut_texts
 from grit_mlx.cli.loader import load_model, model_name
 from grit_mlx.errors import ArgumentError
 
@@ -35,13 +36,22 @@ BASELINES = "What is scored"
 
 def evaluate(
     paths: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="SET...",
             help="A folder in BEIR's layout; a .csv, .tsv or .jsonl of sentence pairs and scores; a .jsonl of answers "
             "as for training; or a folder of such.",
         ),
-    ],
+    ] = None,
+    mteb: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TASK",
+            rich_help_panel=options.INPUT,
+            help="Also a task of MTEB, which is downloaded, with E5's instruction for it (extra 'mteb'); may be given "
+            "several times.",
+        ),
+    ] = None,
     limit: Annotated[
         int | None,
         typer.Option(
@@ -127,7 +137,9 @@ def evaluate(
     begun = datetime.now(timezone.utc)
     for path in (json_file, plot):
         _check_target(path)
-    found = [_expanded(path) for path in paths]
+    if not paths and not mteb:
+        raise typer.BadParameter("Name a set to score, or a task of MTEB with --mteb.", param_hint="SET")
+    found = [_expanded(path) for path in paths or []]
     with console.status("Reading the sets"):
         from grit_mlx.evaluation.sets import limited, load_set
 
@@ -137,12 +149,11 @@ def evaluate(
         from grit_mlx.evaluation.plots import check_plots, plot_scores
 
         check_plots()
-    default, instructions = _instructions(instruction or [], [data.name for data in sets.values()])
+    default, instructions = _instructions(instruction or [], [*(data.name for data in sets.values()), *(mteb or [])])
+    encoding = {"max_length": max_length, "long_texts": long_texts, "batch_size": batch_size}
 
     def grit(name: str | None, **chosen: Any) -> Callable[[], System]:
         def make() -> System:
-            from grit_mlx.evaluation.systems import GritSystem
-
             answers = any(kind_of_set(data) == "answers" for data in sets.values())
             loaded = load_model(
                 name,
@@ -153,7 +164,6 @@ def evaluate(
                 attn=attn,
                 **{"adapter": None, "revision": None, **chosen},
             )
-            encoding = {"max_length": max_length, "long_texts": long_texts, "batch_size": batch_size}
             return GritSystem(
                 loaded, name=model_name(name), instruction=default, instructions=instructions, options=encoding
             )
@@ -163,7 +173,7 @@ def evaluate(
     with console.status(f"Loading {model_name(model)}"):
         from grit_mlx.evaluation.scoring import evaluate as scores_of
         from grit_mlx.evaluation.scoring import kind_of_set
-        from grit_mlx.evaluation.systems import BM25System, SentenceTransformerSystem
+        from grit_mlx.evaluation.systems import BM25System, GritSystem, SentenceTransformerSystem
 
         systems = [grit(model, adapter=adapter, revision=revision), *(grit(name) for name in compare or [])]
         if bm25:
@@ -171,24 +181,39 @@ def evaluate(
             systems.append(lambda: lexical)
         systems += [_transformer(SentenceTransformerSystem, name) for name in sentence_transformers or []]
 
-    table = _Table(list(sets.values()))
+        tasks: list[Any] = []
+        if mteb:
+            from grit_mlx.evaluation.mteb import GritEncoder, find_tasks, score_tasks
+
+            tasks = find_tasks(mteb)
+
+    def on_tasks(system: System) -> Iterator[Score]:
+        if tasks and isinstance(system, GritSystem):
+            encoder = GritEncoder(system.model, instructions=instructions, options=encoding)
+            yield from score_tasks(encoder, tasks, name=system.name)
+
+    table = _Table([*(data.name for data in sets.values()), *(task.metadata.name for task in tasks)])
     settings: dict[str, Any] = {}
+    scores = scores_of(
+        systems,
+        list(sets.values()),
+        depth=depth,
+        hybrid=hybrid,
+        watch=console.progress,
+        on_system=lambda system: settings.update({system.name: dict(system.settings())}),
+        further=on_tasks,
+    )
     try:
-        for score in scores_of(
-            systems,
-            list(sets.values()),
-            depth=depth,
-            hybrid=hybrid,
-            watch=console.progress,
-            on_system=lambda system: settings.update({system.name: dict(system.settings())}),
-        ):
-            table.scores.append(score)
+        with cut_texts() as cut:
+            for score in scores:
+                table.scores.append(score)  # one by one: what an interruption leaves is shown
     except KeyboardInterrupt:
         if table.scores:
             table.show()
             console.note("interrupted: the table holds what was done until then, and no file is written")
         raise
     table.show()
+    cut.report()
     if json_file is not None:
         record = {
             "begun": begun.isoformat(timespec="seconds"),
@@ -296,7 +321,7 @@ def _write_json(path: str, record: Mapping[str, Any]) -> None:
 class _Table:
     """The scores so far, and how they are shown."""
 
-    sets: Sequence[LabelledSet]
+    sets: Sequence[str]
     scores: list[Score] = field(default_factory=list)
 
     def means(self) -> dict[str, dict[str, float]]:
@@ -345,11 +370,11 @@ class _Table:
         """A row for each set, a column for each system."""
         yield ["set", "score", *systems]
         for data in self.sets:
-            here = {score.system: score for score in self.scores if score.set == data.name}
+            here = {score.system: score for score in self.scores if score.set == data}
             if here:
                 main = next(iter(here.values())).main
                 cells = [_shown(here[name].values[main]) if name in here else "" for name in systems]
-                yield [data.name, main, *cells]
+                yield [data, main, *cells]
         for metric, means in self.means().items():
             yield ["mean", metric, *(_shown(means[name]) if name in means else "" for name in systems)]
 
@@ -360,7 +385,7 @@ class _Table:
         units = {"retrieval": ("query", "queries"), "pairs": ("pair", "pairs"), "answers": ("token", "tokens")}
         for score in self.scores:
             cells = [_shown(score.values[name]) if name in score.values else "" for name in metrics]
-            count = f"{score.count:,} {units[score.kind][score.count != 1]}"
+            count = f"{score.count:,} {units[score.kind][score.count != 1]}" if score.count else ""
             yield [score.set, count, *cells, f"{score.seconds:.1f}"]
         for metric, means in self.means().items():
             for mean in means.values():

@@ -11,7 +11,7 @@ answers    perplexity, bits per byte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -35,10 +35,10 @@ class Score:
 
     Attributes:
         set: the set's name.
-        kind: ``"retrieval"``, ``"pairs"`` or ``"answers"``.
+        kind: ``"retrieval"``, ``"pairs"``, ``"answers"`` or ``"mteb"``.
         system: its name.
         values: each score by its name, the main one first.
-        count: queries, pairs or tokens of answers that it is over.
+        count: queries, pairs or tokens of answers that it is over; 0 where that is not known.
         seconds: that it took; of a fused ranking only the fusing.
     """
 
@@ -70,6 +70,7 @@ def evaluate(
     hybrid: bool = False,
     watch: Watch = unwatched,
     on_system: Callable[[System], None] | None = None,
+    further: Callable[[System], Iterable[Score]] = lambda system: (),
 ) -> Iterator[Score]:
     """Score systems on sets, and yield each score as it is known.
 
@@ -84,6 +85,7 @@ def evaluate(
             it even if it is not among ``systems``.
         watch: shows the work; see ``systems``.
         on_system: called with each system that was made.
+        further: other scores of a system, which come after those on the sets.
     """
     reach = max(depth, _FUSED_DEPTH) if hybrid else depth
     retrieval = [data for data in sets if isinstance(data, RetrievalSet)]
@@ -117,6 +119,7 @@ def evaluate(
                 if loss is not None:
                     values = score_answers(loss)
                     yield Score(data.name, "answers", system.name, values, loss.tokens, perf_counter() - started)
+        yield from further(system)
         del system
 
 
