@@ -71,9 +71,13 @@ def _draw(axis: Any, scores: Sequence[Score], systems: Sequence[str]) -> None:
     sets = list(dict.fromkeys(score.set for score in scores))
     labels = {score.set: f"{score.set}\n{score.main}" for score in scores}
     width = 0.85 / len(here)
-    for number, name in enumerate(here):
+    systems_of = {one: [name for name in here if any((s.set, s.system) == (one, name) for s in scores)] for one in sets}
+    for name in here:
         own = {score.set: score.values[score.main] for score in scores if score.system == name}
-        places = [i + (number - (len(here) - 1) / 2) * width for i, one in enumerate(sets) if one in own]
+        # A group is as wide as the systems that were scored on its set.
+        places = [
+            sets.index(one) + (systems_of[one].index(name) - (len(systems_of[one]) - 1) / 2) * width for one in own
+        ]
         color = _COLORS[systems.index(name) % len(_COLORS)]
         bars = axis.bar(places, list(own.values()), width * 0.94, label=name, color=color, zorder=2)
         axis.bar_label(bars, fmt=_label, fontsize=7, padding=1, rotation=90 if len(here) > 3 else 0)

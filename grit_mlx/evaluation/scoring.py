@@ -93,8 +93,12 @@ def evaluate(
     if hybrid and retrieval:
         bm25 = BM25System()
         lexical = [bm25.rankings(data, reach, watch) for data in retrieval]
+    names: dict[str, int] = {}
     for make in systems:
         system = make()
+        names[system.name] = names.get(system.name, 0) + 1
+        if names[system.name] > 1:  # two folders of one name
+            system.name = f"{system.name} ({names[system.name]})"
         if on_system is not None:
             on_system(system)
         for data in sets:

@@ -131,17 +131,19 @@ class DenseSystem(_Scoring):
     def _scorer(
         self, data: RetrievalSet, documents: Sequence[str], watch: Watch
     ) -> Callable[[list[str]], NDArray[np.float32]]:
-        texts = [data.documents[identifier] for identifier in documents]
-        # A document without text has no vector, and is never found.
-        full = [i for i, text in enumerate(texts) if text.strip()]
-        if not full:
+        # A document without text has no vector, and is never found. Equal texts share a column of the product, since
+        # its last bits may differ from column to column.
+        texts = dict.fromkeys(data.documents[one] for one in documents if data.documents[one].strip())
+        if not texts:
             raise DocumentError(f"All documents of {data.name} are empty.", path=data.name)
-        vectors = self._corpus([texts[i] for i in full], data.name, watch)
+        vectors = self._corpus(list(texts), data.name, watch)
+        column = {text: number for number, text in enumerate(texts)}
+        columns = np.array([column.get(data.documents[one], len(texts)) for one in documents])
 
         def score(queries: list[str]) -> NDArray[np.float32]:
-            scores = np.full((len(queries), len(documents)), -np.inf, dtype=np.float32)
-            scores[:, full] = self.queries(queries, data) @ vectors.T
-            return scores
+            scores = np.full((len(queries), len(texts) + 1), -np.inf, dtype=np.float32)
+            scores[:, :-1] = self.queries(queries, data) @ vectors.T
+            return scores[:, columns]
 
         return score
 
