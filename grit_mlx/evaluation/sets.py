@@ -104,10 +104,12 @@ def find_sets(path: Path) -> list[Path]:
     Raises:
         DocumentError: there is nothing to score.
     """
-    if not path.is_dir() or _is_set(path):
+    if not path.is_dir() or _is_retrieval(path):
         return [path]
     # Every folder and file of a suffix that may be a set: one that is damaged is then told, and not passed over.
     found = [child for child in sorted(path.iterdir()) if (_is_set(child) if child.is_dir() else _suffix(child))]
+    if len(found) == 1 and not found[0].is_dir():
+        return [path]  # under the folder's name
     if not found:
         raise DocumentError(
             f"{path} holds nothing to score: a set is a folder with {_CORPUS}, {_QUERIES} and {_QRELS[0]}, a table of "

@@ -17,7 +17,7 @@ DOCUMENTS = {
     "tack": "Tacking turns the bow of a boat through the wind.",
 }
 QUERIES = {"q1": "What keeps a boat upright?", "q2": "Why does bread rise?", "q3": "nobody asks"}
-GAINS = {"q1": {"keel": 2, "tack": 1}, "q2": {"yeast": 1, "moon": 0}}
+GAINS: dict[str, dict[str, float]] = {"q1": {"keel": 2, "tack": 1}, "q2": {"yeast": 1, "moon": 0}}
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any] | str]) -> Path:

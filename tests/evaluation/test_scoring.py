@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from grit_mlx import GritLM, embedding_prompt
 from grit_mlx.errors import DependencyError, DocumentError, ModelError
@@ -84,10 +85,10 @@ def test_vectors_of_a_corpus_are_computed_once(beir: Path, model: GritLM) -> Non
 def test_instructions(beir: Path, model: GritLM) -> None:
     data = retrieval(beir)
 
-    def asked(system: GritSystem) -> np.ndarray:
-        return system.queries(["a boat"], data)[0]
+    def asked(system: GritSystem) -> NDArray[np.float32]:
+        return np.asarray(system.queries(["a boat"], data)[0])
 
-    def expected(instruction: str) -> np.ndarray:
+    def expected(instruction: str) -> NDArray[np.float32]:
         return np.asarray(model.encode("a boat", instruction=embedding_prompt(instruction)))
 
     np.testing.assert_allclose(asked(GritSystem(model)), expected(model.settings.query_instruction), atol=1e-6)

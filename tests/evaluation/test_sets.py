@@ -66,6 +66,10 @@ def test_a_folder_of_sets(tmp_path: Path, pairs: Path, answers: Path) -> None:
     (tmp_path / "README.md").write_text("no set")
     assert find_sets(tmp_path) == [answers, tmp_path / "boats", pairs]
     assert find_sets(pairs) == [pairs] and find_sets(tmp_path / "boats") == [tmp_path / "boats"]
+    (tmp_path / "one").mkdir()
+    pairs.rename(tmp_path / "one" / "dev.csv")
+    assert find_sets(tmp_path / "one") == [tmp_path / "one"]
+    assert find_sets(tmp_path) == [answers, tmp_path / "boats", tmp_path / "one"]
 
 
 Damage = Callable[[Path], Path]
