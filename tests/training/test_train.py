@@ -392,3 +392,10 @@ def test_settings_and_results_are_written(settings: Make, tiny_model: Path) -> N
     assert (config["fine_tune_type"], config["num_layers"], config["lora_parameters"]["rank"]) == ("lora", -1, 16)
     found = read_settings(folder)
     assert (found.max_length, found.query_instruction) == (99, "Ask")
+
+
+def test_answers_are_held_out_and_not_evaluated(tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    write_rows(path, [{"prompt": "What is a keel?", "completion": "A fin."}])
+    with pytest.raises(ArgumentError, match=r"evaluate names answers, .*answers\.jsonl: put them into the data"):
+        train(TrainingSettings(model=str(tiny_model), data=str(tmp_path), evaluate=[str(path)]), [])
