@@ -307,7 +307,7 @@ def test_bad_input_is_a_sentence(settings: Make, data: Path, tmp_path: Path) -> 
     assert "whose vectors" not in refused(settings(resume_adapter_file=str(tmp_path)), GritError)
     assert "optimizer_config does not suit adamw" in refused(settings(optimizer_config={"beta": 1}), ArgumentError)
     message = refused(settings(evaluate=[str(tmp_path)]), DocumentError)
-    assert "has no corpus.jsonl" in message
+    assert "is no set to score: name a folder with corpus.jsonl" in message
     shutil.rmtree(data / "generative")
     assert "holds no generative data, which mode unified needs: add some, or use mode embedding." in refused(
         settings(), DocumentError
