@@ -172,17 +172,21 @@ class CutTexts(logging.Filter):
         self._limit = record.__dict__["cut_at"]
         return False
 
-    def report(self, total: int) -> None:
+    def report(self, total: int | None = None) -> None:
         """Warn once, if texts were cut.
 
         Args:
-            total: texts in all.
+            total: texts in all; None where they are not counted and cannot be split otherwise.
         """
         if self._count:
             verb = "was" if self._count == 1 else "were"
+            texts = (
+                number_of(self._count, "text") if total is None else f"{self._count:,} of {number_of(total, 'text')}"
+            )
+            splits = "" if total is None else ", --by chunk splits"
             console.warn(
-                f"{self._count:,} of {number_of(total, 'text')} {verb} cut at {self._limit} tokens. "
-                "--max-length reads more, --long average reads all, --by chunk splits."
+                f"{texts} {verb} cut at {self._limit} tokens. "
+                f"--max-length reads more, --long average reads all{splits}."
             )
 
 

@@ -26,6 +26,7 @@ from grit_mlx.cli import (
     convert,
     doctor,
     embed,
+    evaluate,
     fuse,
     generate,
     models,
@@ -100,6 +101,7 @@ app.command(cls=options.Command, epilog=search.EXAMPLES)(search.search)
 app.command(cls=options.Command, epilog=similarity.EXAMPLES)(similarity.similarity)
 app.command(cls=options.Command, epilog=generate.EXAMPLES)(generate.generate)
 app.command(cls=options.Command, epilog=chat.EXAMPLES)(chat.chat)
+app.command("eval", cls=options.Command, epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command(cls=options.Command, epilog=convert.EXAMPLES)(convert.convert)
 app.command(cls=options.Command, epilog=train.EXAMPLES)(train.train)
 app.command(cls=options.Command, epilog=fuse.EXAMPLES)(fuse.fuse)

@@ -44,6 +44,7 @@ __all__ = [
     "By",
     "Kind",
     "kind_of",
+    "read_lines",
     "read_texts",
     "texts_from_lines",
 ]
@@ -150,6 +151,20 @@ def read_texts(
         skip_empty=skip_empty,
         on_skip=on_skip,
     )
+
+
+def read_lines(path: str | PathLike[str]) -> Iterator[str]:
+    """Reads the lines of a UTF-8 file, perhaps gzipped, without their ends; a file without lines yields none.
+
+    Args:
+        path: a file.
+
+    Raises:
+        DocumentError: the file cannot be read, at the call where that is seen there; or is no UTF-8 text.
+    """
+    source = fspath(path)
+    _check_file(source)
+    return _decoded_lines(_read_blocks(source), source=source, encoding="utf-8")
 
 
 def texts_from_lines(

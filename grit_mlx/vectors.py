@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from grit_mlx.errors import ArgumentError
 
-__all__ = ["DTYPES", "CompressedVectors", "FloatVectors", "compress", "cosine", "top_k"]
+__all__ = ["DTYPES", "CompressedVectors", "FloatVectors", "compress", "cosine", "largest", "top_k"]
 
 DTYPES: Final = ("float32", "float16", "int8", "binary")
 
@@ -162,6 +162,12 @@ def top_k(
     if wanted.ndim != 1 or shape[1:] != wanted.shape:
         raise ArgumentError(f"A query of the shape {wanted.shape} does not fit vectors of the shape {shape}.")
     scores = _scores(wanted, stored)
+    best = largest(scores, k)
+    return best, scores[best]
+
+
+def largest(scores: FloatVectors, k: int) -> npt.NDArray[np.intp]:
+    """Indices of the k largest of scores (N,), largest first; equal ones are ordered by index."""
     if k < len(scores):
         # Everything that ties with the k-th best is kept here: argpartition alone would choose among them at
         # random.
@@ -169,8 +175,7 @@ def top_k(
         candidates = np.flatnonzero(scores >= threshold)
     else:
         candidates = np.arange(len(scores))
-    best = candidates[np.argsort(-scores[candidates], kind="stable")][:k]
-    return best, scores[best]
+    return candidates[np.argsort(-scores[candidates], kind="stable")][:k]
 
 
 def _scores(query: FloatVectors, vectors: FloatVectors | CompressedVectors) -> FloatVectors:

@@ -46,6 +46,7 @@ COMMANDS = (
     "similarity",
     "generate",
     "chat",
+    "eval",
     "convert",
     "train",
     "fuse",

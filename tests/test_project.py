@@ -25,7 +25,8 @@ else:
 ROOT = Path(__file__).resolve().parents[1]
 
 # The import layers, lowest first: a module may import from the lines above its own, never from those below.
-# A name is a module or a whole folder of grit_mlx; `grit_mlx` itself is its __init__ of public names.
+# A name is a module or a whole folder of grit_mlx, but for modules of a folder that are named apart; `grit_mlx`
+# itself is its __init__ of public names.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"blas", "errors"}),
     frozenset({"atomic", "attention", "backend", "batching", "checkpoints", "formats", "pooling", "progress"}),
@@ -35,6 +36,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"loading"}),
     frozenset({"embedding", "generation"}),
     frozenset({"gritlm"}),
+    frozenset({"training.rows"}),  # the formats of data and their tokens, which evaluation reads as well
+    frozenset({"training.tokens"}),
     frozenset({"evaluation", "rag"}),
     frozenset({"training"}),  # validates by evaluation
     frozenset({"grit_mlx"}),
@@ -122,8 +125,10 @@ def import_graph() -> dict[str, frozenset[str]]:
 
 
 def unit(module: str) -> str:
-    """The name under which LAYERS knows a module: the first part below grit_mlx."""
-    return module.split(".")[1] if "." in module else module
+    """The name under which LAYERS knows a module: the first part below grit_mlx, unless it is named apart."""
+    parts = module.split(".")
+    own = ".".join(parts[1:])
+    return own if any(own in layer for layer in LAYERS) else parts[min(1, len(parts) - 1)]
 
 
 # Imports

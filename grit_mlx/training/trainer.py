@@ -20,7 +20,7 @@ from mlx.utils import tree_unflatten
 
 from grit_mlx import backend
 from grit_mlx.errors import ArgumentError, MemoryLimitError, NonFiniteError, OutputError
-from grit_mlx.evaluation.retrieval import load_set
+from grit_mlx.evaluation.sets import AnswerSet, load_set
 from grit_mlx.settings import write_settings
 from grit_mlx.training import adapters
 from grit_mlx.training.arrays import named_arrays, number
@@ -95,6 +95,9 @@ def train(settings: TrainingSettings, callbacks: Sequence[Callback] = ()) -> Tra
     sets = [load_set(Path(path).expanduser()) for path in settings.evaluate]
     if sets and not settings.embeds:
         raise ArgumentError("Sets are scored by embedding, which mode generative does not train: leave evaluate out.")
+    for one in sets:
+        if isinstance(one, AnswerSet):
+            raise ArgumentError(f"evaluate names answers, {one.path}: put them into the data as valid.jsonl.")
     folder = RunFolder(Path(settings.adapter_path).expanduser())
     if world.is_first:
         _check_folder(folder, settings)

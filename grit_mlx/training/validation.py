@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from grit_mlx.evaluation.retrieval import PairSet, RetrievalSet, evaluate_set
+from grit_mlx.evaluation.retrieval import evaluate_set
+from grit_mlx.evaluation.sets import LabelledSet
 from grit_mlx.gritlm import GritLM
 from grit_mlx.training.preparation import Data, Preparation
 
@@ -30,7 +31,7 @@ def held_out_losses(prepared: Preparation, data: Data, *, most_batches: int) -> 
     return {name: sum(values) / len(values) for name, values in sums.items() if name != "total"}
 
 
-def set_scores(prepared: Preparation, sets: Sequence[RetrievalSet | PairSet]) -> Mapping[str, float]:
+def set_scores(prepared: Preparation, sets: Sequence[LabelledSet]) -> Mapping[str, float]:
     """The main score of each set, by its name."""
     if not sets:
         return {}

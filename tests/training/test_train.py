@@ -307,7 +307,7 @@ def test_bad_input_is_a_sentence(settings: Make, data: Path, tmp_path: Path) -> 
     assert "whose vectors" not in refused(settings(resume_adapter_file=str(tmp_path)), GritError)
     assert "optimizer_config does not suit adamw" in refused(settings(optimizer_config={"beta": 1}), ArgumentError)
     message = refused(settings(evaluate=[str(tmp_path)]), DocumentError)
-    assert "has no corpus.jsonl" in message
+    assert "is no set to score: name a folder with corpus.jsonl" in message
     shutil.rmtree(data / "generative")
     assert "holds no generative data, which mode unified needs: add some, or use mode embedding." in refused(
         settings(), DocumentError
@@ -392,3 +392,10 @@ def test_settings_and_results_are_written(settings: Make, tiny_model: Path) -> N
     assert (config["fine_tune_type"], config["num_layers"], config["lora_parameters"]["rank"]) == ("lora", -1, 16)
     found = read_settings(folder)
     assert (found.max_length, found.query_instruction) == (99, "Ask")
+
+
+def test_answers_are_held_out_and_not_evaluated(tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    write_rows(path, [{"prompt": "What is a keel?", "completion": "A fin."}])
+    with pytest.raises(ArgumentError, match=r"evaluate names answers, .*answers\.jsonl: put them into the data"):
+        train(TrainingSettings(model=str(tiny_model), data=str(tmp_path), evaluate=[str(path)]), [])

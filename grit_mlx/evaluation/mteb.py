@@ -1,0 +1,177 @@
+"""MTEB (extra ``mteb``): a GRIT model as its version 2 wants an encoder, and its tasks as scores of ours.
+
+::
+
+    import mteb
+    from grit_mlx import GritLM
+    from grit_mlx.evaluation.mteb import GritEncoder
+
+    mteb.evaluate(GritEncoder(GritLM("gritlm-7b")), mteb.get_tasks(tasks=["NFCorpus"]))
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from grit_mlx.errors import ArgumentError, DownloadError, GritError
+from grit_mlx.evaluation.instructions import instruction_for
+from grit_mlx.evaluation.optional import optional
+from grit_mlx.evaluation.scoring import Score
+from grit_mlx.formats import embedding_prompt
+from grit_mlx.gritlm import GritLM
+
+__all__ = ["GritEncoder", "find_tasks", "score_tasks"]
+
+
+class GritEncoder:
+    """A model behind MTEB's ``EncoderProtocol``.
+
+    Each task gets the instruction of E5's table; a task that is not there, the one that it proposes itself, or the
+    model's. An empty text has a vector of zeros.
+
+    Args:
+        model: loaded in mode ``"embedding"`` or ``"unified"``.
+        name: what results are filed under, as ``OWNER/NAME``; None for ``local/`` and the folder's name.
+        instructions: instructions for single tasks by name, which come before the table.
+        options: of ``GritLM.encode``, such as ``max_length``.
+    """
+
+    def __init__(
+        self,
+        model: GritLM,
+        *,
+        name: str | None = None,
+        instructions: Mapping[str, str] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model = model
+        self._name = name or f"local/{model.folder.name}"
+        self._instructions = instructions or {}
+        self._options = options or {}
+
+    def encode(
+        self,
+        inputs: Iterable[Mapping[str, Any]],
+        *,
+        task_metadata: Any,
+        hf_split: str,
+        hf_subset: str,
+        prompt_type: Any = None,
+        **kwargs: Any,
+    ) -> NDArray[np.float32]:
+        """Vectors ``(N, E)`` of all texts of MTEB's batches; its own batch size plays no part."""
+        texts = [str(text) for batch in inputs for text in batch["text"]]
+        full = [i for i, text in enumerate(texts) if text.strip()]
+        vectors = np.zeros((len(texts), self.model.embedding_size), dtype=np.float32)
+        if full:
+            prompt = embedding_prompt(self.instruction(task_metadata, prompt_type))
+            options = {"progress": bool(kwargs.get("show_progress_bar")), **self._options}
+            vectors[full] = self.model.encode([texts[i] for i in full], instruction=prompt, **options)
+        return vectors
+
+    def instruction(self, task: Any, prompt_type: Any = None) -> str:
+        """What texts of a task are embedded for, without GRIT's markers.
+
+        Args:
+            task: MTEB's ``TaskMetadata``.
+            prompt_type: its ``PromptType``, or None where texts are of one kind.
+        """
+        side = getattr(prompt_type, "value", prompt_type)
+        if task.name in self._instructions and side != "document":
+            return self._instructions[task.name]
+        prompt = getattr(task, "prompt", None)
+        proposed = prompt.get("query") if isinstance(prompt, Mapping) else prompt
+        return instruction_for(
+            task.name, str(task.type), document=side == "document", settings=self.model.settings, prompt=proposed
+        )
+
+    def similarity(self, embeddings1: ArrayLike, embeddings2: ArrayLike) -> NDArray[np.float32]:
+        """Cosines of all pairs, ``(N, M)``."""
+        return _unit(embeddings1) @ _unit(embeddings2).T
+
+    def similarity_pairwise(self, embeddings1: ArrayLike, embeddings2: ArrayLike) -> NDArray[np.float32]:
+        """Cosines of the first with the first, and so on, ``(N,)``."""
+        cosines: NDArray[np.float32] = np.sum(_unit(embeddings1) * _unit(embeddings2), axis=-1)
+        return cosines
+
+    @property
+    def mteb_model_meta(self) -> Any:
+        """MTEB's ``ModelMeta``: what is known of the model."""
+        meta = optional("mteb.models.model_meta", extra="mteb", purpose="The MTEB adapter")
+        unknown = dict.fromkeys(
+            (
+                *("loader", "release_date", "languages", "n_parameters", "memory_usage_mb", "license", "open_weights"),
+                *("public_training_code", "public_training_data", "training_datasets"),
+            )
+        )
+        return meta.ModelMeta(
+            **unknown,
+            name=self._name,
+            revision="local",
+            max_tokens=self.model.settings.max_length,
+            embed_dim=self.model.embedding_size,
+            framework=["GritLM"],
+            similarity_fn_name=meta.ScoringFunction.COSINE,
+            use_instructions=True,
+        )
+
+
+def find_tasks(names: Sequence[str]) -> list[Any]:
+    """MTEB's tasks of these names.
+
+    Raises:
+        ArgumentError: there is no such task; names the nearest.
+        DependencyError: mteb is not installed.
+    """
+    mteb = optional("mteb", extra="mteb", purpose="A task of MTEB")
+    found = []
+    for name in names:
+        try:
+            found.append(mteb.get_task(name))
+        except (KeyError, ValueError) as error:
+            known = {task.metadata.name for task in mteb.get_tasks()}
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else "mteb.get_tasks() lists them."
+            raise ArgumentError(f"MTEB has no task {name!r}: {hint}") from error
+    return found
+
+
+def score_tasks(encoder: GritEncoder, tasks: Sequence[Any], *, name: str | None = None) -> Iterator[Score]:
+    """Run tasks of MTEB, and yield the main score of each.
+
+    Args:
+        encoder: the model.
+        tasks: from ``find_tasks``, or tasks of your own.
+        name: what to call the model in the scores; None for its folder's name.
+
+    Raises:
+        DownloadError: a task's data cannot be downloaded.
+        DependencyError: mteb is not installed.
+    """
+    mteb = optional("mteb", extra="mteb", purpose="A task of MTEB")
+    for task in tasks:
+        started = perf_counter()
+        try:
+            # No cache: a score of a local model must not be that of last week's weights.
+            (result,) = mteb.evaluate(encoder, task, cache=None, show_progress_bar=False).task_results
+        except GritError:
+            raise
+        except OSError as error:  # all of the hub's and of the network's failures
+            reason = " ".join(str(error).split())[:200]
+            raise DownloadError(f"The data of {task.metadata.name} cannot be downloaded: {reason}") from error
+        metric = str(task.metadata.main_score)
+        values = {metric: float(result.get_score())}
+        system = encoder.model.folder.name if name is None else name
+        yield Score(task.metadata.name, "mteb", system, values, 0, perf_counter() - started)
+
+
+def _unit(vectors: ArrayLike) -> NDArray[np.float32]:
+    array = np.asarray(vectors, dtype=np.float32)
+    unit: NDArray[np.float32] = array / np.maximum(np.linalg.norm(array, axis=-1, keepdims=True), 1e-12)
+    return unit

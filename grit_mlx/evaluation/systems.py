@@ -1,0 +1,326 @@
+"""What is scored, behind one interface: a GRIT model, BM25, a sentence-transformers model.
+
+Shapes: N texts, E embedding size, D documents, W queries of a window.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from grit_mlx.errors import DocumentError, ModelError
+from grit_mlx.evaluation.answers import AnswerLoss, answer_loss
+from grit_mlx.evaluation.optional import optional
+from grit_mlx.evaluation.sets import AnswerSet, PairSet, RetrievalSet
+from grit_mlx.formats import embedding_prompt
+from grit_mlx.gritlm import GritLM
+from grit_mlx.progress import Progress
+from grit_mlx.vectors import largest
+
+__all__ = ["BM25System", "DenseSystem", "GritSystem", "Rankings", "SentenceTransformerSystem", "System", "Watch"]
+
+# For each query the ids of documents, best first.
+Rankings = dict[str, list[str]]
+
+# Shows work: called with what is being done and how much of it there is, it lends what is called as it goes on.
+Watch = Callable[[str, int], AbstractContextManager[Progress]]
+
+# Queries whose scores are held at once.
+_WINDOW = 256
+
+
+def unwatched(label: str, total: int) -> AbstractContextManager[Progress]:
+    """Shows nothing."""
+    return nullcontext(lambda done, known: None)
+
+
+class System(ABC):
+    """Something that answers sets. What it cannot do it answers with None.
+
+    Attributes:
+        name: what it is called in tables.
+    """
+
+    name: str
+
+    @abstractmethod
+    def rankings(self, data: RetrievalSet, depth: int, watch: Watch = unwatched) -> Rankings:
+        """The best documents for each query that is asked, at most ``depth``.
+
+        A document that is the query itself (its id and its text) is left out unless it is judged relevant.
+        """
+
+    def similarities(self, data: PairSet, watch: Watch = unwatched) -> NDArray[np.float32] | None:
+        """How similar the sentences of each pair are, ``(N,)``; None if it cannot say."""
+        return None
+
+    def losses(self, data: AnswerSet, watch: Watch = unwatched) -> AnswerLoss | None:
+        """How well it predicts the answers; None if it cannot say."""
+        return None
+
+    def settings(self) -> Mapping[str, Any]:
+        """What its scores depend on, for the record."""
+        return {}
+
+
+class _Scoring(System):
+    """A system that gives each document a score for each query.
+
+    Documents are put in the order of their ids, the last first: where scores are equal the earlier one is taken,
+    which is then what trec_eval takes.
+    """
+
+    def rankings(self, data: RetrievalSet, depth: int, watch: Watch = unwatched) -> Rankings:
+        documents = sorted(data.documents, reverse=True)
+        score = self._scorer(data, documents, watch)
+        found: Rankings = {}
+        asked = data.asked
+        for at in range(0, len(asked), _WINDOW):
+            window = asked[at : at + _WINDOW]
+            for query, scores in zip(window, score([data.queries[one] for one in window]), strict=True):
+                best = largest(scores, depth + 1)
+                names = [documents[i] for i in best if np.isfinite(scores[i])]
+                found[query] = [name for name in names if not _is_itself(data, query, name)][:depth]
+        return found
+
+    @abstractmethod
+    def _scorer(
+        self, data: RetrievalSet, documents: Sequence[str], watch: Watch
+    ) -> Callable[[list[str]], NDArray[np.float32]]:
+        """A function from W queries to scores ``(W, D)`` of the documents; minus infinity where one is no hit."""
+
+
+def _is_itself(data: RetrievalSet, query: str, document: str) -> bool:
+    same = query == document and data.queries[query] == data.documents[document]
+    return same and document not in data.relevant.get(query, {})
+
+
+class DenseSystem(_Scoring):
+    """A system that makes vectors; vectors of a corpus are kept until another one is asked for."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[bytes, NDArray[np.float32]] = (b"", np.empty((0, 0), np.float32))
+
+    @abstractmethod
+    def queries(self, texts: list[str], data: RetrievalSet) -> NDArray[np.float32]:
+        """Unit vectors of queries, ``(N, E)``."""
+
+    @abstractmethod
+    def documents(self, texts: list[str], progress: Progress) -> NDArray[np.float32]:
+        """Unit vectors of documents, ``(N, E)``."""
+
+    @abstractmethod
+    def sentences(self, texts: list[str], data: PairSet, progress: Progress) -> NDArray[np.float32]:
+        """Unit vectors of sentences to be compared with each other, ``(N, E)``."""
+
+    def similarities(self, data: PairSet, watch: Watch = unwatched) -> NDArray[np.float32] | None:
+        """Cosines, ``(N,)``."""
+        texts = list(dict.fromkeys([*data.first, *data.second]))  # many sentences stand in several pairs
+        with watch(f"{self.name}: {data.name}", len(texts)) as progress:
+            vectors = dict(zip(texts, self.sentences(texts, data, progress), strict=True))
+        first, second = (np.stack([vectors[text] for text in side]) for side in (data.first, data.second))
+        cosines: NDArray[np.float32] = np.sum(first * second, axis=1)
+        return cosines
+
+    def _scorer(
+        self, data: RetrievalSet, documents: Sequence[str], watch: Watch
+    ) -> Callable[[list[str]], NDArray[np.float32]]:
+        # A document without text has no vector, and is never found. Equal texts share a column of the product, since
+        # its last bits may differ from column to column.
+        texts = dict.fromkeys(data.documents[one] for one in documents if data.documents[one].strip())
+        if not texts:
+            raise DocumentError(f"All documents of {data.name} are empty.", path=data.name)
+        vectors = self._corpus(list(texts), data.name, watch)
+        column = {text: number for number, text in enumerate(texts)}
+        columns = np.array([column.get(data.documents[one], len(texts)) for one in documents])
+
+        def score(queries: list[str]) -> NDArray[np.float32]:
+            scores = np.full((len(queries), len(texts) + 1), -np.inf, dtype=np.float32)
+            scores[:, :-1] = self.queries(queries, data) @ vectors.T
+            return scores[:, columns]
+
+        return score
+
+    def _corpus(self, texts: list[str], name: str, watch: Watch) -> NDArray[np.float32]:
+        digest = hashlib.sha256()
+        for text in texts:
+            digest.update(len(text).to_bytes(8, "little") + text.encode("utf-8"))
+        if self._kept[0] != digest.digest():
+            self._kept = (b"", self._kept[1][:0])  # two corpora at once may not fit
+            with watch(f"{self.name}: {name}", len(texts)) as progress:
+                self._kept = (digest.digest(), self.documents(texts, progress))
+        return self._kept[1]
+
+
+class GritSystem(DenseSystem):
+    """A GRIT model.
+
+    Args:
+        model: loaded in mode ``"unified"``, or ``"embedding"`` where no answers are scored.
+        name: what to call it; None for its folder's name.
+        instruction: what queries are embedded for, without GRIT's markers; None for the model's setting.
+        instructions: the same for single sets, by their names; for pairs it is what both sentences are embedded for.
+        options: of ``GritLM.encode``, such as ``max_length`` and ``batch_size``.
+    """
+
+    def __init__(
+        self,
+        model: GritLM,
+        *,
+        name: str | None = None,
+        instruction: str | None = None,
+        instructions: Mapping[str, str] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.name = model.folder.name if name is None else name
+        self._instruction = model.settings.query_instruction if instruction is None else instruction
+        self._instructions = instructions or {}
+        self._options = options or {}
+
+    def queries(self, texts: list[str], data: RetrievalSet) -> NDArray[np.float32]:
+        """See ``DenseSystem``."""
+        return self._encode(texts, self._instructions.get(data.name, self._instruction))
+
+    def documents(self, texts: list[str], progress: Progress) -> NDArray[np.float32]:
+        """See ``DenseSystem``."""
+        return self._encode(texts, self.model.settings.document_instruction, progress)
+
+    def sentences(self, texts: list[str], data: PairSet, progress: Progress) -> NDArray[np.float32]:
+        """See ``DenseSystem``."""
+        return self._encode(
+            texts, self._instructions.get(data.name, self.model.settings.similarity_instruction), progress
+        )
+
+    def losses(self, data: AnswerSet, watch: Watch = unwatched) -> AnswerLoss | None:
+        """See ``System``."""
+        with watch(f"{self.name}: {data.name}", len(data.rows)) as progress:
+            return answer_loss(self.model, data, progress=progress)
+
+    def settings(self) -> Mapping[str, Any]:
+        """See ``System``."""
+        used = self.model.settings
+        return {
+            "folder": str(self.model.folder),
+            "pooling": used.pooling,
+            "attn": used.attn,
+            "query_instruction": self._instruction,
+            "document_instruction": used.document_instruction,
+            "similarity_instruction": used.similarity_instruction,
+            "instructions": dict(self._instructions),
+            "max_length": used.max_length,
+            **{name: value for name, value in self._options.items() if value is not None},
+        }
+
+    def _encode(self, texts: list[str], instruction: str, progress: Progress | bool = False) -> NDArray[np.float32]:
+        vectors = self.model.encode(
+            texts, instruction=embedding_prompt(instruction), progress=progress, **self._options
+        )
+        return _unit(vectors)
+
+
+class SentenceTransformerSystem(DenseSystem):
+    """Any model of the sentence-transformers library (extra ``sentence-transformers``).
+
+    Args:
+        name: a folder, or the id of a model on the hub.
+
+    Raises:
+        DependencyError: the library is not installed.
+        ModelError: it cannot load the model.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        library = optional(
+            "sentence_transformers", extra="sentence-transformers", purpose="A sentence-transformers model"
+        )
+        self.name = name.rstrip("/").rpartition("/")[2]
+        self._path = name
+        try:
+            self._model = library.SentenceTransformer(name)
+        except Exception as error:  # the library raises whatever its parts raise
+            reason = " ".join(str(error).split())[:200]
+            raise ModelError(f"sentence-transformers cannot load {name!r}: {reason}") from error
+
+    def queries(self, texts: list[str], data: RetrievalSet) -> NDArray[np.float32]:
+        """See ``DenseSystem``."""
+        return self._encode("encode_query", texts)
+
+    def documents(self, texts: list[str], progress: Progress) -> NDArray[np.float32]:
+        """See ``DenseSystem``."""
+        return self._encode("encode_document", texts)
+
+    def sentences(self, texts: list[str], data: PairSet, progress: Progress) -> NDArray[np.float32]:
+        """See ``DenseSystem``."""
+        return self._encode("encode", texts)
+
+    def settings(self) -> Mapping[str, Any]:
+        """See ``System``."""
+        return {"model": self._path, "max_length": self._model.max_seq_length}
+
+    def _encode(self, method: str, texts: list[str]) -> NDArray[np.float32]:
+        # Versions before 5 have encode alone; the others add the prompts that the model was trained with.
+        encode = getattr(self._model, method, self._model.encode)
+        return _unit(encode(texts, convert_to_numpy=True, show_progress_bar=False))
+
+
+class BM25System(_Scoring):
+    """BM25 by the bm25s library (extra ``eval``), with its defaults: Lucene's variant, k1 1.5, b 0.75.
+
+    Words are stemmed by Snowball's stemmer; a document without any word of the query is no hit.
+
+    Args:
+        language: of Snowball; English stop words are left out for ``"english"``, and none for the others.
+
+    Raises:
+        DependencyError: bm25s or PyStemmer is not installed.
+    """
+
+    name = "BM25"
+
+    def __init__(self, language: str = "english") -> None:
+        self._library = optional("bm25s", extra="eval", purpose="BM25")
+        stemmers = optional("Stemmer", extra="eval", purpose="BM25 (its stemmer PyStemmer)")
+        self._stemmer = stemmers.Stemmer(language)
+        self._language = language
+
+    def settings(self) -> Mapping[str, Any]:
+        """See ``System``."""
+        return {"language": self._language, "method": "lucene", "k1": 1.5, "b": 0.75}
+
+    def _scorer(
+        self, data: RetrievalSet, documents: Sequence[str], watch: Watch
+    ) -> Callable[[list[str]], NDArray[np.float32]]:
+        index = self._library.BM25(method="lucene", k1=1.5, b=0.75)
+        words = self._words([data.documents[identifier] for identifier in documents])
+        if not any(words):
+            raise DocumentError(f"All documents of {data.name} are without words.", path=data.name)
+        index.index(words, show_progress=False)
+
+        def score(queries: list[str]) -> NDArray[np.float32]:
+            none = np.zeros(len(documents), dtype=np.float32)
+            rows = [index.get_scores(one) if one else none for one in self._words(queries)]
+            scores = np.stack(rows).astype(np.float32)
+            return np.where(scores > 0, scores, -np.inf).astype(np.float32)
+
+        return score
+
+    def _words(self, texts: list[str]) -> list[list[str]]:
+        stop = "en" if self._language == "english" else None
+        found: list[list[str]] = self._library.tokenize(
+            texts, stopwords=stop, stemmer=self._stemmer, return_ids=False, show_progress=False
+        )
+        return found
+
+
+def _unit(vectors: NDArray[Any]) -> NDArray[np.float32]:
+    unit: NDArray[np.float32] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return unit.astype(np.float32)
