@@ -89,12 +89,8 @@ def train(settings: TrainingSettings, callbacks: Sequence[Callback] = ()) -> Tra
         OutputError: the disk is full or cannot be written.
     """
     world = World()
-    if settings.embeds and settings.mode == "unified" and not (settings.embedding_factor or settings.generative_factor):
-        raise ArgumentError("Both losses have a factor of 0, so there is nothing to learn.")
     told = list(callbacks) if world.is_first else []
     sets = [load_set(Path(path).expanduser()) for path in settings.evaluate]
-    if sets and not settings.embeds:
-        raise ArgumentError("Sets are scored by embedding, which mode generative does not train: leave evaluate out.")
     folder = RunFolder(Path(settings.adapter_path).expanduser())
     if world.is_first:
         _check_folder(folder, settings)

@@ -306,7 +306,7 @@ def test_bad_input_is_a_sentence(settings: Make, data: Path, tmp_path: Path) -> 
     assert "no data file has them" in refused(settings(distillation="cosine"), DocumentError)
     assert "whose vectors" not in refused(settings(resume_adapter_file=str(tmp_path)), GritError)
     assert "optimizer_config does not suit adamw" in refused(settings(optimizer_config={"beta": 1}), ArgumentError)
-    message = refused(settings(evaluate=[str(tmp_path)]), DocumentError)
+    message = refused(settings(evaluate=[str(tmp_path)], steps_per_eval=1), DocumentError)
     assert "has no corpus.jsonl" in message
     shutil.rmtree(data / "generative")
     assert "holds no generative data, which mode unified needs: add some, or use mode embedding." in refused(
