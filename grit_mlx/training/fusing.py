@@ -21,7 +21,7 @@ from grit_mlx.gritlm import GritLM
 from grit_mlx.loading import LoadedModel, load
 from grit_mlx.settings import write_settings
 from grit_mlx.training.preparation import is_quantized
-from grit_mlx.training.scratch import copy_tokenizer
+from grit_mlx.training.scratch import QUANTIZATION_KEYS, copy_tokenizer
 
 __all__ = ["Drift", "fuse", "fused_model"]
 
@@ -105,7 +105,7 @@ def fused_model(model: Any, config: dict[str, Any], *, dequantize: bool) -> dict
     model.update_modules(tree_unflatten(fused))
     if dequantize:
         dequantize_model(model)
-        config = {key: value for key, value in config.items() if key not in ("quantization", "quantization_config")}
+        config = {key: value for key, value in config.items() if key not in QUANTIZATION_KEYS}
     mx.eval(model.parameters())
     return config
 

@@ -50,6 +50,7 @@ class Position:
         stale: validations since then.
         data: the data files and the hash of their contents and tokens.
         settings: the settings it was trained with.
+        pending: steps that the log's next line will be the mean of.
     """
 
     step: int = 0
@@ -58,6 +59,7 @@ class Position:
     stale: int = 0
     data: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    pending: Sequence[Mapping[str, Any]] = ()
 
 
 class RunFolder:
@@ -129,16 +131,18 @@ class RunFolder:
         self._prune(keep_last, position.best_step)
         return folder
 
-    def load(self, folder: Path) -> tuple[Position, dict[str, mx.array]]:
-        """A checkpoint's position and optimizer state.
+    def load(self, folder: Path, weights_name: str) -> tuple[Position, dict[str, mx.array]]:
+        """A checkpoint's position and arrays; the names of the weights begin with ``weights.``.
 
         Raises:
             ModelError: it cannot be read.
         """
         try:
             position = Position(**json.loads((folder / _STATE).read_text(encoding="utf-8")))
-            read_header(folder / _OPTIMIZER)
-            return position, read_arrays(folder / _OPTIMIZER)
+            for name in (weights_name, _OPTIMIZER):
+                read_header(folder / name)
+            weights = {f"weights.{name}": value for name, value in read_arrays(folder / weights_name).items()}
+            return position, {**weights, **read_arrays(folder / _OPTIMIZER)}
         except (OSError, ValueError, TypeError, CheckpointError) as error:
             raise ModelError(
                 f"Cannot go on from {folder}: {error}. Remove that folder to go on from the one before."

@@ -16,7 +16,10 @@ from mlx_lm.utils import _get_classes
 from grit_mlx.errors import ArchitectureError, ConfigError, TokenizerError
 from grit_mlx.training.arrays import named_arrays
 
-__all__ = ["TOKENIZER_FILES", "copy_tokenizer", "random_model", "write_random_model"]
+__all__ = ["QUANTIZATION_KEYS", "TOKENIZER_FILES", "copy_tokenizer", "random_model", "write_random_model"]
+
+# Entries of a config.json that say how the weights are packed.
+QUANTIZATION_KEYS = ("quantization", "quantization_config")
 
 TOKENIZER_FILES = (
     "tokenizer.json",

@@ -255,7 +255,7 @@ class TrainingStep:
 
     def generative(self, batch: Sequence[TokenizedChat], *, seed: int) -> StepResult:
         """The generative loss with the router's, and its gradient."""
-        shares = self._expert_shares(batch)
+        shares = self._expert_shares(batch, seed)
         total: Gradients | None = None
         found: dict[str, mx.array] = {}
         for chunk in self._generative_chunks(batch, seed):
@@ -270,7 +270,7 @@ class TrainingStep:
 
     def generative_loss(self, batch: Sequence[TokenizedChat]) -> dict[str, float]:
         """The generative losses alone."""
-        shares = self._expert_shares(batch)
+        shares = self._expert_shares(batch, seed=0)
         found: dict[str, mx.array] = {}
         for chunk in self._generative_chunks(batch, seed=0):
             _, parts = self._generative_chunk(chunk.ids, chunk.real, chunk.marked, self._scale(batch), shares)
@@ -293,7 +293,7 @@ class TrainingStep:
         learned = sum(int(chat.learned[1:].sum()) for chat in batch)
         return mx.array(1.0 / (len(batch) if self.training.generative_loss == "token" else learned))
 
-    def _expert_shares(self, batch: Sequence[TokenizedChat]) -> dict[str, mx.array]:
+    def _expert_shares(self, batch: Sequence[TokenizedChat], seed: int) -> dict[str, mx.array]:
         """How often each expert is chosen in the whole batch, which the balance loss of every part needs.
 
         One more pass without gradient, only for mixtures of experts.
@@ -301,7 +301,8 @@ class TrainingStep:
         if self._routers is None:
             return {}
         counts = mx.array(0.0)
-        for chunk in self._generative_chunks(batch, seed=0):
+        for chunk in self._generative_chunks(batch, seed):
+            mx.random.seed(chunk.seed)  # the dropout of the pass that learns
             with self._routers.noting() as logits:
                 mx.eval(self.trainee.model(chunk.ids))
             counts = counts + expert_sums(logits, chunk.real, self._routers.experts_per_token)[1]
