@@ -35,7 +35,7 @@ from grit_mlx.training.rows import EMBEDDING, GENERATIVE
 from grit_mlx.training.scratch import write_random_model
 from grit_mlx.training.settings import TrainingSettings
 from grit_mlx.training.step import Trainee, TrainingStep
-from grit_mlx.training.token_files import TokenOptions
+from grit_mlx.training.token_files import TokenOptions, find_data_files, stem
 
 __all__ = ["Data", "Preparation", "is_quantized", "prepare_data", "prepare_model"]
 
@@ -229,7 +229,16 @@ def prepare_data(
     )
     kinds = tuple(kind for kind, wanted in ((EMBEDDING, settings.embeds), (GENERATIVE, settings.generates)) if wanted)
     folder = Path(settings.data).expanduser()
-    train = load_files(folder, tokenizer, options, cache=cache, kinds=kinds, progress=progress)
+    load = partial(
+        load_files,
+        tokenizer=tokenizer,
+        options=options,
+        cache=cache,
+        kinds=kinds,
+        progress=progress,
+        outside=Path(settings.adapter_path).expanduser(),
+    )
+    train = load(folder)
     for kind in kinds:
         if not train[kind]:
             other = EMBEDDING if kind == GENERATIVE else GENERATIVE
@@ -240,16 +249,14 @@ def prepare_data(
     check_weights(settings.data_weights, [part for files in train.values() for part in files])
     if settings.embeds:
         _check_vectors(train[EMBEDDING], settings, vector_size)
-    held_out: dict[str, Files]
-    valid = Path(settings.valid).expanduser() if settings.valid else folder
-    if settings.valid or (folder.is_dir() and any(folder.rglob("valid.jsonl*"))):
-        held_out = load_files(
-            valid, tokenizer, options, cache=cache, kinds=kinds, progress=progress, held_out=settings.valid is None
-        )
-    else:
-        split = {kind: split_files(files, settings.val_rows, settings.seed) for kind, files in train.items()}
-        train = {kind: kept for kind, (kept, _) in split.items()}
-        held_out = {kind: out for kind, (_, out) in split.items()}
+    held_out: dict[str, Files] = {}
+    if settings.valid:
+        held_out = load(Path(settings.valid).expanduser())
+    elif folder.is_dir() and any(stem(path) == "valid" for path in find_data_files(folder)):
+        held_out = load(folder, held_out=True)
+    if not settings.valid:
+        for kind in [kind for kind in kinds if not held_out.get(kind)]:
+            train[kind], held_out[kind] = split_files(train[kind], settings.val_rows, settings.seed)
     return Data(
         embedding=_embedding(train.get(EMBEDDING, []), settings, settings.batch_size, world),
         generative=_generative(train.get(GENERATIVE, []), settings, settings.generative_batch_size, world),

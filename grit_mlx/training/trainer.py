@@ -98,7 +98,8 @@ def train(settings: TrainingSettings, callbacks: Sequence[Callback] = ()) -> Tra
     """
     if settings.data is None:
         raise ArgumentError("There is nothing to train on: name a folder of data.")
-    find_data_files(Path(settings.data).expanduser())  # before the model is loaded, which may take a while
+    # Before the model is loaded, which may take a while.
+    find_data_files(Path(settings.data).expanduser(), outside=Path(settings.adapter_path).expanduser())
     world = World()
     told = list(callbacks) if world.is_first else []
     sets = [load_set(Path(path).expanduser()) for path in settings.evaluate]

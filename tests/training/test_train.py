@@ -349,6 +349,13 @@ def test_a_validation_that_is_not_finite_is_not_the_best(settings: Make, monkeyp
     assert result.best_step == 3
 
 
+def test_kinds_without_a_valid_file_are_split(settings: Make, data: Path) -> None:
+    write_rows(data / "embedding" / "valid.jsonl", embedding_rows(8))
+    record = run(settings(iters=1, steps_per_eval=1))
+    assert record.plan is not None and record.plan.rows == {"embedding": 70, "generative": 36}
+    assert set(record.validations[-1].losses) == {"embedding", "generative"}
+
+
 def test_the_folder_is_of_use_before_the_end(settings: Make, tiny_model: Path) -> None:
     made = settings(iters=3, save_every=2)
 
