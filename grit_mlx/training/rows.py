@@ -132,7 +132,7 @@ def _instructed(value: object, where: str) -> InstructedText:
     if isinstance(value, str):
         return "", _filled(value, where)
     if isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value):
-        return value[0].strip(_STRIPPED), _filled(value[1], where)
+        return _readable(value[0].strip(_STRIPPED), where), _filled(value[1], where)
     raise ArgumentError(f"{where} must be a text or [instruction, text], not {_shown(value)}")
 
 
@@ -191,6 +191,10 @@ def _filled(value: object, where: str) -> str:
         raise ArgumentError(f"{where} must be a text, not {_shown(value)}")
     if not value.strip():
         raise ArgumentError(f"{where} is empty")
+    return _readable(value, where)
+
+
+def _readable(value: str, where: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:

@@ -54,6 +54,7 @@ BAD = [
     ('{"query": "a", "pos": ["b"], "query_vector": [NaN], "pos_vectors": [[1]]}', "must be lists of numbers"),
     ('{"query": "a", "pos": ["b"], "query_vector": [1], "pos_vectors": 3}', "pos_vectors must be a list of vectors"),
     ('{"query": "a", "pos": ["b"], "pos_vectors": [[1]]}', "it has pos_vectors and no query_vector"),
+    ('{"query": ["\\udc00", "a"], "pos": ["b"]}', "query holds half a character ('\\udc00')"),
     ('{"query": "a", "pos": ["b \\ud800"]}', "pos[0] holds half a character ('\\ud800')"),
     ("null", "a row must be a JSON object, not null"),
 ]
