@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from grit_mlx.atomic import atomic_path
 from grit_mlx.cli import console, options
 from grit_mlx.cli.wording import number_of, size_of
 from grit_mlx.errors import ArgumentError, DependencyError, OutputError
@@ -123,14 +124,11 @@ def _default(name: str) -> Any:
 
 def _write_new_config(path: Path, given: Mapping[str, Any]) -> None:
     text = commented_yaml(**{"model": "gritlm-7b", "data": "data", **_resolved(None, given)})
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise OutputError(f"{path} exists already. Name another file with --config, or remove it.") from None
-    except OSError as error:
-        raise OutputError(f"Cannot write {path}: {error.strerror}.") from error
-    console.write(f"{path} holds all settings. Change them, then: grit train --config {path}")
+    if path.exists():
+        raise OutputError(f"{path} exists already. Name another file with --config, or remove it.")
+    with atomic_path(path, overwrite=False) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+    console.write(f"{path} holds all settings. Change them, then: grit train --config {shlex.quote(str(path))}")
 
 
 def _convert_adapter(settings: TrainingSettings, export: str | None, imported: str | None) -> None:

@@ -15,7 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from grit_mlx.errors import ArgumentError, ConfigError, OutputError
+from grit_mlx.atomic import atomic_path, output_errors
+from grit_mlx.errors import ArgumentError, ConfigError
 from grit_mlx.settings import ATTENTION, POOLING
 
 __all__ = ["MODES", "TrainingSettings", "commented_yaml", "groups", "read_yaml", "settings_from", "write_yaml"]
@@ -266,11 +267,10 @@ def write_yaml(path: Path, settings: TrainingSettings) -> None:
     """
     import yaml
 
-    try:
+    with output_errors(str(path.parent)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(asdict(settings), sort_keys=False, allow_unicode=True), encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"Cannot write {path}: {error.strerror}.") from error
+    with atomic_path(path) as unfinished:
+        unfinished.write_text(yaml.safe_dump(asdict(settings), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def groups() -> dict[str, list[Any]]:

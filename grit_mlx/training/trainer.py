@@ -19,7 +19,7 @@ import numpy as np
 from mlx.utils import tree_unflatten
 
 from grit_mlx import backend
-from grit_mlx.errors import ArgumentError, MemoryLimitError, ModelError, NonFiniteError, OutputError
+from grit_mlx.errors import ArgumentError, MemoryLimitError, ModelError, NonFiniteError
 from grit_mlx.evaluation.retrieval import load_set
 from grit_mlx.settings import write_settings
 from grit_mlx.training import adapters
@@ -159,7 +159,7 @@ class _Run:
         self.validation: ValidationReport | None = None
         self.losses: dict[str, float] = {}
         self.reports = _Means()
-        self._published: int | None = None
+        self._published: Path | None = None
         # Sized now, so that a resumed optimizer finds its state in place.
         prepared.optimizer.init(prepared.trainee.trainable_parameters())  # type: ignore[no-untyped-call]
 
@@ -341,6 +341,7 @@ class _Run:
             weights_name=self._weights_name,
             optimizer={name: value for name, value in state.items() if not name.startswith("weights.")},
             keep_last=self.settings.keep_last,
+            describe=self._describe,
         )
         # The run's folder is of use at any time, not only at its end.
         if self.position.best_step in (None, self.position.step):
@@ -420,33 +421,31 @@ class _Run:
             processes=self.world.size,
         )
 
+    def _describe(self, folder: Path) -> None:
+        """Write beside the weights what makes them an adapter, or a model, that loads."""
+        loaded, step = self.prepared.loaded, self.position.step
+        if self.prepared.layout is not None:
+            about = {"model": self.settings.model, "grit_mlx": {"step": step, "mode": self.settings.mode}}
+            adapters.write_layout(folder, self.prepared.layout, about=about)
+        else:
+            config = dict(loaded.config)
+            if not is_quantized(loaded.model):  # widened when it was loaded
+                config = {name: value for name, value in config.items() if name not in QUANTIZATION_KEYS}
+            (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            copy_tokenizer(loaded.folder, folder)
+        if loaded.projection is not None and (loaded.folder / "projection.safetensors").exists():
+            shutil.copyfile(loaded.folder / "projection.safetensors", folder / "projection.safetensors")
+        origin = {"tuned_from": str(self.settings.model or "scratch"), "steps": step}
+        write_settings(folder, replace(loaded.settings, about={**loaded.settings.about, **origin}))
+
     def _publish(self) -> None:
         """Put the best weights, or without validation the last, where the result is expected."""
         found = self.folder.checkpoints()
         best = self.position.best_step
-        if not found or (best or self.position.step) == self._published:
-            return
         source = next((path for path in found if best is not None and path.name == f"step-{best:08d}"), found[-1])
-        path, loaded = self.folder.path, self.prepared.loaded
-        try:
-            if self.prepared.layout is not None:
-                about = {"model": self.settings.model, "grit_mlx": {"step": best, "mode": self.settings.mode}}
-                adapters.write_layout(path, self.prepared.layout, about=about)
-            else:
-                config = dict(loaded.config)
-                if not is_quantized(loaded.model):  # widened when it was loaded
-                    config = {name: value for name, value in config.items() if name not in QUANTIZATION_KEYS}
-                (path / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-                copy_tokenizer(loaded.folder, path)
-            if loaded.projection is not None and (loaded.folder / "projection.safetensors").exists():
-                shutil.copyfile(loaded.folder / "projection.safetensors", path / "projection.safetensors")
-            origin = {"tuned_from": str(self.settings.model or "scratch"), "steps": self.position.step}
-            write_settings(path, replace(loaded.settings, about={**loaded.settings.about, **origin}))
-        except OSError as error:
-            raise OutputError(f"Cannot write {path}: {error.strerror}.") from error
-        # The weights last: whoever finds them finds the rest.
-        self.folder.publish([self._weights_name], source)
-        self._published = best or self.position.step
+        if source != self._published:
+            self.folder.publish(source, self._weights_name)
+            self._published = source
 
     def _tell(self, event: str, *arguments: Any) -> None:
         for callback in self.callbacks:

@@ -16,7 +16,7 @@ from mlx_lm.utils import load as mlx_lm_load
 from mlx_lm.utils import quantize_model, save_config, save_model
 
 from grit_mlx import GritLM
-from grit_mlx.errors import AdapterError, ArgumentError
+from grit_mlx.errors import AdapterError, ArgumentError, OutputError
 from grit_mlx.loading import load
 from grit_mlx.training import adapters
 from grit_mlx.training.adapters import AdapterLayout, attach_adapter, choose_keys, count_trainable
@@ -152,6 +152,25 @@ def test_peft_config_variants() -> None:
     config = {"r": 4, "lora_alpha": 8, "use_rslora": True}
     layout, weights = from_peft(config, {name: mx.zeros((4, 32))}, layers=2)
     assert layout.scale == 4.0 and weights["model.layers.0.self_attn.q_proj.lora_a"].shape == (32, 4)
+
+
+def test_a_full_disk(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing incomplete is left where a model or an adapter is looked for."""
+    write_adapter(tmp_path / "a", tiny_model)
+    export_peft(tmp_path / "a", tmp_path / "peft", base="base", layers=2)
+
+    def full(path: str, *_arguments: Any, **_options: Any) -> None:
+        Path(path).write_bytes(b"x" * 100)
+
+    monkeypatch.setattr(mx, "save_safetensors", full)
+    for write in (
+        lambda folder: fuse(tiny_model, tmp_path / "a", folder),
+        lambda folder: export_peft(tmp_path / "a", folder, base="base", layers=2),
+        lambda folder: import_peft(tmp_path / "peft", folder, layers=2),
+    ):
+        with pytest.raises(OutputError, match=r"Cannot write .*full: the disk is full\. Make room"):
+            write(tmp_path / "full")
+        assert not list(tmp_path.glob("full/*config.json")) and not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])
