@@ -78,6 +78,8 @@ def _train(
     from grit_mlx.training.distributed import World
     from grit_mlx.training.trainer import train as run
 
+    if not World().is_first:
+        console.set_up(quiet=True, verbose=verbose)  # one process tells
     display: Any = _Display(settings)  # a Callback, whose module brings mlx
     try:
         with display.shown():

@@ -19,7 +19,7 @@ import numpy as np
 from mlx.utils import tree_unflatten
 
 from grit_mlx import backend
-from grit_mlx.errors import ArgumentError, MemoryLimitError, ModelError, NonFiniteError
+from grit_mlx.errors import ArgumentError, GritError, MemoryLimitError, ModelError, NonFiniteError
 from grit_mlx.evaluation.retrieval import load_set
 from grit_mlx.settings import write_settings
 from grit_mlx.training import adapters
@@ -103,6 +103,16 @@ def train(settings: TrainingSettings, callbacks: Sequence[Callback] = ()) -> Tra
     world = World()
     told = list(callbacks) if world.is_first else []
     sets = [load_set(Path(path).expanduser()) for path in settings.evaluate]
+    try:
+        return _begun(settings, world, sets, told).run()
+    except RuntimeError as error:
+        if world.size > 1 and "connection to a peer" in str(error):
+            raise GritError("Another process of this run has ended, so this one stops as well.") from error
+        raise
+
+
+def _begun(settings: TrainingSettings, world: World, sets: Sequence[Any], told: list[Callback]) -> _Run:
+    """All that comes before the first step."""
     folder = RunFolder(Path(settings.adapter_path).expanduser())
     if world.is_first:
         _check_folder(folder, settings)
@@ -116,11 +126,9 @@ def train(settings: TrainingSettings, callbacks: Sequence[Callback] = ()) -> Tra
         settings, prepared.loaded.tokenizer._tokenizer, world, on_rows, vector_size=prepared.vector_size
     )
     if world.is_first:
-        told += [
-            JsonLog(folder.path / "log.jsonl"),
-            *make_reporters(settings.report_to, folder.path, settings.project_name),
-        ]
-    return _Run(settings, world, folder, prepared, data, sets, told).run()
+        reporters = make_reporters(settings.report_to, folder.path, settings.project_name)
+        told = [*told, JsonLog(folder.path / "log.jsonl"), *reporters]
+    return _Run(settings, world, folder, prepared, data, sets, told)
 
 
 def _check_folder(folder: RunFolder, settings: TrainingSettings) -> None:
