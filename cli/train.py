@@ -25,8 +25,6 @@ from grit_mlx.errors import ArgumentError, DependencyError, OutputError
 from grit_mlx.training.settings import TrainingSettings, commented_yaml, groups, read_yaml, settings_from
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from grit_mlx.training.callbacks import Plan, StepReport, ValidationReport
     from grit_mlx.training.trainer import TrainingResult
 
@@ -176,7 +174,7 @@ class _Display:
 
     def __init__(self, settings: TrainingSettings) -> None:
         self._settings = settings
-        self._bars: Progress | None = None
+        self._bars: Any = None
         self._task: Any = None
         self._step: int | None = None
         self._saved = 0
@@ -189,14 +187,20 @@ class _Display:
             yield
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.text import Text
 
-        columns = (
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.description}"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=console.error_console(), transient=True) as bars:
+        class TwoLines(Progress):
+            """The bar, and below it the figures, for which a terminal of 80 columns has no room beside it."""
+
+            figures = ""
+
+            def get_renderables(self) -> Iterator[Any]:
+                yield from super().get_renderables()
+                if self.figures:
+                    yield Text(self.figures, no_wrap=True, overflow="ellipsis")
+
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+        with TwoLines(*columns, console=console.error_console(), transient=True) as bars:
             self._bars = bars
             try:
                 yield
@@ -259,7 +263,8 @@ class _Display:
             minutes = math.ceil(seconds * (self._settings.iters - report.step) / 60)
             console.note(f"a step takes {seconds:.2g} s: about {number_of(minutes, 'minute')} to go")
         if self._bars is not None:
-            self._bars.update(self._task, completed=report.step, description=_line(report))
+            self._bars.figures = _line(report)
+            self._bars.update(self._task, completed=report.step)
 
     def on_report(self, report: StepReport) -> None:
         """A line, where there is no bar."""
