@@ -87,8 +87,15 @@ def choose_keys(model: nn.Module, *, experts: bool = False, router: bool = False
         model: mlx-lm's model.
         experts: also adapt the experts of a mixture.
         router: also adapt its routers.
+
+    Raises:
+        ArgumentError: experts or routers are asked for, and the model has none.
     """
     routers = {id(gate) for gate in find_routers(model).values()}
+    has_experts = any(isinstance(module, _EXPERTS) for _, module in model.named_modules())
+    for name, wanted, there in (("adapt_experts", experts, has_experts), ("adapt_router", router, bool(routers))):
+        if wanted and not there:
+            raise ArgumentError(f"{name} is for mixtures of experts, and this model is none: leave it out.")
     keys: dict[str, None] = {}  # ordered
     for layer in model.layers:
         for name, module in reversed(layer.named_modules()):
@@ -109,7 +116,9 @@ def attach_adapter(model: nn.Module, layout: AdapterLayout) -> None:
     present |= {name for name, _ in model.named_modules()}
     for key in layout.keys:
         if key not in present:
-            known = ", ".join(choose_keys(model, experts=True, router=True))
+            known = ", ".join(
+                name for name, module in model.layers[-1].named_modules() if isinstance(module, adaptable)
+            )
             raise ArgumentError(f"The model has no layer {key!r} to adapt: there are {known}.")
     model.freeze()
     # num_layers counts from the last block; mlx-lm takes 0 or less for all.

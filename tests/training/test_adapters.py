@@ -73,6 +73,9 @@ def test_routers_and_experts_only_when_asked(tiny_model: Path, tiny_mixtral: Pat
     experts = {f"block_sparse_moe.switch_mlp.{name}_proj" for name in ("gate", "down", "up")}
     assert set(choose_keys(mixtral, experts=True)) == {*LINEAR, *experts}
     assert set(choose_keys(mixtral, router=True)) == {*LINEAR, "block_sparse_moe.gate"}
+    for name, asked in (("adapt_experts", {"experts": True}), ("adapt_router", {"router": True})):
+        with pytest.raises(ArgumentError, match=f"{name} is for mixtures of experts, and this model is none"):
+            choose_keys(load(tiny_model).model, **asked)
     attach_adapter(mixtral, AdapterLayout("lora", -1, 4, 1.0, 0.0, choose_keys(mixtral)))
     assert all("self_attn" in name and "lora_" in name for name, _ in named_arrays(mixtral.trainable_parameters()))
     found = count_trainable(mixtral)
