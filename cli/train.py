@@ -157,7 +157,7 @@ def _tell_result(settings: TrainingSettings, result: TrainingResult) -> None:
     try:
         plot_curves(folder / "curves.png", {"": read_log(folder / "log.jsonl")})
         console.note(f"the curves are in {folder / 'curves.png'}")
-    except DependencyError as error:
+    except (DependencyError, OutputError) as error:  # the run itself went well
         console.note(str(error))
     kind = "adapter" if result.is_adapter else "model"
     console.write(f"The tuned {kind} is in {folder} (step {result.best_step}).")
@@ -258,7 +258,7 @@ class _Display:
         """The bar moves on."""
         self._step = report.step
         self._seconds.append(report.seconds)
-        if len(self._seconds) == _STEPS_TO_MEASURE:
+        if len(self._seconds) == _STEPS_TO_MEASURE and report.step < self._settings.iters:
             seconds = min(self._seconds)
             minutes = math.ceil(seconds * (self._settings.iters - report.step) / 60)
             console.note(f"a step takes {seconds:.2g} s: about {number_of(minutes, 'minute')} to go")

@@ -201,10 +201,13 @@ def test_fusing_into_quantised_weights_is_measured(tiny_model: Path, tmp_path: P
     assert GritLM(tmp_path / "fused", dtype="stored").encode(["a"]).shape == (1, 32)
 
 
-def test_mlx_lm_loads_our_adapters(tiny_model: Path, tmp_path: Path) -> None:
-    write_adapter(tmp_path / "a", tiny_model)
-    theirs = mlx_lm_load(str(tiny_model), adapter_path=str(tmp_path / "a"))[0]
-    ours = load(tiny_model, adapter_path=tmp_path / "a").model
+@pytest.mark.parametrize("kind", ["lora", "dora", "one layer", "experts"])
+def test_mlx_lm_loads_our_adapters(tiny_model: Path, tiny_mixtral: Path, tmp_path: Path, kind: str) -> None:
+    by_kind: dict[str, dict[str, Any]] = {"one layer": {"num_layers": 1}, "experts": {"keys": EXPERT_KEYS}}
+    model = tiny_mixtral if kind == "experts" else tiny_model
+    write_adapter(tmp_path / "a", model, kind if kind == "dora" else "lora", **by_kind.get(kind, {}))
+    theirs = mlx_lm_load(str(model), adapter_path=str(tmp_path / "a"))[0]
+    ours = load(model, adapter_path=tmp_path / "a").model
     ids = mx.array([[1, 20, 30, 40]])
     np.testing.assert_allclose(theirs(ids), ours(ids), atol=1e-5)
 
