@@ -138,7 +138,7 @@ def from_peft(
         fine_tune_type="dora" if config.get("use_dora") else "lora",
         num_layers=layers - first if first else -1,
         rank=rank,
-        scale=alpha / (math.sqrt(rank) if config.get("use_rslora") else rank),
+        scale=_scale(alpha, math.sqrt(rank) if config.get("use_rslora") else rank),
         dropout=float(config.get("lora_dropout") or 0.0),
         keys=tuple(dict.fromkeys(match[2] for match in found if match)),
     )
@@ -213,6 +213,13 @@ def _split(name: str) -> tuple[str, str]:
     if plain.endswith(".lora_magnitude_vector"):
         return plain.removesuffix(".lora_magnitude_vector"), "lora_magnitude_vector.weight"
     raise AdapterError(f"The PEFT adapter's tensor {name} is not one of a LoRA or DoRA layer.")
+
+
+def _scale(alpha: float, over: float) -> float:
+    """``alpha / over``, as it was before somebody multiplied it: 0.1 x 3 / 3 is not 0.1."""
+    scale = alpha / over
+    short = float(f"{scale:.15g}")
+    return short if short * over == alpha else scale
 
 
 def _target(key: str) -> str:

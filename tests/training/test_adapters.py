@@ -150,6 +150,14 @@ def test_peft_adapters_that_cannot_be_used(config: dict[str, Any], name: str | N
         from_peft({"peft_type": "LORA", "r": 4, **config}, {name: mx.zeros((4, 32))}, layers=2)
 
 
+@pytest.mark.parametrize(("scale", "rank"), [(0.1, 3), (2.7, 7), (16 / 3, 3), (2.0, 64), (0.3, 10)])
+def test_the_strength_comes_back_exactly(scale: float, rank: int) -> None:
+    weights = {"model.layers.0.self_attn.q_proj.lora_a": mx.zeros((32, rank))}
+    layout = AdapterLayout("lora", -1, rank, scale, 0.0, ("self_attn.q_proj",))
+    config, tensors = to_peft(layout, weights, base="base", layers=2)
+    assert from_peft(config, tensors, layers=2)[0].scale == scale
+
+
 def test_peft_config_variants() -> None:
     name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight"
     config = {"r": 4, "lora_alpha": 8, "use_rslora": True}
