@@ -63,6 +63,10 @@ class Trainee(nn.Module):
         if learn_temperature:
             self.temperature_change = mx.array(0.0)
 
+    def beside(self) -> dict[str, mx.array]:
+        """What is trained beside the model's own weights, by name."""
+        return {name: self[name] for name in ("temperature_change",) if name in self}
+
     def temperature(self, start: float) -> mx.array | float:
         """What similarities are divided by now."""
         return start * mx.exp(self.temperature_change) if "temperature_change" in self else start
@@ -163,7 +167,7 @@ class TrainingStep:
         for chunk in chunks:
             representations.append(self._forward(chunk))
             mx.eval(representations[-1])
-        parameters = {key: self.trainee[key] for key in ("temperature_change",) if key in self.trainee}
+        parameters = self.trainee.beside()
         return _numbers(self._embedding_losses(batch, chunks, parameters, self._assembled(representations, chunks))[1])
 
     def _embedding_chunks(self, batch: EmbeddingBatch, seed: int) -> list[_Chunk]:
@@ -201,7 +205,7 @@ class TrainingStep:
         """``loss`` for ``cached_gradients``: its values, and its gradient for each chunk of this process."""
 
         def compute(representations: list[mx.array]) -> Any:
-            parameters = {key: self.trainee[key] for key in ("temperature_change",) if key in self.trainee}
+            parameters = self.trainee.beside()
             everything = self._assembled(representations, chunks)
             function = mx.value_and_grad(loss, argnums=(0, 1))
             (_, found), (for_parameters, for_rows) = function(parameters, everything)

@@ -493,10 +493,9 @@ class _Means:
 
 def _state(trainee: Trainee, optimizer: optim.Optimizer) -> dict[str, mx.array]:
     """All that changes from step to step: trained weights, what is trained beside them, the optimizer's state."""
-    beside = {name: trainee[name] for name in ("temperature_change",) if name in trainee}
     return {
         **{f"weights.{name}": value for name, value in named_arrays(trainee.model.trainable_parameters())},
-        **{f"trainee.{name}": value for name, value in beside.items()},
+        **{f"trainee.{name}": value for name, value in trainee.beside().items()},
         **{f"optimizer.{name}": value for name, value in named_arrays(optimizer.state)},
     }
 

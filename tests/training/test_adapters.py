@@ -119,9 +119,10 @@ def test_peft_there_and_back_is_exact(tiny_model: Path, tiny_mixtral: Path, tmp_
     np.testing.assert_array_equal(*vectors)
 
 
-def test_peft_names_and_formula(tiny_model: Path, tmp_path: Path) -> None:
-    """Not only its own inverse: PEFT's names, shapes and W + alpha / r B A."""
-    weights = write_adapter(tmp_path / "a", tiny_model, keys=("self_attn.q_proj",))
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_peft_names_and_formula(tiny_model: Path, tmp_path: Path, kind: str) -> None:
+    """Not only its own inverse: PEFT's names, shapes and W + alpha / r B A, which DoRA gives rows of length m."""
+    weights = write_adapter(tmp_path / "a", tiny_model, kind, keys=("self_attn.q_proj",))
     config, tensors = to_peft(adapters.read_layout(tmp_path / "a"), weights, base="base", layers=2)
     assert (config["r"], config["lora_alpha"], config["target_modules"]) == (4, 10, ["self_attn.q_proj"])
     name = "base_model.model.model.layers.1.self_attn.q_proj"
@@ -130,8 +131,12 @@ def test_peft_names_and_formula(tiny_model: Path, tmp_path: Path) -> None:
     loaded = load(tiny_model, adapter_path=tmp_path / "a")
     layer = loaded.model.layers[1].self_attn.q_proj
     x = np.random.default_rng(0).normal(size=(3, 32))
-    expected = x @ (np.array(layer.linear.weight, dtype=np.float64) + config["lora_alpha"] / config["r"] * b @ a).T
-    np.testing.assert_allclose(layer(mx.array(x.astype(np.float32))), expected, atol=1e-4)
+    adapted = np.array(layer.linear.weight, dtype=np.float64) + config["lora_alpha"] / config["r"] * b @ a
+    assert config["use_dora"] == (kind == "dora")
+    if kind == "dora":
+        magnitude = np.array(tensors[f"{name}.lora_magnitude_vector.weight"], dtype=np.float64)
+        adapted *= magnitude[:, None] / np.linalg.norm(adapted, axis=1, keepdims=True)
+    np.testing.assert_allclose(layer(mx.array(x.astype(np.float32))), x @ adapted.T, atol=1e-4)
 
 
 @pytest.mark.parametrize(
