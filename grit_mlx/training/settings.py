@@ -9,7 +9,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -336,9 +336,10 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), 1)
-    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}."
+def _nearest(name: str, known: Collection[str]) -> str:
+    if near := difflib.get_close_matches(name, list(known), 1):
+        return f"did you mean {near[0]!r}?"
+    return f"known are {', '.join(known)}." if len(known) < 10 else "`grit train --init` writes a file of all."
 
 
 def _converted(name: str, value: Any, kind: Any) -> Any:

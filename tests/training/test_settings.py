@@ -91,6 +91,7 @@ def test_yaml_reads_numbers_as_people_write_them() -> None:
     ("text", "message"),
     [
         ("itrs: 3", "s.yaml has an unknown setting 'itrs': did you mean 'iters'?"),
+        ("5: x", "s.yaml has an unknown setting '5': `grit train --init` writes a file of all."),
         ("- a", "must hold names and values"),
         ("a: [", "is not YAML"),
     ],
