@@ -359,17 +359,17 @@ class _Run:
     def _resume(self) -> None:
         """Take up the last checkpoint. Only the first process reads it: other machines need not have it."""
         trainee, optimizer = self.prepared.trainee, self.prepared.optimizer
-        state = _state(trainee, optimizer)
+        state = found = _state(trainee, optimizer)
         if self.world.is_first:
             checkpoint = self.folder.checkpoints()[-1]
             self.position, found = self.folder.load(checkpoint, self._weights_name)
-            if missing := state.keys() - found.keys():
-                raise ModelError(f"Cannot go on from {checkpoint}: it has no {min(missing)}, which is trained now.")
-            # In the dtype of now, where another was asked for.
-            state = {name: found[name].astype(value.dtype) for name, value in state.items()}
         self.position = Position(**self.world.from_first(asdict(self.position)))
-        self._check_data()
         self._check_settings()
+        self._check_data()
+        if missing := state.keys() - found.keys():
+            raise ModelError(f"Cannot go on from {checkpoint}: it has no {min(missing)}, which is trained now.")
+        # In the dtype of now, where another was asked for.
+        state = {name: found[name].astype(value.dtype) for name, value in state.items()}
         parts: dict[str, list[tuple[str, mx.array]]] = defaultdict(list)
         for name, value in self.world.arrays_from_first(state).items():
             part, _, rest = name.partition(".")

@@ -219,6 +219,8 @@ def test_what_a_resumed_run_refuses(settings: Make, data: Path) -> None:
     with pytest.raises(ArgumentError, match=r"The run began with batch_size = 8, not 4.* except chunk_size, "):
         run(settings(iters=2, resume=True, batch_size=4))
     assert (Path(made.adapter_path) / "settings.yaml").read_bytes() == written
+    with pytest.raises(ArgumentError, match=r"The run began with fine_tune_type = 'lora', not 'dora'"):
+        run(settings(iters=2, resume=True, fine_tune_type="dora"))
     write_rows(data / "generative" / "chats.jsonl", [{"text": ["a", "b"]}] * 40)
     with pytest.raises(ArgumentError, match=r"The data has changed since the run began \(generative/chats\)"):
         run(settings(iters=2, resume=True))
