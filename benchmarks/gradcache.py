@@ -12,10 +12,12 @@ import json
 import subprocess
 import sys
 import time
+from typing import Any
 
-import grit_mlx  # noqa: F401 - before mlx, for fast matrix products on Linux
+from common import machine, save  # before mlx: it arranges the BLAS
 
-import mlx.core as mx  # isort: skip
+# isort: split
+import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
@@ -42,7 +44,7 @@ CONFIG = {
 
 
 def measure(rows: int, length: int, chunk: int) -> dict[str, float]:
-    """One step of ``rows`` sequences (half of them queries); the second of two, for the first also allocates."""
+    """One step of ``rows`` sequences (half of them queries); the fastest of three, for the first also allocates."""
     trainee = Trainee(random_model(CONFIG, seed=0))
     training = TrainingSettings(group_size=1, chunk_size=chunk, chunk_tokens=1 << 30)
     layers = CONFIG["num_hidden_layers"]
@@ -53,7 +55,7 @@ def measure(rows: int, length: int, chunk: int) -> dict[str, float]:
     half = rows // 2
     batch = EmbeddingBatch(texts[:half], texts[half:], np.arange(half, dtype=np.int32))
     seconds = []
-    for _ in range(2):
+    for _ in range(3):
         mx.clear_cache()
         mx.reset_peak_memory()
         started = time.perf_counter()
@@ -62,7 +64,7 @@ def measure(rows: int, length: int, chunk: int) -> dict[str, float]:
         else:
             mx.eval(step.embedding(batch, seed=0).gradients)
         seconds.append(time.perf_counter() - started)
-    return {"seconds": min(seconds), "megabytes": mx.get_peak_memory() / 1e6}
+    return {"seconds": round(min(seconds), 3), "megabytes": round(mx.get_peak_memory() / 1e6)}
 
 
 def whole(step: TrainingStep, batch: EmbeddingBatch) -> None:
@@ -94,18 +96,15 @@ def main() -> None:
     if arguments.one:
         print(json.dumps(measure(*map(int, arguments.one.split(",")))))
         return
-    print(f"| rows | GradCache, chunks of {CHUNK}: MB | s | whole batch: MB | s | time ratio |")
-    print("|---|---|---|---|---|---|", flush=True)
+    found: list[dict[str, Any]] = []
     rows = 64
     while rows <= arguments.rows:
-        cached = in_a_process(rows, arguments.length, CHUNK)
-        line = f"| {rows} | {cached['megabytes']:.0f} | {cached['seconds']:.2f} |"
+        found.append({"rows": rows, "gradcache": in_a_process(rows, arguments.length, CHUNK)})
         if rows <= arguments.whole:
-            once = in_a_process(rows, arguments.length, rows)
-            ratio = cached["seconds"] / once["seconds"]
-            line += f" {once['megabytes']:.0f} | {once['seconds']:.2f} | {ratio:.2f} |"
-        print(line if rows <= arguments.whole else line + " | | |", flush=True)
+            found[-1]["whole"] = in_a_process(rows, arguments.length, rows)
+        print(json.dumps(found[-1]), file=sys.stderr, flush=True)
         rows *= 2
+    save(f"gradcache-{machine()['device']}", {"chunk": CHUNK, "length": arguments.length, "rows": found})
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """One small model trained at the same number of steps: unified, embedding alone, generating alone; and unified longer.
 
     nice python benchmarks/grit_small.py            all of it, about 35 minutes on two cores; goes on where it stopped
-    python benchmarks/grit_small.py --only report   the table and curves again
+    python benchmarks/grit_small.py --only report   the results and curves again
 
 Needs ../shared (the model, training data and evaluation sets). Writes runs/grit-small/, and from it
-docs/training-results.json and docs/training-curves.png (the latter needs the extra `plots`).
+benchmarks/results/grit_small-*.json and docs/training-curves.png (the latter needs the extra `plots`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from common import machine, save  # before mlx: it arranges the BLAS
+
+# isort: split
 from grit_mlx.evaluation.retrieval import evaluate_set, load_set
 from grit_mlx.gritlm import GritLM
 from grit_mlx.training import TrainingSettings, train
@@ -32,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 CONFIG = ROOT / "benchmarks" / "grit_small.yaml"
 RUNS = Path("runs") / "grit-small"
-RESULTS, CURVES = ROOT / "docs" / "training-results.json", ROOT / "docs" / "training-curves.png"
+CURVES = ROOT / "docs" / "training-curves.png"
 
 # What each run changes of the YAML. The last one asks whether what the unified run lacks is time.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -108,7 +111,6 @@ def measure(settings: TrainingSettings, name: str, model: str) -> dict[str, Any]
     reports = [record for record in log if record["kind"] == "train"]
     if reports:
         each = settings.steps_per_report
-        found["minutes"] = sum(record["seconds"] * each for record in reports) / 60
         found["tokens"] = sum(record["tokens_per_second"] * record["seconds"] * each for record in reports)
         found["peak_megabytes"] = max(record["peak_memory"] for record in reports) / 1e6
     print(f"{name}: {found} ({time.perf_counter() - started:.0f} s)", flush=True)
@@ -127,22 +129,7 @@ def measure_all(settings: TrainingSettings) -> None:
 
 def report(settings: TrainingSettings) -> None:
     results = json.loads((RUNS / "results.json").read_text(encoding="utf-8"))
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    names = ["before", *VARIANTS]
-    print("| | " + " | ".join(names) + " |\n|---|" + "---|" * len(names))
-    rows = {
-        **{f"{one} {'Spearman' if one == 'stsb' else 'nDCG@10'}": ("scores", one) for one in SETS},
-        "held-out embedding loss": ("losses", "embedding"),
-        "held-out generative loss": ("losses", "generative"),
-    }
-    for label, (kind, key) in rows.items():
-        print(f"| {label} | " + " | ".join(f"{results[name][kind][key]:.3f}" for name in names) + " |")
-    retrieval = [one for one in SETS if one != "stsb"]
-    means = [sum(results[name]["scores"][one] for one in retrieval) / len(retrieval) for name in names]
-    print("| mean nDCG@10 | " + " | ".join(f"{mean:.3f}" for mean in means) + " |")
-    for label, key, scale in (("minutes", "minutes", 1), ("million tokens", "tokens", 1e6)):
-        values = [results[name].get(key) for name in names]
-        print(f"| {label} | " + " | ".join("" if v is None else f"{v / scale:.1f}" for v in values) + " |")
+    save(f"grit_small-{machine()['device']}", {"runs": results})
     plot_curves(CURVES, {name: read_log(RUNS / name / "log.jsonl") for name in VARIANTS})
 
 

@@ -1,4 +1,4 @@
-"""Write the tables of docs/performance.md and docs/convert.md from benchmarks/results/*.json.
+"""Write the tables of docs/performance.md, docs/convert.md and docs/training.md from benchmarks/results/*.json.
 
     python benchmarks/report.py
 
@@ -141,9 +141,42 @@ def quantization(results: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def gradcache(results: dict[str, Any]) -> str:
+    chunk = results["chunk"]
+    head = ["rows", f"GradCache, chunks of {chunk}: MB", "s", "whole batch: MB", "s", "time ratio"]
+    rows = []
+    for row in results["rows"]:
+        cached, whole = row["gradcache"], row.get("whole")
+        line = [row["rows"], cached["megabytes"], f"{cached['seconds']:.2f}"]
+        ratio = "" if whole is None else f"{cached['seconds'] / whole['seconds']:.2f}"
+        rows.append([*line, *(["", ""] if whole is None else [whole["megabytes"], f"{whole['seconds']:.2f}"]), ratio])
+    model = f"A random Llama of 4 layers, hidden size 128, {results['length']} tokens a row"
+    return "\n\n".join([described({"model": model, **results}), table(head, rows)])
+
+
+SCORES = ("clapnq_dev", "fairytaleqa_val", "pubmedqa", "scitldr_test", "xquad_en")
+
+
+def grit_small(results: dict[str, Any]) -> str:
+    runs = results["runs"]
+    lines = {
+        **{f"{name}, nDCG@10": [run["scores"][name] for run in runs.values()] for name in SCORES},
+        "mean of the five": [sum(run["scores"][name] for name in SCORES) / len(SCORES) for run in runs.values()],
+        "stsb, Spearman": [run["scores"]["stsb"] for run in runs.values()],
+        "held-out embedding loss": [run["losses"]["embedding"] for run in runs.values()],
+        "held-out generative loss": [run["losses"]["generative"] for run in runs.values()],
+    }
+    rows = [[label, *(f"{value:.3f}" for value in values)] for label, values in lines.items()]
+    rows.append(
+        ["million tokens", *("" if "tokens" not in run else f"{run['tokens'] / 1e6:.1f}" for run in runs.values())]
+    )
+    return "\n\n".join([described({"model": "stories260k", **results}), table(["", *runs], rows)])
+
+
 PAGES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
     "performance.md": {"embed": embed, "generate": generate, "operations": operations},
     "convert.md": {"convert": conversion, "quantization": quantization},
+    "training.md": {"gradcache": gradcache, "grit_small": grit_small},
 }
 
 
