@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import shlex
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,14 +18,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from grit_mlx.atomic import atomic_path
 from grit_mlx.cli import console, options
 from grit_mlx.cli.wording import number_of, size_of
 from grit_mlx.errors import ArgumentError, DependencyError, OutputError
 from grit_mlx.training.settings import TrainingSettings, commented_yaml, groups, read_yaml, settings_from
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from grit_mlx.training.callbacks import Plan, StepReport, ValidationReport
     from grit_mlx.training.trainer import TrainingResult
 
@@ -67,6 +67,8 @@ def _train(
         _write_new_config(Path(config or _NEW_CONFIG), given)
         return
     settings = settings_from(_resolved(config, given))
+    if export_peft and import_peft:
+        raise ArgumentError("Give either --export-peft or --import-peft: one reads what the other writes.")
     if export_peft or import_peft:
         _convert_adapter(settings, export_peft, import_peft)
         return
@@ -74,8 +76,15 @@ def _train(
     from grit_mlx.training.distributed import World
     from grit_mlx.training.trainer import train as run
 
-    with _Display.shown(settings) as display:
-        result = run(settings, [display])
+    if not World().is_first:
+        console.set_up(quiet=True, verbose=verbose)  # one process tells
+    display: Any = _Display(settings)  # a Callback, whose module brings mlx
+    try:
+        with display.shown():
+            result = run(settings, [display])
+    except (KeyboardInterrupt, SystemExit):
+        display.tell_interrupted()
+        raise
     if World().is_first:
         _tell_result(settings, result)
 
@@ -115,14 +124,11 @@ def _default(name: str) -> Any:
 
 def _write_new_config(path: Path, given: Mapping[str, Any]) -> None:
     text = commented_yaml(**{"model": "gritlm-7b", "data": "data", **_resolved(None, given)})
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise OutputError(f"{path} exists already. Name another file with --config, or remove it.") from None
-    except OSError as error:
-        raise OutputError(f"Cannot write {path}: {error.strerror}.") from error
-    console.write(f"{path} holds all settings. Change them, then: grit train --config {path}")
+    if path.exists():
+        raise OutputError(f"{path} exists already. Name another file with --config, or remove it.")
+    with atomic_path(path, overwrite=False) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+    console.write(f"{path} holds all settings. Change them, then: grit train --config {shlex.quote(str(path))}")
 
 
 def _convert_adapter(settings: TrainingSettings, export: str | None, imported: str | None) -> None:
@@ -151,11 +157,14 @@ def _tell_result(settings: TrainingSettings, result: TrainingResult) -> None:
     try:
         plot_curves(folder / "curves.png", {"": read_log(folder / "log.jsonl")})
         console.note(f"the curves are in {folder / 'curves.png'}")
-    except DependencyError as error:
+    except (DependencyError, OutputError) as error:  # the run itself went well
         console.note(str(error))
     kind = "adapter" if result.is_adapter else "model"
     console.write(f"The tuned {kind} is in {folder} (step {result.best_step}).")
-    named = f"--model {settings.model} --adapter {folder}" if result.is_adapter else f"--model {folder}"
+    named = f"--model {shlex.quote(str(folder))}"
+    if result.is_adapter:
+        base = f"--model {shlex.quote(settings.model)} " if settings.model else ""
+        named = f"{base}--adapter {shlex.quote(str(folder))}"
     verb = 'generate "Hello"' if settings.mode == "generative" else 'search "your question" FILE'
     console.write(console.visible(f"Next: grit {verb} {named}"))
 
@@ -163,30 +172,56 @@ def _tell_result(settings: TrainingSettings, result: TrainingResult) -> None:
 class _Display:
     """Tells what happens on stderr: a bar on a terminal, a line for each report elsewhere."""
 
-    def __init__(self, settings: TrainingSettings, bars: Progress | None) -> None:
+    def __init__(self, settings: TrainingSettings) -> None:
         self._settings = settings
-        self._bars = bars
+        self._bars: Any = None
         self._task: Any = None
-        self._start = 0
+        self._step: int | None = None
+        self._saved = 0
         self._seconds: list[float] = []
 
-    @classmethod
     @contextmanager
-    def shown(cls, settings: TrainingSettings) -> Iterator[Any]:
-        """A display for as long as this lasts."""
+    def shown(self) -> Iterator[None]:
+        """Bars for as long as this lasts, where they are wanted."""
         if not console.draws():
-            yield cls(settings, None)
+            yield
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.text import Text
 
-        columns = (
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.description}"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=console.error_console(), transient=True) as bars:
-            yield cls(settings, bars)
+        class TwoLines(Progress):
+            """The bar, and below it the figures, for which a terminal of 80 columns has no room beside it."""
+
+            figures = ""
+
+            def get_renderables(self) -> Iterator[Any]:
+                yield from super().get_renderables()
+                if self.figures:
+                    yield Text(self.figures, no_wrap=True, overflow="ellipsis")
+
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+        with TwoLines(*columns, console=console.error_console(), transient=True) as bars:
+            self._bars = bars
+            try:
+                yield
+            finally:
+                self._bars = None
+
+    def tell_interrupted(self) -> None:
+        """What is left of a run that somebody stopped, and how it goes on."""
+        if self._step is None:
+            return
+        if self._saved:
+            folder = shlex.quote(self._settings.adapter_path)
+            console.note(
+                f"stopped after step {self._step}; step {self._saved} is saved. "
+                f"Go on with: grit train --adapter-path {folder} --resume"
+            )
+        else:
+            console.note(
+                f"stopped after step {self._step}, before the first checkpoint (save_every = "
+                f"{self._settings.save_every}), so nothing is kept"
+            )
 
     def on_rows(self, file: str, rows: int) -> None:
         """Data is being tokenised."""
@@ -198,7 +233,7 @@ class _Display:
 
     def on_start(self, plan: Plan) -> None:
         """What will be trained, and whether it fits."""
-        self._start = plan.start
+        self._step = self._saved = plan.start
         percent = 100 * plan.trained / plan.parameters
         console.note(f"training {plan.trained:,} of {plan.parameters:,} parameters ({percent:.3g} %) in {plan.run}")
         rows = [
@@ -221,13 +256,15 @@ class _Display:
 
     def on_step(self, report: StepReport) -> None:
         """The bar moves on."""
+        self._step = report.step
         self._seconds.append(report.seconds)
-        if len(self._seconds) == _STEPS_TO_MEASURE:
+        if len(self._seconds) == _STEPS_TO_MEASURE and report.step < self._settings.iters:
             seconds = min(self._seconds)
             minutes = math.ceil(seconds * (self._settings.iters - report.step) / 60)
             console.note(f"a step takes {seconds:.2g} s: about {number_of(minutes, 'minute')} to go")
         if self._bars is not None:
-            self._bars.update(self._task, completed=report.step, description=_line(report))
+            self._bars.figures = _line(report)
+            self._bars.update(self._task, completed=report.step)
 
     def on_report(self, report: StepReport) -> None:
         """A line, where there is no bar."""
@@ -241,7 +278,8 @@ class _Display:
         console.note(f"step {report.step}: held out {'  '.join(found)}{best}")
 
     def on_checkpoint(self, folder: Path) -> None:
-        """Only with --verbose."""
+        """Told only with --verbose."""
+        self._saved = self._step or 0
         if console.verbose():
             console.note(f"wrote {folder}")
 

@@ -35,6 +35,7 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapters.safetensors"
 
 _LINEAR = (nn.Linear, nn.QuantizedLinear)
 _EXPERTS = (SwitchLinear, QuantizedSwitchLinear)
+_ADAPTABLE = (*_LINEAR, *_EXPERTS)
 
 
 @dataclass(frozen=True)
@@ -87,14 +88,21 @@ def choose_keys(model: nn.Module, *, experts: bool = False, router: bool = False
         model: mlx-lm's model.
         experts: also adapt the experts of a mixture.
         router: also adapt its routers.
+
+    Raises:
+        ArgumentError: experts or routers are asked for, and the model has none.
     """
     routers = {id(gate) for gate in find_routers(model).values()}
+    has_experts = any(isinstance(module, _EXPERTS) for _, module in model.named_modules())
+    for name, wanted, there in (("adapt_experts", experts, has_experts), ("adapt_router", router, bool(routers))):
+        if wanted and not there:
+            raise ArgumentError(f"{name} is for mixtures of experts, and this model is none: leave it out.")
     keys: dict[str, None] = {}  # ordered
     for layer in model.layers:
         for name, module in reversed(layer.named_modules()):
             is_router = id(module) in routers
             wanted = router if is_router else isinstance(module, _LINEAR) or (experts and isinstance(module, _EXPERTS))
-            if wanted and isinstance(module, (*_LINEAR, *_EXPERTS)):
+            if wanted and isinstance(module, _ADAPTABLE):
                 keys[name] = None
     return tuple(keys)
 
@@ -109,8 +117,8 @@ def attach_adapter(model: nn.Module, layout: AdapterLayout) -> None:
     present |= {name for name, _ in model.named_modules()}
     for key in layout.keys:
         if key not in present:
-            known = ", ".join(choose_keys(model, experts=True, router=True))
-            raise ArgumentError(f"The model has no layer {key!r} to adapt: there are {known}.")
+            linear = [name for name, module in model.layers[-1].named_modules() if isinstance(module, _ADAPTABLE)]
+            raise ArgumentError(f"The model has no layer {key!r} to adapt: there are {', '.join(reversed(linear))}.")
     model.freeze()
     # num_layers counts from the last block; mlx-lm takes 0 or less for all.
     if layout.num_layers > len(model.layers):

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from grit_mlx.errors import DependencyError, OutputError
+from grit_mlx.atomic import atomic_path, output_errors
+from grit_mlx.errors import DependencyError
 from grit_mlx.training.memory import MemoryEstimate
 
 __all__ = ["Callback", "JsonLog", "Plan", "StepReport", "ValidationReport", "make_reporters", "read_log"]
@@ -120,22 +121,20 @@ class JsonLog(Callback):
     def on_start(self, plan: Plan) -> None:
         """Drop what was logged after the step that is gone on from, or everything."""
         kept = [line for line in read_log(self._path) if line["step"] <= plan.start] if plan.start else []
-        self._write("w", kept)
+        with atomic_path(self._path) as unfinished:
+            unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
     def on_report(self, report: StepReport) -> None:
         """Write a line."""
-        self._write("a", [{"kind": "train", **asdict(report)}])
+        self._write({"kind": "train", **asdict(report)})
 
     def on_validation(self, report: ValidationReport) -> None:
         """Write a line."""
-        self._write("a", [{"kind": "validation", **asdict(report)}])
+        self._write({"kind": "validation", **asdict(report)})
 
-    def _write(self, mode: str, records: Sequence[Mapping[str, Any]]) -> None:
-        try:
-            with self._path.open(mode, encoding="utf-8") as file:
-                file.writelines(json.dumps(record) + "\n" for record in records)
-        except OSError as error:
-            raise OutputError(f"Cannot write {self._path}: {error.strerror}.") from error
+    def _write(self, record: Mapping[str, Any]) -> None:
+        with output_errors(str(self._path)), self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

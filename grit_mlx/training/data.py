@@ -62,6 +62,7 @@ def load_files(
     kinds: Sequence[str] = (EMBEDDING, GENERATIVE),
     progress: Callable[[str, int], None] | None = None,
     held_out: bool = False,
+    outside: Path | None = None,
 ) -> dict[str, Files]:
     """All data files of a folder, checked and tokenised, by kind.
 
@@ -73,6 +74,7 @@ def load_files(
         kinds: what is wanted; files of other kinds are checked and left out.
         progress: called with a file's name and its number of rows done.
         held_out: take only mlx-lm's ``valid`` files, instead of all others.
+        outside: see ``find_data_files``.
 
     Raises:
         DocumentError: the first row that cannot be used, with its file and line.
@@ -80,7 +82,7 @@ def load_files(
     fingerprint = tokenizer_fingerprint(tokenizer)
     result: dict[str, Files] = {EMBEDDING: [], GENERATIVE: []}
     skip = () if folder.is_file() or held_out else HELD_OUT_NAMES
-    for path in find_data_files(folder, skip=skip):
+    for path in find_data_files(folder, skip=skip, outside=outside):
         if held_out and stem(path) != "valid":
             continue
         # Two folders may hold files of one name, as the project's own embedding/ and generative/ do.

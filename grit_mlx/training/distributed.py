@@ -9,13 +9,17 @@ graph exactly where the gathering happens.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
 import mlx.core as mx
+import numpy as np
 from mlx.nn.utils import average_gradients
 from mlx.utils import tree_map
 
 from grit_mlx.errors import ArgumentError
+from grit_mlx.training.arrays import number
 
 __all__ = ["World"]
 
@@ -64,9 +68,31 @@ class World:
         # mlx's average packs many small arrays into few messages.
         return tree_map(lambda mean: mean * self.size, average_gradients(tree, self._group))
 
+    def from_first(self, value: Any) -> Any:
+        """The first process's value, made of what JSON holds, in all of them."""
+        if self.size == 1:
+            return value
+        text = json.dumps(value).encode() if self.is_first else b""
+        length = int(number(self._all_sum(mx.array(len(text)))))
+        buffer = mx.array(np.frombuffer(text, dtype=np.uint8)) if self.is_first else mx.zeros(length, dtype=mx.uint8)
+        return json.loads(np.array(self._all_sum(buffer.astype(mx.int32))).astype(np.uint8).tobytes())
+
+    def arrays_from_first(self, arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
+        """The first process's arrays in all of them; the others give arrays of the same names and shapes."""
+        if self.size == 1:
+            return dict(arrays)
+        result = {}
+        for name in sorted(arrays):  # messages must come in one order
+            own = arrays[name] if self.is_first else mx.zeros_like(arrays[name])
+            result[name] = self._all_sum(own)
+            mx.eval(result[name])
+        return result
+
+    def _all_sum(self, value: mx.array) -> mx.array:
+        return mx.distributed.all_sum(value, group=self._group)
+
     def agree(self, value: bool) -> bool:
         """The first process's answer, in all of them."""
         if self.size == 1:
             return value
-        own = mx.array(float(value) if self.is_first else 0.0)
-        return bool(mx.distributed.all_sum(own, group=self._group).item())
+        return bool(number(self._all_sum(mx.array(float(value) if self.is_first else 0.0))))

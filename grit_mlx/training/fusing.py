@@ -6,7 +6,9 @@ round a small adapter away: so what was lost is measured.
 
 from __future__ import annotations
 
+import errno
 import logging
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,15 @@ import numpy as np
 from mlx.utils import tree_unflatten
 from mlx_lm.utils import dequantize_model, save_config, save_model
 
-from grit_mlx.errors import ArgumentError, OutputError
+from grit_mlx.atomic import output_errors
+from grit_mlx.checkpoints import read_header
+from grit_mlx.errors import ArgumentError, CheckpointError
 from grit_mlx.gritlm import GritLM
 from grit_mlx.loading import LoadedModel, load
 from grit_mlx.settings import write_settings
+from grit_mlx.training.arrays import save_arrays
 from grit_mlx.training.preparation import is_quantized
-from grit_mlx.training.scratch import copy_tokenizer
+from grit_mlx.training.scratch import QUANTIZATION_KEYS, copy_tokenizer
 
 __all__ = ["Drift", "fuse", "fused_model"]
 
@@ -77,19 +82,14 @@ def fuse(model: str | Path | None, adapter: Path, output: Path, *, dequantize: b
     beside = _vectors(loaded)
     config = fused_model(loaded.model, dict(loaded.config), dequantize=dequantize)
     fused = _vectors(loaded)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        save_model(output, loaded.model)
-        save_config(config, config_path=output / "config.json")
-        copy_tokenizer(loaded.folder, output)
-        write_settings(output, loaded.settings)
-        if loaded.projection is not None:
-            weight, bias = loaded.projection
-            mx.save_safetensors(
-                str(output / "projection.safetensors"), {"weight": weight} | ({} if bias is None else {"bias": bias})
-            )
-    except (OSError, RuntimeError) as error:
-        raise OutputError(f"Cannot write {output}: {error}.") from error
+    with output_errors(str(output)):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        # Beside its place: no half of a model is ever found there.
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=".unfinished-") as unfinished:
+            _write(Path(unfinished), loaded, config)
+            output.mkdir(exist_ok=True)
+            for path in sorted(Path(unfinished).iterdir(), key=lambda path: path.name == "config.json"):
+                path.replace(output / path.name)
     return Drift(_cosine(beside, fused), _cosine(base, beside), is_quantized(loaded.model))
 
 
@@ -105,9 +105,24 @@ def fused_model(model: Any, config: dict[str, Any], *, dequantize: bool) -> dict
     model.update_modules(tree_unflatten(fused))
     if dequantize:
         dequantize_model(model)
-        config = {key: value for key, value in config.items() if key not in ("quantization", "quantization_config")}
+        config = {key: value for key, value in config.items() if key not in QUANTIZATION_KEYS}
     mx.eval(model.parameters())
     return config
+
+
+def _write(folder: Path, loaded: LoadedModel, config: dict[str, Any]) -> None:
+    try:
+        save_model(folder, loaded.model)
+        for path in folder.glob("*.safetensors"):
+            read_header(path)  # mlx does not always notice a full disk
+    except (RuntimeError, CheckpointError) as error:
+        raise OSError(errno.ENOSPC, "the weights came out incomplete") from error
+    save_config(config, config_path=folder / "config.json")
+    copy_tokenizer(loaded.folder, folder)
+    write_settings(folder, loaded.settings)
+    if loaded.projection is not None:
+        weight, bias = loaded.projection
+        save_arrays(folder / "projection.safetensors", {"weight": weight} | ({} if bias is None else {"bias": bias}))
 
 
 def _can_fuse(module: Any) -> bool:

@@ -24,7 +24,7 @@ class MemoryEstimate:
 
     Attributes:
         weights: the model.
-        training: gradients (the sum and a chunk's) and the optimizer's state.
+        training: gradients (a chunk's, and the sum of each kind of loss) and the optimizer's state.
         activations: what one chunk leaves behind for its gradient.
         available: what the device has to give.
     """
@@ -57,8 +57,9 @@ def estimate(
 
     A layer keeps for each token about 8 rows of the hidden size and 3 of the feed-forward width, and where
     attention is not fused two rows of scores for each head; LoRA adds its low-rank rows, which are small beside
-    those. With recomputation a layer keeps one row, and one layer at a time the rest. The head keeps three rows of
-    the vocabulary. Measured against this on several models, see docs/training.md.
+    those. The layer whose gradient is computed takes twice as much again. With recomputation a layer keeps 4 rows of
+    the hidden size, and one layer at a time the rest. The head takes 5 rows of the vocabulary. Each number was found
+    by measuring; benchmarks/training_memory.py compares.
 
     Args:
         model: with its trainable parameters chosen.
@@ -82,13 +83,15 @@ def estimate(
         settings.max_seq_length if settings.generates else 0,
     )
     tokens = max(length, min(settings.chunk_tokens, settings.chunk_size * length))
-    layer = 8 * hidden + 3 * width + (0 if fused_attention else 2 * heads * length)
-    kept = layers * hidden + layer if settings.grad_checkpoint else layers * layer
-    head = 3 * int(config.get("vocab_size") or 0) if settings.generates else 0
+    states = 8 * hidden + 3 * width
+    layer = states + (0 if fused_attention else 2 * heads * length)
+    kept = layers * 4 * hidden + layer if settings.grad_checkpoint else layers * layer
+    head = 5 * int(config.get("vocab_size") or 0) if settings.generates else 0
+    trees = 2 + (settings.mode == "unified") + _OPTIMIZER_STATES[settings.optimizer]
     return MemoryEstimate(
         weights=weights,
-        training=int(trained_bytes * (2 + _OPTIMIZER_STATES[settings.optimizer])),
-        activations=int(tokens * (kept + head) * size),
+        training=int(trained_bytes * trees),
+        activations=int(tokens * (kept + 2 * states + head) * size),
         available=available,
     )
 

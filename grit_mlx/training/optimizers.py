@@ -71,17 +71,17 @@ def make_optimizer(
     """
     if name not in _CLASSES:
         raise ArgumentError(f"Unknown optimizer {name!r}: use one of {', '.join(_CLASSES)}.")
-    if name == "muon":
-        # Muon is for matrices inside the network; the rest gets AdamW, as its authors say.
-        rest = make_optimizer("adamw", schedule, weight_decay=weight_decay)
-        muon = optim.Muon(schedule, **{"weight_decay": weight_decay, **(options or {})})
-        return optim.MultiOptimizer([muon, rest], [trained_by_muon])
     kind, defaults = _CLASSES[name]
     decay = {"weight_decay": weight_decay} if name in _DECAYING else {}
     try:
-        return kind(learning_rate=schedule, **{**defaults, **decay, **(options or {})})  # type: ignore[call-arg]
+        made = kind(learning_rate=schedule, **{**defaults, **decay, **(options or {})})  # type: ignore[call-arg]
     except (TypeError, ValueError) as error:
         raise ArgumentError(f"optimizer_config does not suit {name}: {error}.") from error
+    if name == "muon":
+        # Muon is for matrices inside the network; the rest gets AdamW, as its authors say.
+        rest = make_optimizer("adamw", schedule, weight_decay=weight_decay)
+        return optim.MultiOptimizer([made, rest], [trained_by_muon])
+    return made
 
 
 def trained_by_muon(path: str, gradient: mx.array) -> bool:

@@ -23,10 +23,11 @@ from typing import Any
 
 import mlx.core as mx
 
+from grit_mlx.atomic import output_errors
 from grit_mlx.checkpoints import read_header
 from grit_mlx.errors import AdapterError, CheckpointError
 from grit_mlx.training.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterLayout, read_layout, write_layout
-from grit_mlx.training.arrays import read_arrays
+from grit_mlx.training.arrays import read_arrays, save_arrays
 
 __all__ = ["export_peft", "from_peft", "import_peft", "load_any_adapter", "to_peft"]
 
@@ -137,7 +138,7 @@ def from_peft(
         fine_tune_type="dora" if config.get("use_dora") else "lora",
         num_layers=layers - first if first else -1,
         rank=rank,
-        scale=alpha / (math.sqrt(rank) if config.get("use_rslora") else rank),
+        scale=_scale(alpha, math.sqrt(rank) if config.get("use_rslora") else rank),
         dropout=float(config.get("lora_dropout") or 0.0),
         keys=tuple(dict.fromkeys(match[2] for match in found if match)),
     )
@@ -149,13 +150,15 @@ def export_peft(adapter: Path, folder: Path, *, base: str, layers: int) -> None:
 
     Raises:
         AdapterError: ``adapter`` is none.
+        OutputError: the folder cannot be written.
     """
     layout = read_layout(adapter)
     weights = _read_tensors(adapter / ADAPTER_WEIGHTS)
     config, tensors = to_peft(layout, weights, base=base, layers=layers)
-    folder.mkdir(parents=True, exist_ok=True)
-    mx.save_safetensors(str(folder / PEFT_WEIGHTS), tensors, {"format": "pt"})
-    (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    with output_errors(str(folder)):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_arrays(folder / PEFT_WEIGHTS, tensors, written_by="pt")
+        (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def import_peft(adapter: Path, folder: Path, *, layers: int) -> None:
@@ -163,11 +166,13 @@ def import_peft(adapter: Path, folder: Path, *, layers: int) -> None:
 
     Raises:
         AdapterError: ``adapter`` is none, or does what mlx-lm's layers cannot.
+        OutputError: the folder cannot be written.
     """
     layout, weights = load_any_adapter(adapter, layers)
-    folder.mkdir(parents=True, exist_ok=True)
-    mx.save_safetensors(str(folder / ADAPTER_WEIGHTS), weights, {"format": "mlx"})
-    write_layout(folder, layout, about={})
+    with output_errors(str(folder)):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_arrays(folder / ADAPTER_WEIGHTS, weights)
+        write_layout(folder, layout, about={})
 
 
 def load_any_adapter(folder: Path, layers: int) -> tuple[AdapterLayout, dict[str, mx.array]]:
@@ -208,6 +213,13 @@ def _split(name: str) -> tuple[str, str]:
     if plain.endswith(".lora_magnitude_vector"):
         return plain.removesuffix(".lora_magnitude_vector"), "lora_magnitude_vector.weight"
     raise AdapterError(f"The PEFT adapter's tensor {name} is not one of a LoRA or DoRA layer.")
+
+
+def _scale(alpha: float, over: float) -> float:
+    """``alpha / over``, as it was before somebody multiplied it: 0.1 x 3 / 3 is not 0.1."""
+    scale = alpha / over
+    short = float(f"{scale:.15g}")
+    return short if short * over == alpha else scale
 
 
 def _target(key: str) -> str:

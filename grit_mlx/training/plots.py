@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from grit_mlx.atomic import atomic_path
 from grit_mlx.errors import DependencyError
 
 __all__ = ["plot_curves"]
@@ -21,6 +22,7 @@ def plot_curves(path: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> 
 
     Raises:
         DependencyError: matplotlib is not installed.
+        OutputError: the file cannot be written.
     """
     try:
         matplotlib = importlib.import_module("matplotlib")
@@ -48,7 +50,8 @@ def plot_curves(path: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> 
         axis.grid(alpha=0.3)
         axis.legend(fontsize="small")
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    with atomic_path(path) as unfinished:
+        figure.savefig(unfinished, dpi=120)
     pyplot.close(figure)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from grit_mlx.training.rows import EMBEDDING, GENERATIVE
 from grit_mlx.training.scratch import write_random_model
 from grit_mlx.training.settings import TrainingSettings
 from grit_mlx.training.step import Trainee, TrainingStep
-from grit_mlx.training.token_files import TokenOptions
+from grit_mlx.training.token_files import TokenOptions, find_data_files, stem
 
 __all__ = ["Data", "Preparation", "is_quantized", "prepare_data", "prepare_model"]
 
@@ -82,6 +83,13 @@ class Preparation:
     schedule: Schedule
     optimizer: optim.Optimizer
 
+    @property
+    def vector_size(self) -> int | None:
+        """Length of the vectors; None where nothing is embedded."""
+        if self.loaded.projection is not None:
+            return self.loaded.projection[0].shape[0]
+        return None if self.loaded.shape is None else self.loaded.shape[1]
+
 
 def prepare_model(settings: TrainingSettings, world: World) -> Preparation:
     """Load or make the model, and choose what is trained.
@@ -126,15 +134,19 @@ def prepare_model(settings: TrainingSettings, world: World) -> Preparation:
 def _load(settings: TrainingSettings, world: World) -> LoadedModel:
     name: str | Path | None = settings.model
     if settings.from_scratch:
-        name = Path(settings.adapter_path) / "initial"
+        name = Path(settings.adapter_path).expanduser() / "initial"
+        write_initial = partial(
+            write_random_model,
+            name,
+            config_path=Path(settings.from_scratch).expanduser(),
+            tokenizer=Path(settings.tokenizer or "").expanduser(),
+            seed=settings.seed,
+        )
         if world.is_first and not (name / "config.json").exists():
-            write_random_model(
-                name,
-                config_path=Path(settings.from_scratch).expanduser(),
-                tokenizer=Path(settings.tokenizer or "").expanduser(),
-                seed=settings.seed,
-            )
+            write_initial()
         world.agree(True)  # the others wait for the file
+        if not (name / "config.json").exists():  # on a machine of their own: the same seed, the same weights
+            write_initial()
     # Full tuning writes the whole model, so there the head stays even where it is not trained.
     embedding_only = settings.mode == "embedding" and settings.fine_tune_type != "full"
     mode = "generative" if not settings.embeds else "embedding" if embedding_only else "unified"
@@ -182,9 +194,21 @@ def _routers(loaded: LoadedModel, settings: TrainingSettings) -> tuple[Routers |
 
 
 def prepare_data(
-    settings: TrainingSettings, tokenizer: Any, world: World, progress: Callable[[str, int], None] | None = None
+    settings: TrainingSettings,
+    tokenizer: Any,
+    world: World,
+    progress: Callable[[str, int], None] | None = None,
+    *,
+    vector_size: int | None = None,
 ) -> Data:
     """Check and tokenise the data, and hold some out.
+
+    Args:
+        settings: which data, and how it is batched.
+        tokenizer: a Hugging Face tokenizer.
+        world: the processes of the run.
+        progress: called with a file's name and its number of rows done.
+        vector_size: length of the model's vectors, for checks.
 
     Raises:
         DocumentError: a row cannot be used, or there is no data of a kind that the mode needs.
@@ -205,7 +229,16 @@ def prepare_data(
     )
     kinds = tuple(kind for kind, wanted in ((EMBEDDING, settings.embeds), (GENERATIVE, settings.generates)) if wanted)
     folder = Path(settings.data).expanduser()
-    train = load_files(folder, tokenizer, options, cache=cache, kinds=kinds, progress=progress)
+    load = partial(
+        load_files,
+        tokenizer=tokenizer,
+        options=options,
+        cache=cache,
+        kinds=kinds,
+        progress=progress,
+        outside=Path(settings.adapter_path).expanduser(),
+    )
+    train = load(folder)
     for kind in kinds:
         if not train[kind]:
             other = EMBEDDING if kind == GENERATIVE else GENERATIVE
@@ -214,16 +247,16 @@ def prepare_data(
                 f"{folder} holds no {kind} data, which mode {settings.mode} needs: add some{instead}.", path=folder
             )
     check_weights(settings.data_weights, [part for files in train.values() for part in files])
-    held_out: dict[str, Files]
-    valid = Path(settings.valid).expanduser() if settings.valid else folder
-    if settings.valid or (folder.is_dir() and any(folder.rglob("valid.jsonl*"))):
-        held_out = load_files(
-            valid, tokenizer, options, cache=cache, kinds=kinds, progress=progress, held_out=settings.valid is None
-        )
-    else:
-        split = {kind: split_files(files, settings.val_rows, settings.seed) for kind, files in train.items()}
-        train = {kind: kept for kind, (kept, _) in split.items()}
-        held_out = {kind: out for kind, (_, out) in split.items()}
+    if settings.embeds:
+        _check_vectors(train[EMBEDDING], settings, vector_size)
+    held_out: dict[str, Files] = {}
+    if settings.valid:
+        held_out = load(Path(settings.valid).expanduser())
+    elif folder.is_dir() and any(stem(path) == "valid" for path in find_data_files(folder)):
+        held_out = load(folder, held_out=True)
+    if not settings.valid:
+        for kind in [kind for kind in kinds if not held_out.get(kind)]:
+            train[kind], held_out[kind] = split_files(train[kind], settings.val_rows, settings.seed)
     return Data(
         embedding=_embedding(train.get(EMBEDDING, []), settings, settings.batch_size, world),
         generative=_generative(train.get(GENERATIVE, []), settings, settings.generative_batch_size, world),
@@ -249,7 +282,6 @@ def _embedding(
         return None
     if world is not None:
         world.check_divides(batch_size, "batch_size")
-        _check_vectors(files, settings)
     return EmbeddingData(
         files,
         weights=file_weights(files, settings.data_weights if world else {}),
@@ -261,12 +293,25 @@ def _embedding(
     )
 
 
-def _check_vectors(files: Files, settings: TrainingSettings) -> None:
-    if settings.distillation != "none" and not any(part.file.vector_size for part in files):
+def _check_vectors(files: Files, settings: TrainingSettings, vector_size: int | None) -> None:
+    """Refuse vectors that cannot be compared with the model's, and sizes beyond its own."""
+    for size in settings.matryoshka_dims:
+        if vector_size is not None and size > vector_size:
+            raise ArgumentError(f"matryoshka_dims names {size}, and the model's vectors have {vector_size} numbers.")
+    if settings.distillation == "none":
+        return
+    sizes = {part.file.name: part.file.vector_size for part in files if part.file.vector_size}
+    if not sizes:
         raise DocumentError(
             "distillation needs vectors beside the texts (query_vector, pos_vectors), and no data file has them.",
             path=files[0].file.name,
         )
+    for name, size in sizes.items():
+        if settings.distillation == "cosine" and vector_size is not None and size != vector_size:
+            raise ArgumentError(
+                f"The vectors of {name} have {size} numbers and the model's {vector_size}: use "
+                "distillation = 'similarity', for which sizes may differ."
+            )
 
 
 def _generative(

@@ -13,6 +13,8 @@ beside the texts: "query_vector", "pos_vectors" and "neg_vectors".
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -79,7 +81,7 @@ def kind_of(content: object) -> str:
         ArgumentError: the keys fit no known format.
     """
     if not isinstance(content, Mapping):
-        raise ArgumentError(f"a row must be a JSON object, not {_shown(content)}")
+        raise ArgumentError(f"a row must be a JSON object, not {json.dumps(content):.60}")
     for key, kind in _KINDS.items():
         if key in content:
             return kind
@@ -130,21 +132,27 @@ def _instructed(value: object, where: str) -> InstructedText:
     if isinstance(value, str):
         return "", _filled(value, where)
     if isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value):
-        return value[0].strip(_STRIPPED), _filled(value[1], where)
+        return _readable(value[0].strip(_STRIPPED), where), _filled(value[1], where)
     raise ArgumentError(f"{where} must be a text or [instruction, text], not {_shown(value)}")
 
 
 def _vectors(content: Mapping[str, Any], positives: int, negatives: int) -> list[list[float]]:
+    lists = {key: content[key] for key in ("pos_vectors", "neg_vectors") if key in content}
+    for key, value in lists.items():
+        if not isinstance(value, list):
+            raise ArgumentError(f"{key} must be a list of vectors, not {_shown(value)}")
+        if "query_vector" not in content:
+            raise ArgumentError(f"it has {key} and no query_vector")
     if "query_vector" not in content:
         return []
-    vectors = [content["query_vector"], *content.get("pos_vectors", ()), *content.get("neg_vectors", ())]
+    vectors = [content["query_vector"], *lists.get("pos_vectors", ()), *lists.get("neg_vectors", ())]
     if len(vectors) != 1 + positives + negatives:
         raise ArgumentError(
             f"it has vectors for {len(vectors)} texts and {1 + positives + negatives} texts: "
             "give pos_vectors and neg_vectors one vector for each passage"
         )
     for vector in vectors:
-        numbers = isinstance(vector, list) and vector and all(isinstance(x, int | float) for x in vector)
+        numbers = isinstance(vector, list) and vector and all(map(_is_number, vector))
         if not numbers or len(vector) != len(vectors[0]):
             raise ArgumentError("its vectors must be lists of numbers, all of one length")
     return vectors
@@ -183,7 +191,19 @@ def _filled(value: object, where: str) -> str:
         raise ArgumentError(f"{where} must be a text, not {_shown(value)}")
     if not value.strip():
         raise ArgumentError(f"{where} is empty")
+    return _readable(value, where)
+
+
+def _readable(value: str, where: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ArgumentError(f"{where} holds half a character ({value[error.start]!a})") from error
     return value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _shown(value: object) -> str:

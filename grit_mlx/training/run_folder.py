@@ -8,7 +8,7 @@
       adapters.safetensors      the best weights so far (LoRA, DoRA), with adapter_config.json and grit.json;
       model.safetensors         or, for full tuning, a whole model folder with config.json and tokenizer
       checkpoints/
-        step-00000200/          weights, optimizer.safetensors, state.json
+        step-00000200/          the same, with optimizer.safetensors and state.json
       stopped/                  the batch at which the loss was not finite, if it ever was
 """
 
@@ -17,23 +17,24 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
+from grit_mlx.atomic import atomic_path
 from grit_mlx.checkpoints import read_header
 from grit_mlx.errors import CheckpointError, ModelError, OutputError
-from grit_mlx.training.arrays import read_arrays
+from grit_mlx.training.arrays import read_arrays, save_arrays
 
-__all__ = ["Position", "RunFolder", "replace_file", "save_arrays"]
+__all__ = ["Position", "RunFolder"]
 
 _STATE = "state.json"
 _OPTIMIZER = "optimizer.safetensors"
 
-# Bytes that must stay free beside what is written.
+# Bytes that must be free beside the arrays: for what describes them, and for the log.
 _SLACK = 16 << 20
 
 
@@ -50,6 +51,7 @@ class Position:
         stale: validations since then.
         data: the data files and the hash of their contents and tokens.
         settings: the settings it was trained with.
+        pending: steps that the log's next line will be the mean of.
     """
 
     step: int = 0
@@ -58,6 +60,7 @@ class Position:
     stale: int = 0
     data: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    pending: Sequence[Mapping[str, Any]] = ()
 
 
 class RunFolder:
@@ -92,6 +95,7 @@ class RunFolder:
         weights_name: str,
         optimizer: Mapping[str, mx.array],
         keep_last: int,
+        describe: Callable[[Path], None],
     ) -> Path:
         """Write a checkpoint, whole or not at all, then remove those that are too old.
 
@@ -101,21 +105,23 @@ class RunFolder:
             weights_name: its file.
             optimizer: the optimizer's state and what else is needed to go on.
             keep_last: how many to keep, beside the best.
+            describe: writes into the folder what the weights need to be loaded.
 
         Raises:
             OutputError: the disk is full or cannot be written; nothing that was there is changed.
         """
         folder = self._checkpoints / f"step-{position.step:08d}"
         unfinished = self._checkpoints / f".{folder.name}"
-        needed = sum(array.nbytes for array in [*weights.values(), *optimizer.values()])
+        needed = sum(array.nbytes for array in [*weights.values(), *optimizer.values()]) + _SLACK
         try:
             free = shutil.disk_usage(self._checkpoints).free
-            if free < needed + _SLACK:
+            if free < needed:
                 raise OSError(28, f"{needed / 1e6:.0f} MB are needed and {free / 1e6:.0f} MB are free")
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir()
             save_arrays(unfinished / weights_name, weights)
             save_arrays(unfinished / _OPTIMIZER, optimizer)
+            describe(unfinished)
             (unfinished / _STATE).write_text(json.dumps(asdict(position), indent=2) + "\n", encoding="utf-8")
             _sync(unfinished)
             shutil.rmtree(folder, ignore_errors=True)
@@ -129,63 +135,40 @@ class RunFolder:
         self._prune(keep_last, position.best_step)
         return folder
 
-    def load(self, folder: Path) -> tuple[Position, dict[str, mx.array]]:
-        """A checkpoint's position and optimizer state.
+    def load(self, folder: Path, weights_name: str) -> tuple[Position, dict[str, mx.array]]:
+        """A checkpoint's position and arrays; the names of the weights begin with ``weights.``.
 
         Raises:
             ModelError: it cannot be read.
         """
         try:
             position = Position(**json.loads((folder / _STATE).read_text(encoding="utf-8")))
-            read_header(folder / _OPTIMIZER)
-            return position, read_arrays(folder / _OPTIMIZER)
+            for name in (weights_name, _OPTIMIZER):
+                read_header(folder / name)
+            weights = {f"weights.{name}": value for name, value in read_arrays(folder / weights_name).items()}
+            return position, {**weights, **read_arrays(folder / _OPTIMIZER)}
         except (OSError, ValueError, TypeError, CheckpointError) as error:
             raise ModelError(
                 f"Cannot go on from {folder}: {error}. Remove that folder to go on from the one before."
             ) from error
 
-    def publish(self, names: Sequence[str], source: Path) -> None:
+    def publish(self, checkpoint: Path, weights_name: str) -> None:
         """Put a checkpoint's files where the run's result is expected, each replaced in one go.
 
         Raises:
             OutputError: the disk is full or cannot be written.
         """
-        for name in names:
-            replace_file(self.path / name, source / name)
+        names = {path.name for path in checkpoint.iterdir()} - {_STATE, _OPTIMIZER}
+        # The weights last: whoever finds them finds the rest.
+        for name in sorted(names, key=lambda name: name == weights_name):
+            with atomic_path(self.path / name) as unfinished:
+                shutil.copyfile(checkpoint / name, unfinished)
 
     def _prune(self, keep_last: int, best_step: int | None) -> None:
         best = None if best_step is None else f"step-{best_step:08d}"
         for old in self.checkpoints()[:-keep_last]:
             if old.name != best:
                 shutil.rmtree(old, ignore_errors=True)
-
-
-def save_arrays(path: Path, arrays: Mapping[str, mx.array]) -> None:
-    """Write a safetensors file and check that it is whole: mlx does not always notice a full disk.
-
-    Raises:
-        OSError: it is not.
-    """
-    try:
-        mx.save_safetensors(str(path), dict(arrays), metadata={"format": "mlx"})
-        read_header(path)
-    except (RuntimeError, CheckpointError) as error:
-        raise OSError(28, f"{path.name} came out incomplete, so the disk is full") from error
-
-
-def replace_file(path: Path, source: Path) -> None:
-    """Put a copy of ``source`` in place of ``path``, whole or not at all.
-
-    Raises:
-        OutputError: the disk is full or cannot be written.
-    """
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        shutil.copyfile(source, unfinished)
-        unfinished.replace(path)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise OutputError(f"Cannot write {path}: {error.strerror}.") from error
 
 
 def _sync(folder: Path) -> None:

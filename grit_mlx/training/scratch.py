@@ -13,10 +13,14 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 from mlx_lm.utils import _get_classes
 
+from grit_mlx.atomic import output_errors
 from grit_mlx.errors import ArchitectureError, ConfigError, TokenizerError
-from grit_mlx.training.arrays import named_arrays
+from grit_mlx.training.arrays import named_arrays, save_arrays
 
-__all__ = ["TOKENIZER_FILES", "copy_tokenizer", "random_model", "write_random_model"]
+__all__ = ["QUANTIZATION_KEYS", "TOKENIZER_FILES", "copy_tokenizer", "random_model", "write_random_model"]
+
+# Entries of a config.json that say how the weights are packed.
+QUANTIZATION_KEYS = ("quantization", "quantization_config")
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -65,20 +69,22 @@ def write_random_model(folder: Path, *, config_path: Path, tokenizer: Path, seed
         ConfigError: the config cannot be read.
         ArchitectureError: no model can be made from it.
         TokenizerError: there is no tokenizer.
+        OutputError: the folder cannot be written.
     """
     try:
         config = json.loads(config_path.read_text(encoding="utf-8"))
         if not isinstance(config.get("model_type"), str):
             raise ConfigError(f"{config_path} does not say which architecture it is: it needs a 'model_type'.")
     except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(f"Cannot read {config_path}: {error}.") from error
+        raise ConfigError(f"Cannot read {config_path}: {getattr(error, 'strerror', None) or error}.") from error
     # Left out it means different things to mlx-lm and to loading, which looks for a head in the file.
     config.setdefault("tie_word_embeddings", False)
     model = random_model(config, seed=seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    copy_tokenizer(tokenizer, folder)
-    mx.save_safetensors(str(folder / "model.safetensors"), dict(named_arrays(model.parameters())), {"format": "mlx"})
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    with output_errors(str(folder)):
+        folder.mkdir(parents=True, exist_ok=True)
+        copy_tokenizer(tokenizer, folder)
+        save_arrays(folder / "model.safetensors", dict(named_arrays(model.parameters())))
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:

@@ -6,14 +6,17 @@ Names are mlx-lm's where it has one. Nothing here imports mlx, so that ``grit --
 from __future__ import annotations
 
 import difflib
+import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from grit_mlx.errors import ArgumentError, ConfigError, OutputError
+from grit_mlx.atomic import atomic_path, output_errors
+from grit_mlx.errors import ArgumentError, ConfigError
 from grit_mlx.settings import ATTENTION, POOLING
 
 __all__ = ["MODES", "TrainingSettings", "commented_yaml", "groups", "read_yaml", "settings_from", "write_yaml"]
@@ -146,20 +149,63 @@ class TrainingSettings:
     project_name: str = _is("grit-mlx", "Output", "Name for wandb.")
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work."""
+        """Bring values to their types, and refuse those that cannot work alone or together."""
+        kinds = _kinds()
         for one in fields(self):
-            _check(one.name, getattr(self, one.name), one.metadata)
-        if not isinstance(self.lora_parameters.get("rank"), int) or self.lora_parameters["rank"] < 1:
-            raise ArgumentError("lora_parameters needs a rank of 1 or more.")
-        for name in self.lora_parameters:
-            if name not in _LORA:
-                raise ArgumentError(_unknown("lora_parameters", name, _LORA))
-        if "scale" not in self.lora_parameters:
-            raise ArgumentError("lora_parameters needs a scale, which is alpha / rank.")
-        if self.warmup >= 1:
-            raise ArgumentError(f"warmup is a part of the steps and must be below 1, not {self.warmup}.")
-        if self.from_scratch and (self.model or not self.tokenizer):
-            raise ArgumentError("from_scratch takes the place of model, and needs a tokenizer.")
+            value = _converted(one.name, getattr(self, one.name), kinds[one.name])
+            _check(one.name, value, one.metadata)
+            object.__setattr__(self, one.name, value)
+        _check_lora(self.lora_parameters)
+        for name, weight in self.data_weights.items():
+            if not _is_number(weight) or weight < 0:
+                raise ArgumentError(f"data_weights must be numbers of 0 or more, not {weight!r} for {name!r}.")
+        for size in self.matryoshka_dims:
+            if not isinstance(size, int) or size < 1:
+                raise ArgumentError(f"matryoshka_dims must be whole numbers of 1 or more, not {size!r}.")
+        for is_so, problem in self._contradictions():
+            if is_so:
+                raise ArgumentError(problem)
+
+    def _contradictions(self) -> list[tuple[bool, str]]:
+        """Settings that do not go together: whether it is so, and what to say then."""
+        distils = self.distillation != "none"
+        factors = (
+            self.embedding_factor if self.embeds else 0,
+            self.generative_factor if self.generates else 0,
+            self.distillation_factor if distils else 0,
+        )
+        return [
+            (self.warmup >= 1, f"warmup is a part of the steps and must be below 1, not {self.warmup}."),
+            (
+                bool(self.from_scratch and (self.model or not self.tokenizer)),
+                "from_scratch takes the place of model, and needs a tokenizer.",
+            ),
+            (
+                bool(self.tokenizer and not self.from_scratch),
+                "tokenizer goes with from_scratch: a model brings its own.",
+            ),
+            (not any(factors), "All losses have a factor of 0, so there is nothing to learn."),
+            (
+                self.embeds and self.batch_size * self.group_size == 1,
+                "One query with one passage has nothing to be told apart from: raise batch_size or group_size.",
+            ),
+            (
+                distils and not self.embeds,
+                f"distillation = {self.distillation!r} teaches embedding, which mode generative leaves out.",
+            ),
+            (
+                bool(self.evaluate) and not self.embeds,
+                "Sets are scored by embedding, which mode generative does not train: leave evaluate out.",
+            ),
+            (
+                self.best == "score" and not self.evaluate,
+                "best = 'score' needs sets to score: name some with evaluate.",
+            ),
+            (
+                not self.steps_per_eval and bool(self.evaluate or self.early_stopping),
+                "evaluate and early_stopping need validations: set steps_per_eval above 0.",
+            ),
+        ]
 
     @property
     def embeds(self) -> bool:
@@ -174,6 +220,9 @@ class TrainingSettings:
 
 _LORA = ("rank", "scale", "dropout", "keys")
 
+# mlx counts steps and rows in 32 bits.
+_MOST = 2**31 - 1
+
 
 def settings_from(values: Mapping[str, Any]) -> TrainingSettings:
     """Settings from a parsed YAML file or from flags.
@@ -181,11 +230,10 @@ def settings_from(values: Mapping[str, Any]) -> TrainingSettings:
     Raises:
         ArgumentError: an unknown name, with the nearest known one; or a value that cannot work.
     """
-    kinds = typing.get_type_hints(TrainingSettings)
     for name in values:
-        if name not in kinds:
-            raise ArgumentError(_unknown("It", name, tuple(kinds)))
-    return TrainingSettings(**{name: _converted(name, value, kinds[name]) for name, value in values.items()})
+        if name not in _kinds():
+            raise ArgumentError(f"There is no setting {name!r}: {_nearest(name, _kinds())}")
+    return TrainingSettings(**values)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -207,7 +255,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     known = [one.name for one in fields(TrainingSettings)]
     for name in values:
         if name not in known:
-            raise ConfigError(_unknown(str(path), str(name), known))
+            raise ConfigError(f"{path} has an unknown setting {str(name)!r}: {_nearest(str(name), known)}")
     return values
 
 
@@ -219,11 +267,10 @@ def write_yaml(path: Path, settings: TrainingSettings) -> None:
     """
     import yaml
 
-    try:
+    with output_errors(str(path.parent)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(asdict(settings), sort_keys=False, allow_unicode=True), encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"Cannot write {path}: {error.strerror}.") from error
+    with atomic_path(path) as unfinished:
+        unfinished.write_text(yaml.safe_dump(asdict(settings), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def groups() -> dict[str, list[Any]]:
@@ -252,19 +299,47 @@ def commented_yaml(**values: Any) -> str:
     return "\n".join(lines) + "\n"
 
 
+@cache
+def _kinds() -> dict[str, Any]:
+    return typing.get_type_hints(TrainingSettings)
+
+
 def _check(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
     choices, least = metadata["choices"], metadata["least"]
     for one in value if isinstance(value, list) else [value]:
         if choices and one is not None and one not in choices:
             raise ArgumentError(f"Unknown {name} {one!r}: use one of {', '.join(choices)}.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ArgumentError(f"{name} must be a finite number, not {value}.")
     if least is not None and value is not None and value < least:
         raise ArgumentError(f"{name} must be at least {least:g}, not {value}.")
+    if isinstance(value, int) and value > _MOST:
+        raise ArgumentError(f"{name} must be at most {_MOST}, not {value}.")
 
 
-def _unknown(where: str, name: str, known: Any) -> str:
-    near = difflib.get_close_matches(name, list(known), 1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}."
-    return f"{where} has an unknown setting {name!r}: {hint}"
+def _check_lora(parameters: Mapping[str, Any]) -> None:
+    for name in parameters:
+        if name not in _LORA:
+            raise ArgumentError(f"lora_parameters has an unknown setting {name!r}: {_nearest(name, _LORA)}")
+    rank, scale, dropout, keys = (parameters.get(name) for name in _LORA)
+    if type(rank) is not int or rank < 1:
+        raise ArgumentError("lora_parameters needs a rank of 1 or more.")
+    if not _is_number(scale):
+        raise ArgumentError("lora_parameters needs a scale, which is alpha / rank, as a number.")
+    if dropout is not None and not (_is_number(dropout) and 0 <= dropout < 1):
+        raise ArgumentError(f"lora_parameters needs a dropout from 0 to below 1, not {dropout!r}.")
+    if keys is not None and not (isinstance(keys, list) and keys and all(isinstance(key, str) for key in keys)):
+        raise ArgumentError(f"lora_parameters needs keys as a list, such as [self_attn.q_proj], not {keys!r}.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _nearest(name: str, known: Collection[str]) -> str:
+    if near := difflib.get_close_matches(name, list(known), 1):
+        return f"did you mean {near[0]!r}?"
+    return f"known are {', '.join(known)}." if len(known) < 10 else "`grit train --init` writes a file of all."
 
 
 def _converted(name: str, value: Any, kind: Any) -> Any:
@@ -281,6 +356,8 @@ def _converted(name: str, value: Any, kind: Any) -> Any:
             pass
     if not isinstance(value, plain) or (plain is not bool and isinstance(value, bool)):
         raise ArgumentError(f"{name} must be {_NAMES[plain]}, not {value!r}.")
+    if plain is list and any(not isinstance(one, typing.get_args(kind)[0]) for one in value):
+        raise ArgumentError(f"{name} must be a list of {_NAMES_OF_MANY[typing.get_args(kind)[0]]}, not {value!r}.")
     return value
 
 
@@ -292,3 +369,4 @@ _NAMES = {
     dict: "a table",
     list: "a list",
 }
+_NAMES_OF_MANY = {str: "texts", int: "whole numbers"}

@@ -63,6 +63,10 @@ class Trainee(nn.Module):
         if learn_temperature:
             self.temperature_change = mx.array(0.0)
 
+    def beside(self) -> dict[str, mx.array]:
+        """What is trained beside the model's own weights, by name."""
+        return {name: self[name] for name in ("temperature_change",) if name in self}
+
     def temperature(self, start: float) -> mx.array | float:
         """What similarities are divided by now."""
         return start * mx.exp(self.temperature_change) if "temperature_change" in self else start
@@ -163,7 +167,7 @@ class TrainingStep:
         for chunk in chunks:
             representations.append(self._forward(chunk))
             mx.eval(representations[-1])
-        parameters = {key: self.trainee[key] for key in ("temperature_change",) if key in self.trainee}
+        parameters = self.trainee.beside()
         return _numbers(self._embedding_losses(batch, chunks, parameters, self._assembled(representations, chunks))[1])
 
     def _embedding_chunks(self, batch: EmbeddingBatch, seed: int) -> list[_Chunk]:
@@ -201,7 +205,7 @@ class TrainingStep:
         """``loss`` for ``cached_gradients``: its values, and its gradient for each chunk of this process."""
 
         def compute(representations: list[mx.array]) -> Any:
-            parameters = {key: self.trainee[key] for key in ("temperature_change",) if key in self.trainee}
+            parameters = self.trainee.beside()
             everything = self._assembled(representations, chunks)
             function = mx.value_and_grad(loss, argnums=(0, 1))
             (_, found), (for_parameters, for_rows) = function(parameters, everything)
@@ -255,7 +259,7 @@ class TrainingStep:
 
     def generative(self, batch: Sequence[TokenizedChat], *, seed: int) -> StepResult:
         """The generative loss with the router's, and its gradient."""
-        shares = self._expert_shares(batch)
+        shares = self._expert_shares(batch, seed)
         total: Gradients | None = None
         found: dict[str, mx.array] = {}
         for chunk in self._generative_chunks(batch, seed):
@@ -270,7 +274,7 @@ class TrainingStep:
 
     def generative_loss(self, batch: Sequence[TokenizedChat]) -> dict[str, float]:
         """The generative losses alone."""
-        shares = self._expert_shares(batch)
+        shares = self._expert_shares(batch, seed=0)
         found: dict[str, mx.array] = {}
         for chunk in self._generative_chunks(batch, seed=0):
             _, parts = self._generative_chunk(chunk.ids, chunk.real, chunk.marked, self._scale(batch), shares)
@@ -293,7 +297,7 @@ class TrainingStep:
         learned = sum(int(chat.learned[1:].sum()) for chat in batch)
         return mx.array(1.0 / (len(batch) if self.training.generative_loss == "token" else learned))
 
-    def _expert_shares(self, batch: Sequence[TokenizedChat]) -> dict[str, mx.array]:
+    def _expert_shares(self, batch: Sequence[TokenizedChat], seed: int) -> dict[str, mx.array]:
         """How often each expert is chosen in the whole batch, which the balance loss of every part needs.
 
         One more pass without gradient, only for mixtures of experts.
@@ -301,7 +305,8 @@ class TrainingStep:
         if self._routers is None:
             return {}
         counts = mx.array(0.0)
-        for chunk in self._generative_chunks(batch, seed=0):
+        for chunk in self._generative_chunks(batch, seed):
+            mx.random.seed(chunk.seed)  # the dropout of the pass that learns
             with self._routers.noting() as logits:
                 mx.eval(self.trainee.model(chunk.ids))
             counts = counts + expert_sums(logits, chunk.real, self._routers.experts_per_token)[1]

@@ -13,6 +13,7 @@ import json
 import logging
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -36,12 +37,12 @@ from grit_mlx.training.tokens import (
 
 logger = logging.getLogger("grit_mlx")
 
-__all__ = ["SUFFIXES", "TokenFile", "TokenOptions", "find_data_files", "tokenize_file", "tokenizer_fingerprint"]
+__all__ = ["SUFFIXES", "TokenFile", "TokenOptions", "find_data_files", "stem", "tokenize_file", "tokenizer_fingerprint"]
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
 
 # A new number makes old caches count for nothing.
-_FORMAT = 1
+_FORMAT = 2
 
 # Rows that are tokenised together.
 _WINDOW = 1024
@@ -91,6 +92,11 @@ class TokenFile:
     def tokens(self) -> int:
         """Tokens of all rows."""
         return int(self._about["tokens"])
+
+    @property
+    def left_out(self) -> int:
+        """Rows of the data file that have nothing to learn within ``max_seq_length``."""
+        return int(self._about["left_out"])
 
     @property
     def vector_size(self) -> int:
@@ -150,12 +156,13 @@ _ARRAYS: dict[str, type] = {
 }
 
 
-def find_data_files(folder: Path, *, skip: Sequence[str] = ()) -> list[Path]:
+def find_data_files(folder: Path, *, skip: Sequence[str] = (), outside: Path | None = None) -> list[Path]:
     """The data files in and below a folder, in a fixed order; or the one file that was named.
 
     Args:
         folder: a folder, or a single file.
         skip: names without suffix that are left out.
+        outside: a folder whose files are left out, such as a run's with its log.
 
     Raises:
         DocumentError: there are none.
@@ -164,6 +171,8 @@ def find_data_files(folder: Path, *, skip: Sequence[str] = ()) -> list[Path]:
         return [folder]
     found = [path for path in sorted(folder.rglob("*")) if path.name.endswith(SUFFIXES) and path.is_file()]
     found = [path for path in found if stem(path) not in skip]
+    if outside is not None:
+        found = [path for path in found if not path.resolve().is_relative_to(outside.resolve())]
     if not found:
         reason = "holds no" if folder.is_dir() else "does not exist: name a folder of"
         raise DocumentError(f"{folder} {reason} {' or '.join(SUFFIXES)} files.", path=folder)
@@ -216,19 +225,21 @@ def tokenize_file(
             cache.mkdir(parents=True, exist_ok=True)
             # Beside its place, then moved there whole: two processes may do this at once, and either may be killed.
             with tempfile.TemporaryDirectory(dir=cache, prefix=".unfinished-") as unfinished:
-                left_out = _write(Path(unfinished), _tokenized(path, tokenizer, options, progress))
-                if left_out:
-                    logger.warning(
-                        "%d rows of %s are left out: their answer lies beyond max_seq_length (%d tokens).",
-                        left_out,
-                        path.name,
-                        options.max_seq_length,
-                    )
+                _write(Path(unfinished), _tokenized(path, tokenizer, options, progress))
                 if not folder.exists():
                     _move(Path(unfinished), folder)
         except OSError as error:
             raise OutputError(f"Cannot write the token cache {cache}: {error.strerror or error}.") from error
-    return TokenFile(folder, name or stem(path))
+    file = TokenFile(folder, name or stem(path))
+    if file.left_out:
+        logger.warning(
+            "%d of %d rows of %s are left out: their answer lies beyond max_seq_length (%d tokens).",
+            file.left_out,
+            file.left_out + len(file),
+            path.name,
+            options.max_seq_length,
+        )
+    return file
 
 
 def _move(source: Path, folder: Path) -> None:
@@ -293,7 +304,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Row]]:
             for line, text in enumerate(file, start=1):
                 if not text.strip():
                     continue
-                content = json.loads(text.rstrip())
+                content = _parsed(text)
                 kind = kind or kind_of(content)
                 if kind_of(content) != kind:
                     raise ArgumentError(f"it is a row of {kind_of(content)} data in a file of {kind} data")
@@ -308,24 +319,33 @@ def _rows(path: Path) -> Iterator[tuple[int, Row]]:
         raise _bad_row(path, line, str(error)) from error
     except UnicodeDecodeError as error:
         raise _bad_row(path, line + 1, "it is not UTF-8 text") from error
-    except json.JSONDecodeError as error:
-        raise _bad_row(path, line, f"it is not JSON ({error.msg} at column {error.colno})") from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DocumentError(f"Cannot read {path} after line {line}: {error}.", path=path, line=line) from error
 
 
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text.rstrip())
+    except json.JSONDecodeError as error:
+        raise ArgumentError(f"it is not JSON ({error.msg} at column {error.colno})") from error
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, lists within lists within lists
+        raise ArgumentError(f"it is no JSON that can be read ({error})") from error
+
+
 def _open(path: Path) -> IO[str]:
-    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+    # Some programs begin a file with a byte order mark.
+    encoding = "utf-8-sig"
+    return gzip.open(path, "rt", encoding=encoding) if path.suffix == ".gz" else path.open(encoding=encoding)
 
 
 def _bad_row(path: Path, line: int, problem: str) -> DocumentError:
     return DocumentError(f"{path}, line {line}: {problem}.", path=path, line=line)
 
 
-def _write(folder: Path, windows: Iterator[_Window]) -> int:
-    """All arrays of a file, appended to window by window; how many rows have nothing to learn."""
-    counts = {"rows": 0, "sequences": 0, "tokens": 0, "vector_size": 0}
-    kind, left_out = None, 0
+def _write(folder: Path, windows: Iterator[_Window]) -> None:
+    """All arrays of a file, appended to window by window."""
+    counts = {"rows": 0, "sequences": 0, "tokens": 0, "vector_size": 0, "left_out": 0}
+    kind = None
     with ExitStack() as stack:
         files = {name: stack.enter_context((folder / name).open("wb")) for name in _ARRAYS}
 
@@ -337,7 +357,7 @@ def _write(folder: Path, windows: Iterator[_Window]) -> int:
             kind = kind or (EMBEDDING if embedding else "generative")
             for row, texts in zip(rows, tokenized, strict=True):
                 if texts is None:
-                    left_out += 1
+                    counts["left_out"] += 1
                     continue
                 if embedding:
                     append("row_starts", [counts["sequences"]])
@@ -355,4 +375,3 @@ def _write(folder: Path, windows: Iterator[_Window]) -> int:
         append("row_starts", [counts["sequences"]])
     # Last, for a folder without it is unfinished.
     (folder / "about.json").write_text(json.dumps({"kind": kind, **counts}), encoding="utf-8")
-    return left_out

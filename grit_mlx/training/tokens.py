@@ -156,11 +156,8 @@ def _rendered(tokenizer: Any, row: ChatRow | TextRow, index: int, label_mask: st
 
 def _with_grit(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[str, list[tuple[int, int]]]:
     """GRIT's own chat; equal to ``formats.CHAT_TEMPLATE`` (tested), without Jinja's time for each row."""
-    if messages[0]["role"] == "system":
-        first = {**messages[1], "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
-        messages = [first, *messages[2:]]
     text, answers = tokenizer.bos_token or "", []
-    for i, message in enumerate(messages):
+    for i, message in enumerate(_without_system(messages)):
         if message["role"] == "user":
             text += "\n" * (i > 0) + f"<|user|>\n{message['content']}\n<|assistant|>\n"
         else:
@@ -168,6 +165,14 @@ def _with_grit(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[str, lis
             text += message["content"] + (tokenizer.eos_token or "")
             answers.append((start, len(text)))
     return text, answers
+
+
+def _without_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    """GRIT has no system role: what it says goes before the first user's words."""
+    if messages[0]["role"] != "system":
+        return messages
+    first = {**messages[1], "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
+    return [first, *messages[2:]]
 
 
 def _with_template(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[str, list[tuple[int, int]]]:
@@ -181,13 +186,16 @@ def _with_template(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[str,
     for i, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before, after = render(i, add_generation_prompt=True), render(i + 1)
-        start = len(before)
-        if not text.startswith(before):
-            # A template that prompts with more than it keeps (an empty <think> block): find the answer itself.
-            start = text.find(message["content"], len(render(i)))
-        end = len(after.rstrip()) if text.startswith(after.rstrip()) else text.find(message["content"]) + 1
-        if start < 0 or end <= start:
+        content, before, after = message["content"], render(i, add_generation_prompt=True), render(i + 1).rstrip()
+        # A template may prompt with more than it keeps (an open <think>), and may write a turn otherwise once others
+        # follow it (Qwen 3 drops the thoughts). Then the turn is its words and what ends it.
+        start = len(before) if text.startswith(before) else text.find(content, len(render(i)))
+        end = len(after)
+        if not text.startswith(after):
+            end = text.find(content, start) + len(content)
+            ending = after[after.rfind(content) + len(content) :]
+            end += len(ending) if text.startswith(ending, end) else 0
+        if start < 0 or not text.startswith(before[: len(render(i))]) or content not in text[start:end]:
             raise ArgumentError("the answers cannot be found in what it writes")
         answers.append((start, end))
     return text, answers
@@ -260,7 +268,7 @@ def _official_labels(tokenizer: Any, row: ChatRow, length: int) -> NDArray[np.bo
         raise ArgumentError("label_mask='official' is for GRIT's own chat format: this tokenizer has a template.")
     learned = np.ones(length, dtype=bool)
     at = 0
-    for i, message in enumerate(row.messages[:-1]):
+    for i, message in enumerate(_without_system(row.messages)[:-1]):
         bos = (tokenizer.bos_token or "") if i == 0 else ""
         user = message["role"] == "user"
         turn = (

@@ -19,7 +19,7 @@ import numpy as np
 from mlx.utils import tree_unflatten
 
 from grit_mlx import backend
-from grit_mlx.errors import ArgumentError, MemoryLimitError, NonFiniteError, OutputError
+from grit_mlx.errors import ArgumentError, GritError, MemoryLimitError, ModelError, NonFiniteError
 from grit_mlx.evaluation.sets import AnswerSet, load_set
 from grit_mlx.settings import write_settings
 from grit_mlx.training import adapters
@@ -29,9 +29,10 @@ from grit_mlx.training.distributed import World
 from grit_mlx.training.memory import advice, estimate
 from grit_mlx.training.preparation import Data, Preparation, is_quantized, prepare_data, prepare_model
 from grit_mlx.training.run_folder import Position, RunFolder
-from grit_mlx.training.scratch import copy_tokenizer
+from grit_mlx.training.scratch import QUANTIZATION_KEYS, copy_tokenizer
 from grit_mlx.training.settings import TrainingSettings, write_yaml
-from grit_mlx.training.step import StepResult, merged
+from grit_mlx.training.step import StepResult, Trainee, merged
+from grit_mlx.training.token_files import find_data_files
 from grit_mlx.training.validation import held_out_losses, set_scores
 
 __all__ = ["TrainingResult", "train"]
@@ -42,6 +43,13 @@ logger = logging.getLogger("grit_mlx")
 _FREE = {
     *("adapter_path", "best", "cache", "compile", "data", "early_stopping", "evaluate", "keep_last", "model"),
     *("project_name", "report_to", "resume", "save_every", "steps_per_eval", "steps_per_report", "val_batches"),
+}
+
+# Those that a run may go on with differently: what helps where it could not go on, and how long it lasts. The
+# rest decides which rows come when, or what the weights mean.
+_CHANGEABLE = {
+    *("chunk_size", "chunk_tokens", "dtype", "grad_checkpoint", "iters", "learning_rate", "lr_schedule"),
+    *("max_grad_norm", "warmup", "weight_decay"),
 }
 
 
@@ -88,16 +96,26 @@ def train(settings: TrainingSettings, callbacks: Sequence[Callback] = ()) -> Tra
         MemoryLimitError: a chunk does not fit into memory.
         OutputError: the disk is full or cannot be written.
     """
+    if settings.data is None:
+        raise ArgumentError("There is nothing to train on: name a folder of data.")
+    # Before the model is loaded, which may take a while.
+    find_data_files(Path(settings.data).expanduser(), outside=Path(settings.adapter_path).expanduser())
     world = World()
-    if settings.embeds and settings.mode == "unified" and not (settings.embedding_factor or settings.generative_factor):
-        raise ArgumentError("Both losses have a factor of 0, so there is nothing to learn.")
     told = list(callbacks) if world.is_first else []
     sets = [load_set(Path(path).expanduser()) for path in settings.evaluate]
-    if sets and not settings.embeds:
-        raise ArgumentError("Sets are scored by embedding, which mode generative does not train: leave evaluate out.")
     for one in sets:
         if isinstance(one, AnswerSet):
             raise ArgumentError(f"evaluate names answers, {one.path}: put them into the data as valid.jsonl.")
+    try:
+        return _begun(settings, world, sets, told).run()
+    except RuntimeError as error:
+        if world.size > 1 and "connection to a peer" in str(error):
+            raise GritError("Another process of this run has ended, so this one stops as well.") from error
+        raise
+
+
+def _begun(settings: TrainingSettings, world: World, sets: Sequence[Any], told: list[Callback]) -> _Run:
+    """All that comes before the first step."""
     folder = RunFolder(Path(settings.adapter_path).expanduser())
     if world.is_first:
         _check_folder(folder, settings)
@@ -107,13 +125,13 @@ def train(settings: TrainingSettings, callbacks: Sequence[Callback] = ()) -> Tra
         for callback in told:
             callback.on_rows(file, rows)
 
-    data = prepare_data(settings, prepared.loaded.tokenizer._tokenizer, world, on_rows)
+    data = prepare_data(
+        settings, prepared.loaded.tokenizer._tokenizer, world, on_rows, vector_size=prepared.vector_size
+    )
     if world.is_first:
-        told += [
-            JsonLog(folder.path / "log.jsonl"),
-            *make_reporters(settings.report_to, folder.path, settings.project_name),
-        ]
-    return _Run(settings, world, folder, prepared, data, sets, told).run()
+        reporters = make_reporters(settings.report_to, folder.path, settings.project_name)
+        told = [*told, JsonLog(folder.path / "log.jsonl"), *reporters]
+    return _Run(settings, world, folder, prepared, data, sets, told)
 
 
 def _check_folder(folder: RunFolder, settings: TrainingSettings) -> None:
@@ -122,11 +140,10 @@ def _check_folder(folder: RunFolder, settings: TrainingSettings) -> None:
         raise ArgumentError(f"{folder.path} has no checkpoint to go on from. Leave --resume out to begin.")
     if found and not settings.resume:
         raise ArgumentError(
-            f"{folder.path} holds a run of {found[-1].name.removeprefix('step-').lstrip('0')} steps. "
+            f"{folder.path} holds a run that is at step {int(found[-1].name.removeprefix('step-'))}. "
             "Go on with --resume, or name another --adapter-path."
         )
     folder.make()
-    write_yaml(folder.path / "settings.yaml", replace(settings, resume=False))
 
 
 class _Run:
@@ -152,16 +169,20 @@ class _Run:
         self.position = Position(data=dict(data.keys), settings=_compared(settings))
         self.validation: ValidationReport | None = None
         self.losses: dict[str, float] = {}
+        self.reports = _Means()
+        self._published: Path | None = None
         # Sized now, so that a resumed optimizer finds its state in place.
         prepared.optimizer.init(prepared.trainee.trainable_parameters())  # type: ignore[no-untyped-call]
 
     def run(self) -> TrainingResult:
         """All steps that are left."""
-        if self.settings.resume:
-            self._resume()
-        self._tell("on_start", self._plan())
-        mx.reset_peak_memory()
         try:
+            if self.settings.resume:
+                self._resume()
+            if self.world.is_first:
+                write_yaml(self.folder.path / "settings.yaml", replace(self.settings, resume=False))
+            self._tell("on_start", self._plan())
+            mx.reset_peak_memory()
             with backend.wired():
                 stopped = self._loop()
         finally:
@@ -182,21 +203,23 @@ class _Run:
     def _loop(self) -> bool:
         """Steps, validations and checkpoints; whether validations stopped getting better."""
         settings = self.settings
-        reports = _Means()
+        self.reports = _Means([StepReport(**report) for report in self.position.pending])
         validates = bool(settings.steps_per_eval) and (
             bool(self.sets) or self.data.embedding_valid is not None or self.data.generative_valid is not None
         )
         if validates and self.position.step == 0:
             self._validate()
+        if self._is_over():
+            return True
         while self.position.step < settings.iters:
             report = self._step_in_memory(self.position.step)
             self.position = replace(self.position, step=report.step)
             self.losses = dict(report.losses)
-            reports.add(report)
+            self.reports.add(report)
             self._tell("on_step", report)
             last = report.step == settings.iters
             if last or report.step % settings.steps_per_report == 0:
-                self._tell("on_report", reports.take())
+                self._tell("on_report", self.reports.take())
             if validates and (last or report.step % settings.steps_per_eval == 0):
                 self._validate()
                 if self._is_over():
@@ -269,13 +292,16 @@ class _Run:
                     rows[name] = [text.ids.tolist() for text in texts]
             if self.data.generative is not None:
                 rows["generative"] = [chat.ids.tolist() for chat in self.data.generative.batch(index)]
-            folder.mkdir(exist_ok=True)
-            (folder / f"step-{step:08d}.json").write_text(json.dumps(rows), encoding="utf-8")
+            try:
+                folder.mkdir(exist_ok=True)
+                (folder / f"step-{step:08d}.json").write_text(json.dumps(rows), encoding="utf-8")
+            except OSError as error:
+                logger.warning("Its batch cannot be written to %s: %s.", folder, error.strerror)
         bad = [name for name, value in losses.items() if not math.isfinite(value) and name != "total"] or ["gradient"]
         raise NonFiniteError(
             f"The {bad[0]}{'' if bad == ['gradient'] else ' loss'} of step {step} is not finite, so the run stopped "
-            f"before it was learned. Its batch is in {folder}. Lower learning_rate, or use dtype float32, and go on "
-            "with --resume."
+            f"before it was learned. Its batch is in {folder}. Go on with --resume and a lower learning_rate, or "
+            "with dtype float32."
         )
 
     # Between steps
@@ -295,7 +321,7 @@ class _Run:
         value = sum(loss * factors.get(name, settings.embedding_factor) for name, loss in losses.items())
         if scores and (settings.best == "score" or not losses):
             value = -sum(scores.values()) / len(scores)
-        better = self.position.best is None or value < self.position.best
+        better = math.isfinite(value) and (self.position.best is None or value < self.position.best)
         # The model as it was is only what the others are compared with.
         if self.position.step == 0:
             better = False
@@ -316,42 +342,65 @@ class _Run:
     def _save(self) -> None:
         if not self.world.is_first:
             return
-        trainee, layout = self.prepared.trainee, self.prepared.layout
-        beside = {name: trainee[name] for name in ("temperature_change",) if name in trainee}
-        state = {f"optimizer.{name}": value for name, value in named_arrays(self.prepared.optimizer.state)}
+        trainee = self.prepared.trainee
+        state = _state(trainee, self.prepared.optimizer)
+        whole = self.prepared.layout is None
+        weights = trainee.model.parameters() if whole else trainee.model.trainable_parameters()
         folder = self.folder.save(
-            self.position,
-            weights=adapters.adapter_weights(trainee.model) if layout else _all_weights(trainee.model),
+            replace(self.position, pending=self.reports.pending()),
+            weights=dict(named_arrays(weights)),
             weights_name=self._weights_name,
-            optimizer={**state, **{f"trainee.{name}": value for name, value in beside.items()}},
+            optimizer={name: value for name, value in state.items() if not name.startswith("weights.")},
             keep_last=self.settings.keep_last,
+            describe=self._describe,
         )
+        # The run's folder is of use at any time, not only at its end.
+        if self.position.best_step in (None, self.position.step):
+            self._publish()
         self._tell("on_checkpoint", folder)
 
     def _resume(self) -> None:
-        checkpoint = self.folder.checkpoints()[-1]
-        self.position, arrays = self.folder.load(checkpoint)
+        """Take up the last checkpoint. Only the first process reads it: other machines need not have it."""
+        trainee, optimizer = self.prepared.trainee, self.prepared.optimizer
+        state = found = _state(trainee, optimizer)
+        if self.world.is_first:
+            checkpoint = self.folder.checkpoints()[-1]
+            self.position, found = self.folder.load(checkpoint, self._weights_name)
+        self.position = Position(**self.world.from_first(asdict(self.position)))
+        self._check_settings()
+        self._check_data()
+        if missing := state.keys() - found.keys():
+            raise ModelError(f"Cannot go on from {checkpoint}: it has no {min(missing)}, which is trained now.")
+        # In the dtype of now, where another was asked for.
+        state = {name: found[name].astype(value.dtype) for name, value in state.items()}
+        parts: dict[str, list[tuple[str, mx.array]]] = defaultdict(list)
+        for name, value in self.world.arrays_from_first(state).items():
+            part, _, rest = name.partition(".")
+            parts[part].append((rest, value))
+        trainee.model.load_weights(parts["weights"], strict=False)
+        trainee.update(dict(parts["trainee"]))
+        optimizer.state = tree_unflatten(parts["optimizer"])
+        mx.eval(trainee.parameters(), optimizer.state)  # type: ignore[no-untyped-call]
+        logger.info("Going on from step %d.", self.position.step)
+
+    def _check_data(self) -> None:
         if dict(self.position.data) != dict(self.data.keys):
             changed = {*self.position.data.items()} ^ {*self.data.keys.items()}
             names = ", ".join(sorted({name for name, _ in changed}))
             raise ArgumentError(f"The data has changed since the run began ({names}), so it cannot go on as it was.")
+
+    def _check_settings(self) -> None:
+        now = _compared(self.settings)
         for name, old in self.position.settings.items():
-            if (new := _compared(self.settings).get(name)) != old:
+            if now.get(name) == old:
+                continue
+            if name not in _CHANGEABLE:
                 raise ArgumentError(
-                    f"The run began with {name} = {old!r}, not {new!r}: a resumed run keeps its settings."
+                    f"The run began with {name} = {old!r}, not {now.get(name)!r}: a resumed run keeps its settings, "
+                    f"except {', '.join(sorted(_CHANGEABLE))}."
                 )
-        trainee = self.prepared.trainee
-        trainee.model.load_weights(str(checkpoint / self._weights_name), strict=self.prepared.layout is None)
-        state = [
-            (name.removeprefix("optimizer."), value) for name, value in arrays.items() if name.startswith("optimizer.")
-        ]
-        self.prepared.optimizer.state = tree_unflatten(state)
-        beside = [
-            (name.removeprefix("trainee."), value) for name, value in arrays.items() if name.startswith("trainee.")
-        ]
-        trainee.update(dict(beside))
-        mx.eval(trainee.parameters(), self.prepared.optimizer.state)  # type: ignore[no-untyped-call]
-        logger.info("Going on from step %d.", self.position.step)
+            logger.warning("From here on %s is %r instead of %r.", name, now[name], old)
+        self.position = replace(self.position, settings=now)
 
     # Before and after
 
@@ -383,27 +432,31 @@ class _Run:
             processes=self.world.size,
         )
 
+    def _describe(self, folder: Path) -> None:
+        """Write beside the weights what makes them an adapter, or a model, that loads."""
+        loaded, step = self.prepared.loaded, self.position.step
+        if self.prepared.layout is not None:
+            about = {"model": self.settings.model, "grit_mlx": {"step": step, "mode": self.settings.mode}}
+            adapters.write_layout(folder, self.prepared.layout, about=about)
+        else:
+            config = dict(loaded.config)
+            if not is_quantized(loaded.model):  # widened when it was loaded
+                config = {name: value for name, value in config.items() if name not in QUANTIZATION_KEYS}
+            (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            copy_tokenizer(loaded.folder, folder)
+        if loaded.projection is not None and (loaded.folder / "projection.safetensors").exists():
+            shutil.copyfile(loaded.folder / "projection.safetensors", folder / "projection.safetensors")
+        origin = {"tuned_from": str(self.settings.model or "scratch"), "steps": step}
+        write_settings(folder, replace(loaded.settings, about={**loaded.settings.about, **origin}))
+
     def _publish(self) -> None:
         """Put the best weights, or without validation the last, where the result is expected."""
         found = self.folder.checkpoints()
         best = self.position.best_step
         source = next((path for path in found if best is not None and path.name == f"step-{best:08d}"), found[-1])
-        path, loaded = self.folder.path, self.prepared.loaded
-        try:
-            if self.prepared.layout is not None:
-                about = {"model": self.settings.model, "grit_mlx": {"step": best, "mode": self.settings.mode}}
-                adapters.write_layout(path, self.prepared.layout, about=about)
-            else:
-                (path / "config.json").write_text(json.dumps(dict(loaded.config), indent=2) + "\n", encoding="utf-8")
-                copy_tokenizer(loaded.folder, path)
-            if loaded.projection is not None and (loaded.folder / "projection.safetensors").exists():
-                shutil.copyfile(loaded.folder / "projection.safetensors", path / "projection.safetensors")
-            origin = {"tuned_from": str(self.settings.model or "scratch"), "steps": self.position.step}
-            write_settings(path, replace(loaded.settings, about={**loaded.settings.about, **origin}))
-        except OSError as error:
-            raise OutputError(f"Cannot write {path}: {error.strerror}.") from error
-        # The weights last: whoever finds them finds the rest.
-        self.folder.publish([self._weights_name], source)
+        if source != self._published:
+            self.folder.publish(source, self._weights_name)
+            self._published = source
 
     def _tell(self, event: str, *arguments: Any) -> None:
         for callback in self.callbacks:
@@ -413,12 +466,16 @@ class _Run:
 class _Means:
     """Means of the steps between two reports."""
 
-    def __init__(self) -> None:
-        self._reports: list[StepReport] = []
+    def __init__(self, reports: Sequence[StepReport] = ()) -> None:
+        self._reports = list(reports)
 
     def add(self, report: StepReport) -> None:
         """One more step."""
         self._reports.append(report)
+
+    def pending(self) -> list[dict[str, Any]]:
+        """Those so far, to go on with."""
+        return [asdict(report) for report in self._reports]
 
     def take(self) -> StepReport:
         """The mean of those so far, which are then forgotten."""
@@ -437,8 +494,13 @@ class _Means:
         )
 
 
-def _all_weights(model: Any) -> dict[str, mx.array]:
-    return dict(named_arrays(model.parameters()))
+def _state(trainee: Trainee, optimizer: optim.Optimizer) -> dict[str, mx.array]:
+    """All that changes from step to step: trained weights, what is trained beside them, the optimizer's state."""
+    return {
+        **{f"weights.{name}": value for name, value in named_arrays(trainee.model.trainable_parameters())},
+        **{f"trainee.{name}": value for name, value in trainee.beside().items()},
+        **{f"optimizer.{name}": value for name, value in named_arrays(optimizer.state)},
+    }
 
 
 def _compared(settings: TrainingSettings) -> dict[str, Any]:

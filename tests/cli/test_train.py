@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ def test_train_resume_export_and_fuse(grit: Grit, tiny_model: Path, data: Path, 
     assert json.loads((folder / "adapter_config.json").read_text())["lora_parameters"]["rank"] == 4
 
     again = grit("train", *common, *QUICK)
-    assert again.code == 1 and "holds a run of 3 steps. Go on with --resume" in again.err
+    assert again.code == 1 and "holds a run that is at step 3. Go on with --resume" in again.err
+    assert "The run began with" in grit("train", "--adapter-path", folder, "--resume", "--seed", 5).err
     resumed = grit("train", "--adapter-path", folder, "--resume")
     assert resumed.code == 0 and "Going on from step 3." in resumed.err
 
@@ -66,6 +68,32 @@ def test_init_and_config(grit: Grit, data: Path, tiny_model: Path, tmp_path: Pat
     assert (saved["iters"], saved["batch_size"]) == (1, 8), "flags go before the file"
 
 
+def test_an_interrupted_run_says_how_it_goes_on(
+    grit: Grit, tiny_model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from grit_mlx.training.trainer import _Run
+
+    step, folder = _Run._step, tmp_path / "a run"
+
+    def interrupted(self: Any, index: int) -> Any:
+        if index == 3:
+            raise KeyboardInterrupt
+        return step(self, index)
+
+    monkeypatch.setattr(_Run, "_step", interrupted)
+    run = ("train", "--model", tiny_model, "--data", data, "--adapter-path", folder, *QUICK)
+    found = grit(*run)
+    assert found.code == 130
+    assert "stopped after step 3, before the first checkpoint (save_every = 200), so nothing is kept" in found.err
+    found = grit(*run, "--save-every", 2, "--iters", 5)
+    command = f"grit train --adapter-path '{folder}' --resume"
+    assert found.code == 130 and f"stopped after step 3; step 2 is saved. Go on with: {command}\n" in found.err
+    monkeypatch.undo()
+    found = grit(*shlex.split(command)[1:])
+    assert found.code == 0, found.err
+    assert f"--adapter '{folder}'" in found.out
+
+
 def test_bad_input(grit: Grit, data: Path, tiny_model: Path, tmp_path: Path) -> None:
     def error(*arguments: object) -> str:
         found = grit("train", "--model", tiny_model, "--adapter-path", tmp_path / "run", *arguments)
@@ -78,6 +106,7 @@ def test_bad_input(grit: Grit, data: Path, tiny_model: Path, tmp_path: Path) -> 
     assert "did you mean 'learning_rate'?" in error("--config", config)
     assert "There is nothing to train on" in error()
     assert "does not exist" in error("--data", tmp_path / "none")
+    assert "Give either --export-peft or --import-peft" in error("--export-peft", "x", "--import-peft", "y")
     assert "takes NAME=VALUE" in error("--data", data, "--data-weights", "a")
     assert "--lora-parameters" not in error("--data", data, "--lora-parameters", "alpha=3")
     assert "is no adapter folder" in error("--data", data, "--resume-adapter-file", tmp_path)

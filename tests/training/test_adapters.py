@@ -16,7 +16,7 @@ from mlx_lm.utils import load as mlx_lm_load
 from mlx_lm.utils import quantize_model, save_config, save_model
 
 from grit_mlx import GritLM
-from grit_mlx.errors import AdapterError, ArgumentError
+from grit_mlx.errors import AdapterError, ArgumentError, OutputError
 from grit_mlx.loading import load
 from grit_mlx.training import adapters
 from grit_mlx.training.adapters import AdapterLayout, attach_adapter, choose_keys, count_trainable
@@ -73,6 +73,9 @@ def test_routers_and_experts_only_when_asked(tiny_model: Path, tiny_mixtral: Pat
     experts = {f"block_sparse_moe.switch_mlp.{name}_proj" for name in ("gate", "down", "up")}
     assert set(choose_keys(mixtral, experts=True)) == {*LINEAR, *experts}
     assert set(choose_keys(mixtral, router=True)) == {*LINEAR, "block_sparse_moe.gate"}
+    for name, asked in (("adapt_experts", {"experts": True}), ("adapt_router", {"router": True})):
+        with pytest.raises(ArgumentError, match=f"{name} is for mixtures of experts, and this model is none"):
+            choose_keys(load(tiny_model).model, **asked)
     attach_adapter(mixtral, AdapterLayout("lora", -1, 4, 1.0, 0.0, choose_keys(mixtral)))
     assert all("self_attn" in name and "lora_" in name for name, _ in named_arrays(mixtral.trainable_parameters()))
     found = count_trainable(mixtral)
@@ -116,9 +119,10 @@ def test_peft_there_and_back_is_exact(tiny_model: Path, tiny_mixtral: Path, tmp_
     np.testing.assert_array_equal(*vectors)
 
 
-def test_peft_names_and_formula(tiny_model: Path, tmp_path: Path) -> None:
-    """Not only its own inverse: PEFT's names, shapes and W + alpha / r B A."""
-    weights = write_adapter(tmp_path / "a", tiny_model, keys=("self_attn.q_proj",))
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_peft_names_and_formula(tiny_model: Path, tmp_path: Path, kind: str) -> None:
+    """Not only its own inverse: PEFT's names, shapes and W + alpha / r B A, which DoRA gives rows of length m."""
+    weights = write_adapter(tmp_path / "a", tiny_model, kind, keys=("self_attn.q_proj",))
     config, tensors = to_peft(adapters.read_layout(tmp_path / "a"), weights, base="base", layers=2)
     assert (config["r"], config["lora_alpha"], config["target_modules"]) == (4, 10, ["self_attn.q_proj"])
     name = "base_model.model.model.layers.1.self_attn.q_proj"
@@ -127,8 +131,12 @@ def test_peft_names_and_formula(tiny_model: Path, tmp_path: Path) -> None:
     loaded = load(tiny_model, adapter_path=tmp_path / "a")
     layer = loaded.model.layers[1].self_attn.q_proj
     x = np.random.default_rng(0).normal(size=(3, 32))
-    expected = x @ (np.array(layer.linear.weight, dtype=np.float64) + config["lora_alpha"] / config["r"] * b @ a).T
-    np.testing.assert_allclose(layer(mx.array(x.astype(np.float32))), expected, atol=1e-4)
+    adapted = np.array(layer.linear.weight, dtype=np.float64) + config["lora_alpha"] / config["r"] * b @ a
+    assert config["use_dora"] == (kind == "dora")
+    if kind == "dora":
+        magnitude = np.array(tensors[f"{name}.lora_magnitude_vector.weight"], dtype=np.float64)
+        adapted *= magnitude[:, None] / np.linalg.norm(adapted, axis=1, keepdims=True)
+    np.testing.assert_allclose(layer(mx.array(x.astype(np.float32))), x @ adapted.T, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -147,11 +155,38 @@ def test_peft_adapters_that_cannot_be_used(config: dict[str, Any], name: str | N
         from_peft({"peft_type": "LORA", "r": 4, **config}, {name: mx.zeros((4, 32))}, layers=2)
 
 
+@pytest.mark.parametrize(("scale", "rank"), [(0.1, 3), (2.7, 7), (16 / 3, 3), (2.0, 64), (0.3, 10)])
+def test_the_strength_comes_back_exactly(scale: float, rank: int) -> None:
+    weights = {"model.layers.0.self_attn.q_proj.lora_a": mx.zeros((32, rank))}
+    layout = AdapterLayout("lora", -1, rank, scale, 0.0, ("self_attn.q_proj",))
+    config, tensors = to_peft(layout, weights, base="base", layers=2)
+    assert from_peft(config, tensors, layers=2)[0].scale == scale
+
+
 def test_peft_config_variants() -> None:
     name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight"
     config = {"r": 4, "lora_alpha": 8, "use_rslora": True}
     layout, weights = from_peft(config, {name: mx.zeros((4, 32))}, layers=2)
     assert layout.scale == 4.0 and weights["model.layers.0.self_attn.q_proj.lora_a"].shape == (32, 4)
+
+
+def test_a_full_disk(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing incomplete is left where a model or an adapter is looked for."""
+    write_adapter(tmp_path / "a", tiny_model)
+    export_peft(tmp_path / "a", tmp_path / "peft", base="base", layers=2)
+
+    def full(path: str, *_arguments: Any, **_options: Any) -> None:
+        Path(path).write_bytes(b"x" * 100)
+
+    monkeypatch.setattr(mx, "save_safetensors", full)
+    for write in (
+        lambda folder: fuse(tiny_model, tmp_path / "a", folder),
+        lambda folder: export_peft(tmp_path / "a", folder, base="base", layers=2),
+        lambda folder: import_peft(tmp_path / "peft", folder, layers=2),
+    ):
+        with pytest.raises(OutputError, match=r"Cannot write .*full: the disk is full\. Make room"):
+            write(tmp_path / "full")
+        assert not list(tmp_path.glob("full/*config.json")) and not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])
@@ -179,10 +214,13 @@ def test_fusing_into_quantised_weights_is_measured(tiny_model: Path, tmp_path: P
     assert GritLM(tmp_path / "fused", dtype="stored").encode(["a"]).shape == (1, 32)
 
 
-def test_mlx_lm_loads_our_adapters(tiny_model: Path, tmp_path: Path) -> None:
-    write_adapter(tmp_path / "a", tiny_model)
-    theirs = mlx_lm_load(str(tiny_model), adapter_path=str(tmp_path / "a"))[0]
-    ours = load(tiny_model, adapter_path=tmp_path / "a").model
+@pytest.mark.parametrize("kind", ["lora", "dora", "one layer", "experts"])
+def test_mlx_lm_loads_our_adapters(tiny_model: Path, tiny_mixtral: Path, tmp_path: Path, kind: str) -> None:
+    by_kind: dict[str, dict[str, Any]] = {"one layer": {"num_layers": 1}, "experts": {"keys": EXPERT_KEYS}}
+    model = tiny_mixtral if kind == "experts" else tiny_model
+    write_adapter(tmp_path / "a", model, kind if kind == "dora" else "lora", **by_kind.get(kind, {}))
+    theirs = mlx_lm_load(str(model), adapter_path=str(tmp_path / "a"))[0]
+    ours = load(model, adapter_path=tmp_path / "a").model
     ids = mx.array([[1, 20, 30, 40]])
     np.testing.assert_allclose(theirs(ids), ours(ids), atol=1e-5)
 

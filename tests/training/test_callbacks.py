@@ -98,8 +98,9 @@ def test_the_estimate_follows_the_settings(tiny_model: Path) -> None:
 
     base = peak()
     parameters = sum(entry["numel"] for entry in sizes(tiny_model))
-    assert base.weights == 4 * parameters and base.training == 4 * base.weights
-    assert peak(optimizer="sgd").training == base.training / 2
+    assert base.weights == 4 * parameters and base.training == 5 * base.weights
+    assert peak(optimizer="sgd").training == 3 * base.weights
+    assert peak(mode="generative").training == 4 * base.weights, "one sum of gradients fewer"
     assert peak(chunk_tokens=2048).activations == pytest.approx(base.activations / 4)
     assert peak(grad_checkpoint=True).activations < base.activations
     assert base.fits and not MEMORY.fits

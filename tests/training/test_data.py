@@ -51,6 +51,12 @@ BAD = [
     ('{"query": 3, "pos": ["b"]}', "query must be a text or [instruction, text], not 3"),
     ('{"query": "a", "pos": ["b"], "query_vector": [1]}', "it has vectors for 1 texts and 2 texts"),
     ('{"query": "a", "pos": ["b"], "query_vector": [1], "pos_vectors": [[1, 2]]}', "all of one length"),
+    ('{"query": "a", "pos": ["b"], "query_vector": [NaN], "pos_vectors": [[1]]}', "must be lists of numbers"),
+    ('{"query": "a", "pos": ["b"], "query_vector": [1], "pos_vectors": 3}', "pos_vectors must be a list of vectors"),
+    ('{"query": "a", "pos": ["b"], "pos_vectors": [[1]]}', "it has pos_vectors and no query_vector"),
+    ('{"query": ["\\udc00", "a"], "pos": ["b"]}', "query holds half a character ('\\udc00')"),
+    ('{"query": "a", "pos": ["b \\ud800"]}', "pos[0] holds half a character ('\\ud800')"),
+    ("null", "a row must be a JSON object, not null"),
 ]
 BAD_CHATS = [
     ('{"text": ["a"]}', "a conversation must end with the assistant's turn, which is what is learned"),
@@ -90,9 +96,14 @@ def test_bad_files(tokenizer: Any, tmp_path: Path) -> None:
 
     assert refused("empty.jsonl", b"") == "/empty.jsonl is empty. Remove it, or give it some rows."
     assert refused("blank.jsonl", b"\n\n").startswith("/blank.jsonl is empty")
+    deep = b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    assert refused("deep.jsonl", deep).startswith("/deep.jsonl, line 1: it is no JSON that can be read (")
     assert refused("latin.jsonl", b'{"text": "\xe9"}') == "/latin.jsonl, line 1: it is not UTF-8 text."
     whole = gzip.compress(random.Random(0).randbytes(3000).hex().encode().join([b'{"text": "', b'"}\n']) * 3)
     assert refused("cut.jsonl.gz", whole[: len(whole) // 2]).startswith("Cannot read /cut.jsonl.gz after line ")
+    whole = gzip.compress(whole)  # bytes that do not compress again, so that damage hits the data
+    broken = whole[:50] + bytes(2000) + whole[2050:]
+    assert refused("broken.jsonl.gz", broken).startswith(("Cannot read /broken.jsonl.gz after line ", "/broken."))
     assert refused("plain.jsonl.gz", b'{"text": "a"}\n').startswith("Cannot read /plain.jsonl.gz after line 0")
     instruction = json.dumps({"query": ["long " * 30, "a"], "pos": ["b"]}).encode()
     assert "line 1: its instruction takes all 64 tokens" in refused("long.jsonl", instruction)
@@ -124,6 +135,11 @@ def test_the_cache_is_named_after_its_content(tokenizer: Any, tmp_path: Path) ->
     assert tokenize_file(path, other, OPTIONS, cache=cache).key != first.key
 
 
+def test_a_byte_order_mark_is_no_part_of_the_data(tokenizer: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n{"text": "b"}\r\n')
+    assert len(tokenize_file(tmp_path / "a.jsonl", tokenizer, OPTIONS, cache=tmp_path / "cache")) == 2
+
+
 def test_tokens_come_back_as_they_went(tokenizer: Any, tmp_path: Path) -> None:
     rows = embedding_rows(4, negatives=2)
     file = tokenize_file(write_rows(tmp_path / "a.jsonl", rows), tokenizer, OPTIONS, cache=tmp_path / "cache")
@@ -144,7 +160,10 @@ def test_rows_with_nothing_to_learn_are_counted(
     rows = [*chat_rows(3), {"text": ["long " * 60, "answer"]}]
     file = tokenize_file(write_rows(tmp_path / "a.jsonl", rows), tokenizer, OPTIONS, cache=tmp_path / "cache")
     assert len(file) == 3
-    assert "1 rows of a.jsonl are left out: their answer lies beyond max_seq_length (96 tokens)." in caplog.text
+    told = "1 of 4 rows of a.jsonl are left out: their answer lies beyond max_seq_length (96 tokens)."
+    assert caplog.text.count(told) == 1
+    tokenize_file(tmp_path / "a.jsonl", tokenizer, OPTIONS, cache=tmp_path / "cache")
+    assert caplog.text.count(told) == 2, "told again when they come from the cache"
 
 
 def test_folders(tokenizer: Any, tmp_path: Path) -> None:
@@ -159,6 +178,9 @@ def test_folders(tokenizer: Any, tmp_path: Path) -> None:
     }
     held_out = load_files(tmp_path / "d", tokenizer, OPTIONS, cache=tmp_path / "cache", held_out=True)
     assert [part.file.name for part in held_out["generative"]] == ["valid"]
+    write_rows(tmp_path / "d" / "run" / "log.jsonl", [{"kind": "train"}])
+    again = load_files(tmp_path / "d", tokenizer, OPTIONS, cache=tmp_path / "cache", outside=tmp_path / "d" / "run")
+    assert [part.file.name for part in again["embedding"]] == ["embedding/x"], "a run's log is no data"
     train, out = split_files(files["embedding"], 3, seed=0)
     assert len(out[0].rows) == 3 and not set(out[0].rows) & set(train[0].rows) and len(train[0].rows) == 27
     everything = [*files["embedding"], *files["generative"]]

@@ -20,6 +20,7 @@ from grit_mlx.training.data import EmbeddingBatch
 from grit_mlx.training.distributed import World
 from grit_mlx.training.gradcache import cached_gradients, vector_jacobian
 from grit_mlx.training.losses import contrastive_loss
+from grit_mlx.training.recompute import checkpoint_layers
 from grit_mlx.training.step import Trainee, TrainingStep
 from grit_mlx.training.tokens import TokenizedText
 
@@ -105,6 +106,25 @@ def test_the_gradient_is_that_of_the_loss(tiny_model: Path) -> None:
     step.trainee.temperature_change = mx.array(0.0)
     expected = (losses[0] - losses[1]) / (2 * change)
     assert number(gradients["temperature_change"]) == pytest.approx(expected, rel=1e-2)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_gradient_with_dropout_is_that_of_the_loss(tiny_model: Path, recompute: bool) -> None:
+    """By finite differences: were masks drawn anew for the gradient, it would belong to another loss."""
+    batch = EmbeddingBatch(texts(4, 0), texts(8, 1), np.arange(8, dtype=np.int32))
+    step = step_of(tiny_model, dropout=0.5, chunk_size=5)
+    if recompute:
+        checkpoint_layers(step.trainee.model.layers)
+    found = step.embedding(batch, seed=1)
+    gradient = found.gradients["model"]["model"]["layers"][0]["self_attn"]["q_proj"]["lora_b"]
+    layer = step.trainee.model.layers[0].self_attn.q_proj
+    before, losses = layer.lora_b, []
+    direction = gradient / mx.linalg.norm(gradient)
+    for sign in (1, -1):
+        layer.lora_b = before + sign * 2e-3 * direction
+        losses.append(step.embedding(batch, seed=1).losses["total"])
+    slope = (losses[0] - losses[1]) / 4e-3
+    assert slope == pytest.approx(number(mx.linalg.norm(gradient)), rel=2e-2)
 
 
 def test_dropout_is_the_same_in_both_passes(tiny_model: Path) -> None:

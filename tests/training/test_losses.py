@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 
@@ -18,10 +19,10 @@ from grit_mlx.training.arrays import named_arrays, number
 from grit_mlx.training.data import EmbeddingBatch
 from grit_mlx.training.distributed import World
 from grit_mlx.training.recompute import checkpoint_layers
-from grit_mlx.training.router import Routers
+from grit_mlx.training.router import Routers, expert_sums
 from grit_mlx.training.rows import row_from
 from grit_mlx.training.step import StepResult, Trainee, TrainingStep, merged
-from grit_mlx.training.tokens import tokenize_chats, tokenize_embedding_rows
+from grit_mlx.training.tokens import TokenizedChat, tokenize_chats, tokenize_embedding_rows
 from tests import reference
 
 QUERIES = [["Find it:", "what keeps the ship upright?"], ["", "bread"], ["Find it:", "wind and sails"]]
@@ -167,6 +168,59 @@ def test_the_router_loss_does_not_depend_on_chunks(tiny_mixtral: Path, recompute
         np.testing.assert_allclose(value, parts[name], atol=1e-5 * number(mx.abs(value).max()) + 1e-6, err_msg=name)
     total = results[0].losses["embedding"] + results[0].losses["generative"] + 0.5 * results[0].losses["router"]
     assert results[0].losses["total"] == pytest.approx(total, rel=1e-5)
+
+
+def test_the_router_loss_is_hugging_faces() -> None:
+    """``load_balancing_loss_func`` of transformers' modeling_mixtral.py, all layers as one, without padding."""
+    experts, chosen, layers = 5, 2, 3
+    logits = [random(2, 6, experts, seed=seed) for seed in range(layers)]
+    real = np.arange(6) < np.array([[6], [4]])
+    rows = np.concatenate([np.array(one, dtype=np.float64)[real] for one in logits])  # (layers x tokens, experts)
+    weights = np.exp(rows) / np.exp(rows).sum(1, keepdims=True)
+    mask = np.eye(experts)[np.argsort(-weights, axis=1)[:, :chosen]]  # (layers x tokens, chosen, experts)
+    tokens_per_expert, probability_per_expert = mask.mean(0), weights.mean(0)
+    expected = (tokens_per_expert * probability_per_expert[None]).sum() * experts
+    sums = expert_sums(logits, mx.array(real), chosen)
+    tokens = real.sum() * layers
+    assert losses.balance_loss(sums[0] / tokens, sums[1] / tokens).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["mixed", "token"])
+def test_accumulated_generation_equals_the_whole_batch(tiny_model: Path, kind: str) -> None:
+    """Rows of very different lengths: a mean of the chunks' means would be another loss."""
+    loaded = load(tiny_model, dtype="float32")
+    rng = np.random.default_rng(0)
+    chats = []
+    for length, learned in ((40, 3), (9, 8), (25, 20), (12, 1), (30, 15)):
+        ids = rng.integers(3, 384, length).astype(np.int32)
+        chats.append(TokenizedChat(ids, np.arange(length) >= length - learned))
+    labels, padded = np.full((5, 40), losses.IGNORED), np.zeros((5, 40), dtype=np.int32)
+    for row, chat in enumerate(chats):
+        padded[row, : len(chat.ids)] = chat.ids
+        labels[row, : len(chat.ids)][chat.learned] = chat.ids[chat.learned]
+    trainee = Trainee(loaded.model)
+
+    def whole(ids: mx.array) -> mx.array:
+        return losses.next_token_loss(trainee.model(ids), mx.array(labels), kind=kind)
+
+    expected, gradients = nn.value_and_grad(trainee, whole)(mx.array(padded))
+    for size in (1, 2, 100):
+        training = TrainingSettings(chunk_size=size, generative_loss=kind)
+        step = TrainingStep(trainee, training, Settings(), layers=2, world=World())
+        found = step.generative(chats, seed=0)
+        assert found.losses["generative"] == pytest.approx(expected.item(), rel=1e-5)
+        for (name, ours), (_, theirs) in zip(named_arrays(found.gradients), named_arrays(gradients), strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-5 * number(mx.abs(theirs).max()) + 1e-7, err_msg=name)
+
+
+def test_recomputation_does_not_nest(tiny_model: Path) -> None:
+    model, other = load(tiny_model).model, load(tiny_model).model
+    plain = type(model.layers[0])
+    for _ in range(2):
+        checkpoint_layers(model.layers)
+        kinds = {type(layer) for layer in model.layers}
+        assert len(kinds) == 1 and kinds.pop().__mro__[1] is plain
+    assert type(other.layers[0]) is plain, "no other model of the process is changed"
 
 
 def test_balance_loss_is_lowest_where_experts_are_even() -> None:

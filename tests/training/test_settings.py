@@ -34,7 +34,7 @@ def test_the_commented_file_holds_every_setting() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"learning_rat": 1}, "unknown setting 'learning_rat': did you mean 'learning_rate'?"),
+        ({"learning_rat": 1}, "There is no setting 'learning_rat': did you mean 'learning_rate'?"),
         ({"iters": "many"}, "iters must be a whole number, not 'many'."),
         ({"iters": 0}, "iters must be at least 1, not 0."),
         ({"iters": True}, "iters must be a whole number, not True."),
@@ -45,7 +45,26 @@ def test_the_commented_file_holds_every_setting() -> None:
         ({"optimizer": "adamx"}, "Unknown optimizer 'adamx'"),
         ({"report_to": ["paper"]}, "Unknown report_to 'paper': use one of tensorboard, wandb."),
         ({"lora_parameters": {"rank": 8, "alpha": 16}}, "lora_parameters has an unknown setting 'alpha'"),
-        ({"lora_parameters": {"rank": 8}}, "lora_parameters needs a scale, which is alpha / rank."),
+        ({"lora_parameters": {"rank": 8}}, "lora_parameters needs a scale, which is alpha / rank, as a number."),
+        ({"lora_parameters": {"rank": True, "scale": 8}}, "lora_parameters needs a rank of 1 or more."),
+        ({"lora_parameters": {"rank": 8, "scale": "8"}}, "as a number."),
+        ({"lora_parameters": {"rank": 8, "scale": 8, "dropout": 1}}, "a dropout from 0 to below 1, not 1."),
+        ({"lora_parameters": {"rank": 8, "scale": 8, "keys": "q_proj"}}, "needs keys as a list"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a finite number, not nan."),
+        ({"temperature": "inf"}, "temperature must be a finite number, not inf."),
+        ({"iters": 10**11}, "iters must be at most 2147483647, not 100000000000."),
+        ({"data_weights": {"a": -1}}, "data_weights must be numbers of 0 or more, not -1 for 'a'."),
+        ({"data_weights": {"a": True}}, "data_weights must be numbers of 0 or more, not True for 'a'."),
+        ({"matryoshka_dims": [0]}, "matryoshka_dims must be whole numbers of 1 or more, not 0."),
+        ({"matryoshka_dims": ["8"]}, "matryoshka_dims must be a list of whole numbers, not ['8']."),
+        ({"evaluate": "set"}, "evaluate must be a list, not 'set'."),
+        ({"tokenizer": "t"}, "tokenizer goes with from_scratch: a model brings its own."),
+        ({"embedding_factor": 0, "mode": "embedding"}, "All losses have a factor of 0"),
+        ({"batch_size": 1, "group_size": 1}, "One query with one passage has nothing to be told apart from"),
+        ({"distillation": "cosine", "mode": "generative"}, "which mode generative leaves out."),
+        ({"evaluate": ["set"], "mode": "generative"}, "leave evaluate out."),
+        ({"best": "score"}, "best = 'score' needs sets to score: name some with evaluate."),
+        ({"early_stopping": 2, "steps_per_eval": 0}, "need validations: set steps_per_eval above 0."),
         ({"lora_parameters": {"scale": 8}}, "lora_parameters needs a rank of 1 or more."),
         ({"warmup": 100}, "warmup is a part of the steps and must be below 1, not 100.0."),
         ({"from_scratch": "c.json"}, "from_scratch takes the place of model, and needs a tokenizer."),
@@ -58,6 +77,12 @@ def test_wrong_values(values: dict[str, Any], message: str) -> None:
     assert message in str(caught.value)
 
 
+def test_python_is_checked_as_yaml_is() -> None:
+    assert TrainingSettings(learning_rate=1).learning_rate == 1.0
+    with pytest.raises(ArgumentError, match="iters must be a whole number, not '3'"):
+        TrainingSettings(iters="3")  # type: ignore[arg-type]
+
+
 def test_yaml_reads_numbers_as_people_write_them() -> None:
     assert settings_from(yaml.safe_load("learning_rate: 2e-5\ntemperature: 1")).learning_rate == 2e-5
 
@@ -66,6 +91,7 @@ def test_yaml_reads_numbers_as_people_write_them() -> None:
     ("text", "message"),
     [
         ("itrs: 3", "s.yaml has an unknown setting 'itrs': did you mean 'iters'?"),
+        ("5: x", "s.yaml has an unknown setting '5': `grit train --init` writes a file of all."),
         ("- a", "must hold names and values"),
         ("a: [", "is not YAML"),
     ],
@@ -83,6 +109,13 @@ def test_wrong_files(tmp_path: Path, text: str, message: str) -> None:
 def test_names_are_those_of_the_tables() -> None:
     assert set(settings.OPTIMIZERS) == set(optimizers._CLASSES)
     assert set(settings.SCHEDULES) == set(optimizers._SHAPES)
+
+
+@pytest.mark.parametrize("name", optimizers._CLASSES)
+def test_options_of_optimizers(name: str) -> None:
+    schedule = optimizers.make_schedule("constant", learning_rate=1.0, steps=2, warmup_steps=0)
+    with pytest.raises(ArgumentError, match=f"optimizer_config does not suit {name}: "):
+        optimizers.make_optimizer(name, schedule, options={"bet": 1})
 
 
 def test_schedules() -> None:

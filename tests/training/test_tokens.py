@@ -22,6 +22,24 @@ CHATML = (
 TURNS = ["What is a keel?", "It keeps a ship upright.", "And bread?", "Bread rises: é, 海!", "Why\n\nthough?", "Yeast."]
 
 
+# Qwen 3 writes empty thoughts into the last answer only; QwQ prompts with an open <think> that it does not keep.
+QWEN3 = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}"
+    "{% if m.role == 'assistant' and loop.last %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}"
+    "{{ m.content + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+QWQ = CHATML.replace("assistant\\n' }}", "assistant\\n<think>\\n' }}")
+LLAMA3 = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n\\n' + m.content | trim + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n\\n' }}{% endif %}"
+)
+MISTRAL = (
+    "{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m.content + '<|im_end|>' }}{% endif %}{% endfor %}"
+)
+
+
 def byte_level() -> Any:
     """A byte-level BPE with a ChatML template, as Qwen's."""
     made = Tokenizer(models.BPE())
@@ -97,14 +115,51 @@ def test_prefix_masks_learn_the_last_answer_alone(make: Any) -> None:
     assert prefix.learned.tolist() == expected.tolist()
 
 
-def test_official_masks_have_the_official_faults() -> None:
+@pytest.mark.parametrize("turns", [TURNS, ["Say yes", "yes", "Say yes again", "yes", "yes", "yes"]])
+@pytest.mark.parametrize("template", ["CHATML", "QWEN3", "QWQ", "LLAMA3", "MISTRAL"])
+def test_exact_masks_with_other_templates(template: str, turns: list[str]) -> None:
+    """Templates that write a turn otherwise once others follow, that prompt with more than they keep, that trim."""
+    tokenizer = byte_level()
+    tokenizer.chat_template = globals()[template]
+    found = tokenize(tokenizer, chat(turns))
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], found.learned.astype(int), [0]])))
+    answers = [tokenizer.decode(found.ids[start:end].tolist()) for start, end in zip(*[iter(edges)] * 2, strict=True)]
+    expected = [f"{' ' * (template == 'MISTRAL')}{turn}<|im_end|>" for turn in turns[1::2]]
+    if template == "QWEN3":
+        expected[-1] = "<think>\n\n</think>\n\n" + expected[-1]
+    assert answers == expected
+
+
+def official_collator(tokenizer: Any, turns: list[str]) -> list[int]:
+    """Labels as ``CustomCollator`` of gritlm/training/data.py makes them, step by step."""
+    bos, eos, user, assistant = "<s>", "</s>", "<|user|>\n", "\n<|assistant|>\n"
+    pairs = zip(turns[::2], turns[1::2], strict=True)
+    text = bos + "\n".join(user + ask + assistant + answer.strip() + eos for ask, answer in pairs)
+    labels = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    at = 0
+    for i, turn in enumerate(turns[:-1]):
+        piece = (bos if i == 0 else "") + user + turn + assistant if i % 2 == 0 else turn.strip() + eos
+        length = len(tokenizer.tokenize(piece))
+        if i % 2 == 0:
+            labels[at : at + length] = [-100] * len(labels[at : at + length])
+        at += length
+    return labels
+
+
+@pytest.mark.parametrize("make", tokenizers()[:-1])
+def test_official_masks_have_the_official_faults(make: Any) -> None:
     """Turn 1's end is not learned and pieces of later markers are; in a single turn both masks agree."""
-    tokenizer = AutoTokenizer.from_pretrained(GOLDEN / "mistral")
-    one = [tokenize(tokenizer, chat(TURNS[:2]), label_mask=kind).learned.tolist() for kind in ("exact", "official")]
-    assert one[0] == one[1]
-    exact, official = (tokenize(tokenizer, chat(TURNS[:4]), label_mask=kind) for kind in ("exact", "official"))
-    first_end = exact.ids.tolist().index(tokenizer.eos_token_id)
-    assert exact.learned[first_end] and exact.learned.tolist() != official.learned.tolist()
+    tokenizer = make()
+    tokenizer.chat_template = None
+    for turns in (TURNS[:2], TURNS[:4], TURNS):
+        exact, official = (tokenize(tokenizer, chat(turns), label_mask=kind) for kind in ("exact", "official"))
+        labels = official_collator(tokenizer, turns)
+        assert np.where(official.learned, official.ids, -100).tolist() == labels
+        assert (exact.learned.tolist() == official.learned.tolist()) == (len(turns) == 2)
+    system = ChatRow([{"role": "system", "content": "Be brief."}, *chat(TURNS).messages])
+    joined = chat(["Be brief.\n\n" + TURNS[0], *TURNS[1:]])
+    both = [tokenize(tokenizer, row, label_mask="official").learned.tolist() for row in (system, joined)]
+    assert both[0] == both[1]
 
 
 def test_special_tokens_that_somebody_typed_end_nothing() -> None:

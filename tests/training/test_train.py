@@ -22,7 +22,7 @@ import yaml
 from grit_mlx import GritLM
 from grit_mlx.errors import ArgumentError, DocumentError, GritError, MemoryLimitError, NonFiniteError, OutputError
 from grit_mlx.settings import read_settings
-from grit_mlx.training import TrainingSettings, run_folder, train
+from grit_mlx.training import TrainingSettings, train
 from grit_mlx.training.arrays import read_arrays
 from grit_mlx.training.callbacks import Callback, Plan, StepReport, ValidationReport, read_log
 from tests.training.conftest import embedding_rows, write_rows
@@ -213,13 +213,64 @@ def test_what_a_resumed_run_refuses(settings: Make, data: Path) -> None:
     with pytest.raises(ArgumentError, match="has no checkpoint to go on from"):
         run(settings(resume=True))
     run(made)
-    with pytest.raises(ArgumentError, match=r"holds a run of 2 steps\. Go on with --resume"):
+    with pytest.raises(ArgumentError, match=r"holds a run that is at step 2\. Go on with --resume"):
         run(made)
-    with pytest.raises(ArgumentError, match=r"The run began with batch_size = 8, not 4"):
+    written = (Path(made.adapter_path) / "settings.yaml").read_bytes()
+    with pytest.raises(ArgumentError, match=r"The run began with batch_size = 8, not 4.* except chunk_size, "):
         run(settings(iters=2, resume=True, batch_size=4))
+    assert (Path(made.adapter_path) / "settings.yaml").read_bytes() == written
+    with pytest.raises(ArgumentError, match=r"The run began with fine_tune_type = 'lora', not 'dora'"):
+        run(settings(iters=2, resume=True, fine_tune_type="dora"))
     write_rows(data / "generative" / "chats.jsonl", [{"text": ["a", "b"]}] * 40)
     with pytest.raises(ArgumentError, match=r"The data has changed since the run began \(generative/chats\)"):
         run(settings(iters=2, resume=True))
+
+
+def test_what_a_resumed_run_may_change(settings: Make, caplog: pytest.LogCaptureFixture) -> None:
+    """Chunks and recomputation change nothing that is computed, more steps only what comes after."""
+    whole = run(settings(iters=4))
+    folder = Path(settings().adapter_path)
+    shutil.rmtree(folder)
+    run(settings(iters=2))
+    changes: dict[str, Any] = {"iters": 4, "resume": True, "chunk_size": 3, "grad_checkpoint": True}
+    record = run(settings(**changes))
+    assert "From here on iters is 4 instead of 2." in caplog.text
+    for ours, theirs in zip(record.steps, whole.steps[2:], strict=True):
+        assert ours.losses == pytest.approx(theirs.losses, rel=1e-4)
+    assert yaml.safe_load((folder / "settings.yaml").read_text())["chunk_size"] == 3
+    caplog.clear()
+    run(settings(**changes))
+    assert "instead of" not in caplog.text, "the change was told once"
+
+
+def test_the_log_goes_on_in_the_middle_of_a_mean(settings: Make, tmp_path: Path) -> None:
+    made = settings(iters=6, steps_per_report=4, mode="generative", save_every=3)
+    run(made)
+    whole = read_log(Path(made.adapter_path) / "log.jsonl")
+    shutil.rmtree(Path(made.adapter_path) / "checkpoints" / "step-00000006")
+    run(TrainingSettings(**{**asdict(made), "resume": True}))
+    again = read_log(Path(made.adapter_path) / "log.jsonl")
+    assert [line["step"] for line in again] == [4, 6]
+    assert [line["losses"] for line in again] == [line["losses"] for line in whole]
+
+
+def test_dropout_and_routers_go_on(settings: Make, tiny_mixtral: Path) -> None:
+    """The pass that only counts experts draws the dropout of the step as well, wherever the run began."""
+    made = settings(
+        model=str(tiny_mixtral),
+        mode="generative",
+        router_factor=0.5,
+        iters=3,
+        save_every=1,
+        keep_last=3,
+        lora_parameters={"rank": 4, "scale": 4.0, "dropout": 0.5},
+    )
+    whole = run(made)
+    for step in (2, 3):
+        shutil.rmtree(Path(made.adapter_path) / "checkpoints" / f"step-{step:08d}")
+    mx.random.seed(99)
+    record = run(TrainingSettings(**{**asdict(made), "resume": True}))
+    assert [step.losses for step in record.steps] == [step.losses for step in whole.steps[1:]]
 
 
 # More than one process
@@ -237,9 +288,14 @@ def test_two_processes_equal_one(settings: Make, tiny_mixtral: Path, tmp_path: P
     two = {**asdict(one), "adapter_path": str(tmp_path / "two")}
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(two))
     script = tmp_path / "two.py"
+    # The second process has a folder of its own, as on a second machine, and no checkpoint to go on from.
     script.write_text(
-        "import sys, yaml\nfrom grit_mlx.training import *\n"
-        f"train(TrainingSettings(**yaml.safe_load(open({str(tmp_path / 's.yaml')!r}))))\n"
+        "import yaml\nfrom dataclasses import replace\nfrom grit_mlx.training import *\n"
+        "from grit_mlx.training.distributed import World\n"
+        f"one = TrainingSettings(**yaml.safe_load(open({str(tmp_path / 's.yaml')!r})))\n"
+        "one = replace(one, adapter_path=one.adapter_path + '-other' * World().rank)\n"
+        "train(replace(one, iters=2))\n"
+        "train(replace(one, resume=True))\n"
     )
     port = 20_000 + os.getpid() % 20_000
     command = [str(launch), "-n", "2", "-p", str(port), "--python", sys.executable, str(script)]
@@ -255,6 +311,7 @@ def test_two_processes_equal_one(settings: Make, tiny_mixtral: Path, tmp_path: P
     second = read_arrays(tmp_path / "two" / "adapters.safetensors")
     for name, value in first.items():
         np.testing.assert_allclose(value, second[name], atol=2e-5, err_msg=name)
+    assert not (tmp_path / "two-other" / "log.jsonl").exists()
 
 
 # Validation
@@ -281,6 +338,45 @@ def test_the_best_checkpoint_is_kept(settings: Make, tmp_path: Path) -> None:
     best = Path(made.adapter_path) / "checkpoints" / f"step-{result.best_step:08d}" / "adapters.safetensors"
     assert best.read_bytes() == (Path(made.adapter_path) / "adapters.safetensors").read_bytes()
     assert all(0 <= report.scores["set"] <= 1 for report in record.validations)
+    again = train(TrainingSettings(**{**asdict(made), "resume": True}), [])
+    assert (again.stopped_early, again.steps) == (True, result.steps), "over is over"
+
+
+def test_a_validation_that_is_not_finite_is_not_the_best(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    from grit_mlx.training import trainer
+
+    values = iter([1.0, math.nan, 3.0, 2.0])
+    monkeypatch.setattr(trainer, "held_out_losses", lambda *_, **__: {"embedding": next(values)})
+    result = train(settings(iters=3, steps_per_eval=1))
+    assert result.best_step == 3
+
+
+def test_kinds_without_a_valid_file_are_split(settings: Make, data: Path) -> None:
+    write_rows(data / "embedding" / "valid.jsonl", embedding_rows(8))
+    record = run(settings(iters=1, steps_per_eval=1))
+    assert record.plan is not None and record.plan.rows == {"embedding": 70, "generative": 36}
+    assert set(record.validations[-1].losses) == {"embedding", "generative"}
+
+
+def test_the_folder_is_of_use_before_the_end(settings: Make, tiny_model: Path) -> None:
+    made = settings(iters=3, save_every=2)
+
+    class Stop(Callback):
+        def on_step(self, report: StepReport) -> None:
+            if report.step == 3:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(made, [Stop()])
+    assert GritLM(tiny_model, adapter_path=made.adapter_path).settings.about["steps"] == 2
+
+
+def test_full_tuning_of_a_quantised_model(settings: Make, tiny_model: Path, tmp_path: Path) -> None:
+    """A CPU widens the weights, so what comes out is not quantised, and must not say so."""
+    made = settings(model=str(quantized(tiny_model, tmp_path / "q", bits=4)), fine_tune_type="full", iters=1)
+    run(made)
+    assert "quantization" not in json.loads((Path(made.adapter_path) / "config.json").read_text())
+    assert GritLM(made.adapter_path).encode(["A keel."]).shape == (1, 32)
 
 
 def test_held_out_data_of_its_own(settings: Make, data: Path, tmp_path: Path) -> None:
@@ -304,9 +400,14 @@ def test_bad_input_is_a_sentence(settings: Make, data: Path, tmp_path: Path) -> 
     assert "fewer than one batch of 80" in refused(settings(batch_size=80), ArgumentError)
     assert "'x', and there is no such data file" in refused(settings(data_weights={"x": 1.0}), ArgumentError)
     assert "no data file has them" in refused(settings(distillation="cosine"), DocumentError)
-    assert "whose vectors" not in refused(settings(resume_adapter_file=str(tmp_path)), GritError)
+    assert "names 99, and the model's vectors have 32" in refused(settings(matryoshka_dims=[99]), ArgumentError)
+    vectors = [{"query": "q", "pos": ["p"], "query_vector": [1, 2], "pos_vectors": [[1, 2]]}] * 20
+    path = str(write_rows(tmp_path / "vectors.jsonl", vectors))
+    message = refused(settings(distillation="cosine", data=path, mode="embedding"), ArgumentError)
+    assert "The vectors of vectors have 2 numbers and the model's 32: use distillation = 'similarity'" in message
+    assert "is no adapter folder" in refused(settings(resume_adapter_file=str(tmp_path)), GritError)
     assert "optimizer_config does not suit adamw" in refused(settings(optimizer_config={"beta": 1}), ArgumentError)
-    message = refused(settings(evaluate=[str(tmp_path)]), DocumentError)
+    message = refused(settings(evaluate=[str(tmp_path)], steps_per_eval=1), DocumentError)
     assert "is no set to score: name a folder with corpus.jsonl" in message
     shutil.rmtree(data / "generative")
     assert "holds no generative data, which mode unified needs: add some, or use mode embedding." in refused(
@@ -337,40 +438,33 @@ def test_a_loss_that_is_not_finite_stops_the_run(settings: Make, monkeypatch: py
     for path in (folder / "checkpoints").rglob("adapters.safetensors"):
         assert all(mx.all(mx.isfinite(value)).item() for value in read_arrays(path).values())
     monkeypatch.undo()
-    record = run(TrainingSettings(**{**asdict(made), "resume": True}))
+    assert "Go on with --resume and a lower learning_rate" in message
+    record = run(TrainingSettings(**{**asdict(made), "resume": True, "learning_rate": 1e-4}))
     assert [step.step for step in record.steps] == [3, 4, 5]
+    assert record.steps[0].learning_rate == pytest.approx(1e-4)
 
 
 def test_a_full_disk(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     made = settings(iters=4, save_every=1)
     folder = Path(made.adapter_path)
-    original, calls = run_folder.save_arrays, []
+    original, calls = mx.save_safetensors, []
 
-    def full(path: Path, arrays: Any) -> None:
+    def full(path: str, *arguments: Any, **options: Any) -> None:
         calls.append(path)
-        original(path, arrays)
-        if len(calls) == 6:  # the optimizer of step 3: cut off as a full disk does
-            path.write_bytes(path.read_bytes()[:100])
-            original_header(path)
+        original(path, *arguments, **options)
+        if len(calls) == 6:  # the optimizer of step 3: cut off without a word, as mlx leaves it on a full disk
+            Path(path).write_bytes(Path(path).read_bytes()[:100])
 
-    def original_header(path: Path) -> None:
-        from grit_mlx.checkpoints import read_header
-        from grit_mlx.errors import CheckpointError
-
-        try:
-            read_header(path)
-        except CheckpointError as error:
-            raise OSError(28, f"{path.name} came out incomplete, so the disk is full") from error
-
-    monkeypatch.setattr(run_folder, "save_arrays", full)
+    monkeypatch.setattr(mx, "save_safetensors", full)
     message = refused(made, OutputError)
     assert "Cannot write the checkpoint of step 3" in message and "the disk is full" in message
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-00000001", "step-00000002"]
-    monkeypatch.setattr(run_folder, "save_arrays", original)
+    monkeypatch.setattr(mx, "save_safetensors", original)
     usage = shutil.disk_usage(folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=1000))
     message = refused(TrainingSettings(**{**asdict(made), "resume": True}), OutputError)
-    assert "are needed and 0 MB are free. Make room and go on with --resume." in message
+    assert "17 MB are needed and 0 MB are free. Make room and go on with --resume." in message
+    assert read_log(folder / "log.jsonl") and yaml.safe_load((folder / "settings.yaml").read_text())["iters"] == 4
 
 
 def test_memory_that_runs_out(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
