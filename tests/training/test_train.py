@@ -407,7 +407,8 @@ def test_bad_input_is_a_sentence(settings: Make, data: Path, tmp_path: Path) -> 
     assert "The vectors of vectors have 2 numbers and the model's 32: use distillation = 'similarity'" in message
     assert "is no adapter folder" in refused(settings(resume_adapter_file=str(tmp_path)), GritError)
     assert "optimizer_config does not suit adamw" in refused(settings(optimizer_config={"beta": 1}), ArgumentError)
-    message = refused(settings(evaluate=[str(tmp_path)], steps_per_eval=1), DocumentError)
+    (tmp_path / "empty").mkdir()
+    message = refused(settings(evaluate=[str(tmp_path / "empty")], steps_per_eval=1), DocumentError)
     assert "is no set to score: name a folder with corpus.jsonl" in message
     shutil.rmtree(data / "generative")
     assert "holds no generative data, which mode unified needs: add some, or use mode embedding." in refused(
