@@ -60,6 +60,7 @@ class LoadedModel:
         folder: where the model came from.
         shape: number of caches of one pass and E; None where embedding was not asked for.
         projection: weight ``(P, E)`` and bias ``(P,)`` or None, applied before pooling; None where there is none.
+        adapter: the folder of the adapter that was put on the model, if any.
     """
 
     model: nn.Module
@@ -69,6 +70,7 @@ class LoadedModel:
     folder: Path
     shape: tuple[int, int] | None
     projection: tuple[mx.array, mx.array | None] | None
+    adapter: Path | None = None
 
 
 def load(
@@ -127,6 +129,7 @@ def load(
         folder=folder,
         shape=shape,
         projection=_load_projection(*([] if adapter is None else [adapter]), folder),
+        adapter=adapter,
     )
 
 
