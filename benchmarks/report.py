@@ -1,4 +1,4 @@
-"""Write the tables of docs/performance.md from benchmarks/results/*.json.
+"""Write the tables of docs/performance.md and docs/convert.md from benchmarks/results/*.json.
 
     python benchmarks/report.py
 
@@ -8,12 +8,12 @@ Everything between ``<!-- results -->`` and ``<!-- end -->`` is replaced; the wo
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-PAGE = HERE.parent / "docs" / "performance.md"
+DOCS = HERE.parent / "docs"
 BEGIN, END = "<!-- results -->", "<!-- end -->"
 
 
@@ -83,18 +83,86 @@ def operations(results: dict[str, Any]) -> str:
     )
 
 
-SECTIONS = {"embed": embed, "generate": generate, "operations": operations}
+def timed(run: dict[str, float]) -> str:
+    return f"{run['seconds']:.1f} ({run['cpu_seconds']:.1f})"
+
+
+def conversion(results: dict[str, Any]) -> str:
+    head = [
+        "checkpoint",
+        "GB",
+        "mlx_lm: MB",
+        "grit: MB",
+        "mlx_lm: s (CPU)",
+        "grit: s (CPU)",
+        "recipe grit: MB",
+        "s (CPU)",
+        "same bytes",
+    ]
+    rows = [
+        [
+            row["kind"],
+            row["gb"],
+            row["mlx_lm"]["peak_mb_beyond_imports"],
+            row["uniform"]["peak_mb_beyond_imports"],
+            timed(row["mlx_lm"]),
+            timed(row["uniform"]),
+            row["grit"]["peak_mb_beyond_imports"],
+            timed(row["grit"]),
+            "yes" if row["same_bytes"] else "NO",
+        ]
+        for row in results["rows"]
+    ]
+    model = f"Random weights, to 4 bits, best of {results['repeat']}"
+    return "\n\n".join([described({"model": model, **results}), table(head, rows)])
+
+
+def quantization(results: dict[str, Any]) -> str:
+    parts = [described({"model": "64 built-in texts", **results})]
+    head = ["quantised", "bits a weight", "mean cosine", "1st percentile", "worst", "same 10 nearest", "KL, nats"]
+    keys = ("cosine_mean", "cosine_p1", "cosine_worst", "neighbour_overlap", "kl")
+    for model in results["models"]:
+        rows = [[r["way"], r["bits_per_weight"], *(f"{r[key]:.4f}" for key in keys)] for r in model["drift"]]
+        parts += [f"### {model['model']}, groups of {model['group_size']}", table(head, rows)]
+        kinds = [
+            [
+                r["kind"],
+                f"{r['parameters']:,}",
+                f"{r['cosine']:.4f}",
+                f"{r['kl']:.4f}",
+                f"{1e6 * (r['cosine'] + r['kl']) / r['parameters']:.3f}",
+            ]
+            for r in model["kinds"]
+        ]
+        parts.append("One kind of module alone at 3 bits, the sum over its modules:")
+        parts.append(table(["kind", "parameters", "1 - cosine", "KL, nats", "both, for a million parameters"], kinds))
+        law = ", ".join(f"{r['bits']} bits {r['measured']:.4f} ({r['predicted']:.4f})" for r in model["law"])
+        parts.append(f"Drift of all modules, each alone, against that at 3 bits, and as the search assumes it: {law}.")
+    return "\n\n".join(parts)
+
+
+PAGES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
+    "performance.md": {"embed": embed, "generate": generate, "operations": operations},
+    "convert.md": {"convert": conversion, "quantization": quantization},
+}
 
 
 def main() -> None:
-    parts = []
-    for name, section in SECTIONS.items():
-        for path in sorted((HERE / "results").glob(f"{name}-*.json")):
-            parts.append(section(json.loads(path.read_text(encoding="utf-8"))))
-    page = PAGE.read_text(encoding="utf-8")
-    before, rest = page.split(BEGIN)
-    after = rest.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n\n" + "\n\n".join(parts) + f"\n\n{END}{after}", encoding="utf-8")
+    for page, sections in PAGES.items():
+        text = (DOCS / page).read_text(encoding="utf-8")
+        # One pair of marks for the whole page, or one for each section.
+        marks = [f"<!-- {name} -->" for name in sections]
+        groups = [[name] for name in sections] if marks[0] in text else [list(sections)]
+        for begin, names in zip(marks if marks[0] in text else [BEGIN], groups, strict=True):
+            parts = [
+                sections[name](json.loads(path.read_text(encoding="utf-8")))
+                for name in names
+                for path in sorted((HERE / "results").glob(f"{name}-*.json"))
+            ]
+            before, rest = text.split(begin)
+            after = rest.split(END, 1)[1]
+            text = f"{before}{begin}\n\n" + "\n\n".join(parts) + f"\n\n{END}{after}"
+        (DOCS / page).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

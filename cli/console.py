@@ -15,11 +15,11 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from grit_mlx.errors import ConfigError, DocumentError, GritError, OutputError
 from grit_mlx.progress import Progress, bar
@@ -28,14 +28,18 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 __all__ = [
+    "draws",
     "dumps",
     "error",
+    "error_console",
     "flush",
     "note",
+    "phases",
     "progress",
     "reset",
     "set_up",
     "show",
+    "silence_hub",
     "silence_stdout",
     "status",
     "stderr_is_terminal",
@@ -59,6 +63,7 @@ _OPTION_NAMES = {
     "long_texts='average'": "--long average",
     "dtype='float32'": "--model-dtype float32",
     "kv_bits=8": "--kv-bits 8",
+    "verify=True": "--verify",
     "average chunks": "average chunks with --long average",
     **{
         name: "--" + name.replace("_", "-")
@@ -92,7 +97,7 @@ def reset() -> None:
     """Forget what the last command of this process arranged; only tests run more than one."""
     _state.quiet = _state.verbose = False
     _console.cache_clear()
-    _error_console.cache_clear()
+    error_console.cache_clear()
 
 
 def set_up(*, quiet: bool, verbose: bool) -> None:
@@ -116,6 +121,12 @@ def set_up(*, quiet: bool, verbose: bool) -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
+def silence_hub() -> None:
+    """No progress bars of the hub's client, where the command shows its own; not with --verbose."""
+    if not _state.verbose:
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+
 def verbose() -> bool:
     """Whether details were asked for."""
     return _state.verbose
@@ -134,6 +145,11 @@ def stdin_is_terminal() -> bool:
 def stderr_is_terminal() -> bool:
     """Whether someone reads stderr."""
     return sys.stderr.isatty()
+
+
+def draws() -> bool:
+    """Whether bars are shown: someone reads stderr, and wants to."""
+    return stderr_is_terminal() and not _state.quiet
 
 
 def width() -> int:
@@ -250,7 +266,7 @@ def _say(label: str, style: str, text: str) -> None:
         return
     from rich.text import Text
 
-    _error_console().print(Text.assemble((f"{label}:", style), " ", text), soft_wrap=True)
+    error_console().print(Text.assemble((f"{label}:", style), " ", text), soft_wrap=True)
 
 
 class _Notes(logging.Handler):
@@ -275,7 +291,7 @@ def status(text: str) -> Iterator[None]:
         return
     from rich.text import Text
 
-    with _error_console().status(Text(visible(text))):
+    with error_console().status(Text(visible(text))):
         yield
 
 
@@ -290,7 +306,33 @@ def progress(label: str, total: int | None) -> Iterator[Progress]:
     if _state.quiet or not stderr_is_terminal():
         yield lambda _done, _total: None
         return
-    with bar(label, total, console=_error_console()) as advance:
+    with bar(label, total, console=error_console()) as advance:
+        yield advance
+
+
+@contextmanager
+def phases() -> Iterator[Callable[[str, str, int, int], None]]:
+    """Show work that goes through several phases, a bar for each; only where stderr is a terminal.
+
+    Yields:
+        To be called with the phase's label, how far it is in words, and in numbers.
+    """
+    if _state.quiet or not stderr_is_terminal():
+        yield lambda _label, _detail, _done, _total: None
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}")]
+    with Progress(*columns, TimeRemainingColumn(), console=error_console(), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def advance(label: str, detail: str, done: int, total: int) -> None:
+            if label not in tasks:
+                for task in tasks.values():
+                    bars.update(task, visible=False)
+                tasks[label] = bars.add_task(label, detail=detail)
+            bars.update(tasks[label], completed=done, total=total, detail=detail)
+
         yield advance
 
 
@@ -302,7 +344,8 @@ def _console() -> Console:
 
 
 @cache
-def _error_console() -> Console:
+def error_console() -> Console:
+    """A console of rich's on stderr, for what this module has no function for."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, markup=False, emoji=False)

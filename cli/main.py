@@ -20,7 +20,20 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from grit_mlx.cli import chat, console, doctor, embed, generate, models, options, search, similarity
+from grit_mlx.cli import (
+    chat,
+    console,
+    convert,
+    doctor,
+    embed,
+    fuse,
+    generate,
+    models,
+    options,
+    search,
+    similarity,
+    train,
+)
 from grit_mlx.errors import GritError
 
 __all__ = ["app", "main"]
@@ -87,6 +100,9 @@ app.command(cls=options.Command, epilog=search.EXAMPLES)(search.search)
 app.command(cls=options.Command, epilog=similarity.EXAMPLES)(similarity.similarity)
 app.command(cls=options.Command, epilog=generate.EXAMPLES)(generate.generate)
 app.command(cls=options.Command, epilog=chat.EXAMPLES)(chat.chat)
+app.command(cls=options.Command, epilog=convert.EXAMPLES)(convert.convert)
+app.command(cls=options.Command, epilog=train.EXAMPLES)(train.train)
+app.command(cls=options.Command, epilog=fuse.EXAMPLES)(fuse.fuse)
 app.add_typer(models_app, name="models", epilog=models.EXAMPLES)
 app.command(cls=options.Command, epilog=doctor.EXAMPLES)(doctor.doctor)
 models_app.command("list", cls=options.Command, epilog=models.LIST_EXAMPLES)(models.list_models)

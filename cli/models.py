@@ -10,7 +10,7 @@ import typer
 
 from grit_mlx import hub
 from grit_mlx.checkpoints import Tensor, read_config, read_headers
-from grit_mlx.cli import console, options
+from grit_mlx.cli import console, convert, options
 from grit_mlx.cli.wording import size_of
 from grit_mlx.errors import ArgumentError, ModelNotFoundError
 from grit_mlx.settings import FILE_NAME, read_settings
@@ -46,6 +46,7 @@ Examples:
 PULL_EXAMPLES = """
 Examples:
   grit models pull gritlm-7b
+  grit models pull gritlm-7b --bits 4
   grit models pull GritLM/GritLM-7B --revision main
 """
 USE_EXAMPLES = """
@@ -107,6 +108,14 @@ def info(
 
 def pull(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A hub id such as GritLM/GritLM-7B, or a short name.")],
+    bits: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            rich_help_panel=options.MODEL,
+            help="Quantised to N bits: ready-made if the hub has it so, else converted while it is downloaded.",
+        ),
+    ] = None,
     revision: options.Revision = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", rich_help_panel=options.MODEL, help="Fetch its Python files too.")
@@ -119,6 +128,9 @@ def pull(
     A download that broke off goes on where it stopped.
     """
     console.set_up(quiet=quiet, verbose=verbose)
+    if bits is not None:
+        console.write(str(convert.pulled(name, bits, revision=revision, trust_remote_code=trust_remote_code)))
+        return
     place = hub.identify(name)
     if isinstance(place, Path):
         raise ArgumentError(f"{place} is a folder on this machine already.")

@@ -27,12 +27,14 @@ class Tensor:
         dtype: safetensors' name, such as ``"BF16"``.
         shape: its dimensions.
         nbytes: its size in the file.
+        offset: where it begins, counted from the file's first byte.
     """
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
+    offset: int
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -71,9 +73,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
                 raise CheckpointError(_broken(path, f"it ends after {size:,} bytes, inside its header"))
             header: dict[str, Any] = json.loads(file.read(length))
         tensors = {
-            name: Tensor(path, str(entry["dtype"]), tuple(entry["shape"]), _span(entry["data_offsets"]))
-            for name, entry in header.items()
-            if name != "__metadata__"
+            name: _tensor(path, entry, data=8 + length) for name, entry in header.items() if name != "__metadata__"
         }
         end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
     except OSError as error:
@@ -121,9 +121,9 @@ def _shards_in_index(folder: Path) -> set[str]:
         raise CheckpointError(f"Cannot read {path}: {error!r}. Download the model again.") from error
 
 
-def _span(offsets: list[int]) -> int:
-    start, end = offsets
-    return int(end) - int(start)
+def _tensor(path: Path, entry: dict[str, Any], data: int) -> Tensor:
+    start, end = entry["data_offsets"]
+    return Tensor(path, str(entry["dtype"]), tuple(map(int, entry["shape"])), int(end) - int(start), data + int(start))
 
 
 def _broken(path: Path, problem: str) -> str:

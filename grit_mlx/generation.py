@@ -44,7 +44,6 @@ class GenerationOptions:
         kv_bits: bits of quantised keys and values (2, 3, 4, 6, 8); None keeps them as they are.
         kv_group_size: numbers that share a scale; must divide the head size.
         quantized_kv_start: tokens from which on they are quantised.
-        max_kv_size: most tokens that are kept; older ones are forgotten. None keeps all.
         prefill_step_size: tokens of the prompt that are computed at once.
     """
 
@@ -60,7 +59,6 @@ class GenerationOptions:
     kv_bits: int | None = None
     kv_group_size: int = 64
     quantized_kv_start: int = 0
-    max_kv_size: int | None = None
     prefill_step_size: int = 2048
 
     def __post_init__(self) -> None:
@@ -80,7 +78,6 @@ class GenerationOptions:
             "stop must be a list of texts that are not empty": not isinstance(self.stop, str) and all(self.stop),
             "kv_bits must be 2, 3, 4, 6 or 8": self.kv_bits in (None, 2, 3, 4, 6, 8),
             "kv_group_size must be 32, 64 or 128": self.kv_group_size in (32, 64, 128),
-            "max_kv_size must be at least 8": self.max_kv_size is None or self.max_kv_size >= 8,
             "prefill_step_size must be at least 1": self.prefill_step_size >= 1,
         }
         for rule, holds in checks.items():
@@ -129,7 +126,7 @@ class PromptCache:
         """Forget everything."""
         self.tokens, self.layers, self.reused = [], [], 0
 
-    def prepare(self, model: nn.Module, tokens: Sequence[int], options: GenerationOptions) -> list[int]:
+    def prepare(self, model: nn.Module, tokens: Sequence[int]) -> list[int]:
         """Keep the common beginning, forget the rest, and return the tokens that are still to be computed."""
         common = 0
         # The last token is always computed: its logits choose the first new one.
@@ -143,7 +140,7 @@ class PromptCache:
         elif surplus:
             common = 0
         if not common:
-            self.layers = copied_layers(self.base) or make_prompt_cache(model, options.max_kv_size)
+            self.layers = copied_layers(self.base) or make_prompt_cache(model)
         self.tokens = list(tokens[:common])
         self.reused = common
         return list(tokens[common:])
@@ -187,10 +184,10 @@ def stream_responses(
         mx.random.seed(options.seed)
     computed = list(tokens)
     if isinstance(cache, PromptCache):
-        computed = cache.prepare(model, tokens, options)
+        computed = cache.prepare(model, tokens)
         layers = cache.layers
     else:
-        layers = make_prompt_cache(model, options.max_kv_size) if cache is None else copied_layers(cache)
+        layers = make_prompt_cache(model) if cache is None else copied_layers(cache)
     responses = stream_generate(
         model,
         tokenizer,
@@ -248,7 +245,6 @@ def generate_batch(
         tokenizer,
         [list(prompt) for prompt in prompts],
         max_tokens=options.max_tokens,
-        max_kv_size=options.max_kv_size,
         prefill_step_size=options.prefill_step_size,
         **options.sampling(len(tokenizer._tokenizer)),
     )

@@ -7,11 +7,12 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from grit_mlx.atomic import atomic_write
-from grit_mlx.errors import ConfigError, DownloadError, ModelNotFoundError, OutputError
+from grit_mlx.errors import ConfigError, DownloadError, GritError, ModelNotFoundError, OutputError
 
 __all__ = [
     "ALIASES",
@@ -20,9 +21,12 @@ __all__ = [
     "default_model",
     "download",
     "embedded_model",
+    "explained",
     "home",
     "identify",
     "local_models",
+    "models_folder",
+    "ready_made",
     "resolve",
     "set_default_model",
 ]
@@ -32,6 +36,9 @@ ALIASES = {
     "gritlm-7b": "GritLM/GritLM-7B",
     "gritlm-8x7b": "GritLM/GritLM-8x7B",
 }
+
+# How repositories of converted models are called on the hub, the likeliest first.
+READY_MADE = ("mlx-community/{name}-{bits}bit", "{owner}/{name}-{bits}bit-mlx")
 
 # What is downloaded of a repository: no pickle, no second copy of the weights, no code.
 FILES = (
@@ -48,6 +55,7 @@ CODE = ("*.py",)
 
 EMBEDDED = Path(__file__).with_name("models") / "grit-tiny"
 
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -72,6 +80,14 @@ def home() -> Path:
         return Path(value).expanduser()
     base = os.environ.get("XDG_CONFIG_HOME")
     return (Path(base) if base else Path.home() / ".config") / "grit-mlx"
+
+
+def models_folder() -> Path:
+    """Where models that were pulled and converted are kept: ``models`` in ``$GRIT_HOME``, else in the user's data."""
+    if os.environ.get("GRIT_HOME"):
+        return home() / "models"
+    base = os.environ.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "grit-mlx" / "models"
 
 
 def embedded_model() -> Path | None:
@@ -161,6 +177,9 @@ def identify(name: str | Path) -> Path | str:
     embedded = embedded_model()
     if embedded is not None and text.lower() == embedded.name:
         return embedded
+    converted = models_folder() / text.lower()
+    if _NAME.fullmatch(text) and (converted / "config.json").is_file():
+        return converted
     repository = ALIASES.get(text.lower(), text)
     if _REPOSITORY.fullmatch(repository) and not text.startswith((".", "~", "/")):
         return repository
@@ -182,11 +201,41 @@ def download(repository: str, *, revision: str | None = None, trust_remote_code:
         ModelNotFoundError: the hub has no such repository or revision, or it is private.
         DownloadError: gated, offline and not in the cache, or the connection failed.
     """
-    from huggingface_hub import errors, snapshot_download  # costs 0.3 s, and most models are folders
+    with explained(repository, revision):
+        from huggingface_hub import snapshot_download  # costs 0.3 s, and most models are folders
 
-    patterns = [*FILES, *(CODE if trust_remote_code else ())]
-    try:
+        patterns = [*FILES, *(CODE if trust_remote_code else ())]
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+
+
+def ready_made(repository: str, bits: int) -> str | None:
+    """The id of a hub repository that holds ``repository`` for MLX at that many bits; None where there is none.
+
+    Raises:
+        DownloadError: the hub cannot be asked.
+    """
+    owner, _, name = repository.partition("/")
+    with explained(repository):
+        from huggingface_hub import repo_exists
+
+        candidates = (pattern.format(owner=owner, name=name, bits=bits) for pattern in READY_MADE)
+        return next((candidate for candidate in candidates if repo_exists(candidate)), None)
+
+
+@contextmanager
+def explained(repository: str, revision: str | None = None) -> Iterator[None]:
+    """Turn what the hub's client raises into errors that say what to do.
+
+    Raises:
+        ModelNotFoundError: the hub has no such repository or revision, or it is private.
+        DownloadError: gated, offline and not in the cache, or the connection failed.
+    """
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except GritError:
+        raise
     except errors.GatedRepoError as error:
         raise DownloadError(
             f"{repository} is gated: accept its terms on its page on the hub, then log in with: hf auth login"
@@ -229,9 +278,12 @@ def download(repository: str, *, revision: str | None = None, trust_remote_code:
 
 
 def local_models() -> Iterator[LocalModel]:
-    """Models on this machine: the embedded one, then those in the hub's cache that have a ``config.json``."""
+    """Models on this machine: the embedded one, converted ones, those in the hub's cache with a ``config.json``."""
     if (embedded := embedded_model()) is not None:
         yield LocalModel("grit-tiny", embedded, sum(f.stat().st_size for f in embedded.rglob("*") if f.is_file()))
+    for config in sorted(models_folder().glob("[!.]*/config.json")):
+        folder = config.parent
+        yield LocalModel(folder.name, folder, sum(f.stat().st_size for f in folder.iterdir() if f.is_file()))
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 

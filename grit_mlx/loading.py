@@ -17,7 +17,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
-from mlx_lm.utils import dequantize_model, get_total_parameters, load_adapters, load_model, load_tokenizer
+from mlx_lm import utils as mlx_lm_utils
+from mlx_lm.utils import dequantize_model, get_total_parameters, load_adapters, load_model
 
 from grit_mlx import backend, hub
 from grit_mlx.attention import check_both_modes
@@ -34,7 +35,17 @@ from grit_mlx.errors import (
 )
 from grit_mlx.settings import FILE_NAME, Settings, read_settings
 
-__all__ = ["MODES", "LoadedModel", "load", "mended_config"]
+__all__ = [
+    "MODES",
+    "TOKENIZER_FILES",
+    "LoadedModel",
+    "attach_adapter",
+    "checked_adapter",
+    "explained",
+    "load",
+    "load_tokenizer",
+    "mended_config",
+]
 
 logger = logging.getLogger("grit_mlx")
 
@@ -45,7 +56,7 @@ _WIDENING_FRACTION = 0.7
 
 _ADAPTER_FILES = ("adapter_config.json", "adapters.safetensors")
 _PROJECTION = "projection.safetensors"
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tiktoken.model")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tiktoken.model")
 
 
 @dataclass(frozen=True)
@@ -101,7 +112,7 @@ def load(
         raise ArgumentError(f"Unknown mode {mode!r}: use one of {', '.join(MODES)}.")
     target = backend.compute_dtype(dtype)
     folder = hub.resolve(name, revision=revision, trust_remote_code=trust_remote_code)
-    adapter = None if adapter_path is None else _checked_adapter(Path(adapter_path).expanduser())
+    adapter = None if adapter_path is None else checked_adapter(Path(adapter_path).expanduser())
     tuned = adapter is not None and (adapter / FILE_NAME).exists()
     settings = read_settings(adapter if adapter is not None and tuned else folder)
 
@@ -110,11 +121,11 @@ def load(
         model.pop("lm_head")  # never evaluated so far, so it was never read from the file either
     _cast(model, target)
     if adapter is not None:
-        _attach_adapter(model, adapter)
+        attach_adapter(model, adapter)
     model.eval()
     _materialize(model)
 
-    tokenizer = _load_tokenizer(folder, config, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(folder, config, trust_remote_code=trust_remote_code)
     shape = None
     if mode != "generative":
         try:
@@ -179,11 +190,11 @@ def _load_weights(folder: Path, *, trust_remote_code: bool) -> tuple[nn.Module, 
     try:
         model, config = load_model(folder, lazy=True, model_config=mended_config(config, tensors), **trust)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        raise _explained(error, folder, config) from error
+        raise explained(error, folder, config) from error
     return model, config
 
 
-def _explained(error: Exception, folder: Path, config: Mapping[str, Any]) -> ModelError:
+def explained(error: Exception, folder: Path, config: Mapping[str, Any]) -> ModelError:
     """mlx-lm's complaint about a model as one of ours, with the place."""
     text = str(error).strip() or repr(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -232,7 +243,12 @@ def _materialize(model: nn.Module) -> None:
     mx.eval(model.parameters())
 
 
-def _checked_adapter(folder: Path) -> Path:
+def checked_adapter(folder: Path) -> Path:
+    """The folder, once it is known to hold an adapter in mlx-lm's layout.
+
+    Raises:
+        AdapterError: a file is missing or broken, or it has another layout.
+    """
     if not folder.is_dir():
         raise AdapterError(f"There is no adapter folder {folder}.")
     if (folder / "adapter_model.safetensors").exists():
@@ -249,9 +265,19 @@ def _checked_adapter(folder: Path) -> Path:
     return folder
 
 
-def _attach_adapter(model: nn.Module, folder: Path) -> None:
+def attach_adapter(model: nn.Module, folder: Path) -> None:
+    """Put an adapter's layers around the model's, with their weights.
+
+    Raises:
+        AdapterError: it belongs to another model.
+    """
     try:
         load_adapters(model, str(folder))
+        # mlx-lm before 0.32 drops a tensor that it has no place for.
+        known = {name for name, _ in _parameters(model)}
+        for name in read_header(folder / _ADAPTER_FILES[1]):
+            if name not in known:
+                raise ValueError(f"{name} is not in the model")
     except (ValueError, KeyError, AttributeError, TypeError, RuntimeError, OSError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
         detail = " ".join(lines[-1:] if lines[0].endswith(":") else lines[:1])
@@ -261,11 +287,16 @@ def _attach_adapter(model: nn.Module, folder: Path) -> None:
         ) from error
 
 
-def _load_tokenizer(folder: Path, config: Mapping[str, Any], *, trust_remote_code: bool) -> Any:
-    if not any((folder / name).exists() for name in _TOKENIZER_FILES):
-        raise TokenizerError(f"{folder} has no tokenizer ({', '.join(_TOKENIZER_FILES)}). Download the model again.")
+def load_tokenizer(folder: Path, config: Mapping[str, Any], *, trust_remote_code: bool) -> Any:
+    """mlx-lm's wrapper of a model folder's tokenizer.
+
+    Raises:
+        TokenizerError: its files are missing or broken, or it belongs to a larger vocabulary than the model's.
+    """
+    if not any((folder / name).exists() for name in TOKENIZER_FILES):
+        raise TokenizerError(f"{folder} has no tokenizer ({', '.join(TOKENIZER_FILES)}). Download the model again.")
     try:
-        tokenizer = load_tokenizer(
+        tokenizer = mlx_lm_utils.load_tokenizer(
             folder,
             {"trust_remote_code": trust_remote_code},
             eos_token_ids=config.get("eos_token_id"),

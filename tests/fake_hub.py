@@ -17,6 +17,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+# What the client asks for when it wants the header of a safetensors file only.
+FIRST_BYTES = "bytes=0-100000"
 REVISIONS = {"main": COMMIT, "v1": COMMIT, COMMIT: COMMIT}
 
 
@@ -27,6 +29,8 @@ class FakeHub:
         repositories: hub id -> folder.
         gated: ids that answer as gated ones do.
         drop_after: file name -> bytes after which the first connection for it is cut.
+        hold: file names whose contents, but not their first bytes, wait until ``/release`` is asked for.
+        missing: file name -> where its first bytes are read from; the whole file cannot be had.
         requests: ``(method, path, range)`` of every request.
     """
 
@@ -34,6 +38,9 @@ class FakeHub:
         self.repositories: dict[str, Path] = {}
         self.gated: set[str] = set()
         self.drop_after: dict[str, int] = {}
+        self.hold: set[str] = set()
+        self.missing: dict[str, Path] = {}
+        self.released = threading.Event()
         self.requests: list[tuple[str, str, str | None]] = []
         self.url = ""
 
@@ -79,7 +86,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, *, body: bool) -> None:
         path = unquote(urlsplit(self.path).path)
         self.fake.requests.append((self.command, path, self.headers.get("Range")))
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(tree|revision)/([^/]+))?(?:/.*)?", path):
+        if path == "/release":
+            self.fake.released.set()
+            self._send(200, b"", {}, body)
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(tree|revision)/([^/]+))?(?:/.*)?", path):
             self._describe(match[1], match[2], match[3] or "main", body)
         elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._file(match[1], match[2], match[3], body)
@@ -95,14 +105,22 @@ class _Handler(BaseHTTPRequestHandler):
         if what == "tree":
             listing = [_entry(p, root) for p in files]
         else:
-            siblings = [{"rfilename": p.relative_to(root).as_posix()} for p in files]
+            siblings = [{"rfilename": p.relative_to(root).as_posix(), "size": p.stat().st_size} for p in files]
+            siblings += [{"rfilename": name, "size": p.stat().st_size} for name, p in self.fake.missing.items()]
             listing = {"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings, "private": False, "tags": []}
         self._send(200, json.dumps(listing).encode(), {"Content-Type": "application/json"}, body)
 
     def _file(self, name: str, revision: str, file: str, body: bool) -> None:
         if not self._allowed(name, revision, body):
             return
-        path = self.fake.repositories[name] / file
+        path = self.fake.missing.get(file, self.fake.repositories[name] / file)
+        whole = body and self.headers.get("Range") != FIRST_BYTES
+        if whole and file in self.fake.missing:
+            self._error(500, "Broken", body)
+            return
+        if whole and file in self.fake.hold:
+            self.fake.released.wait(timeout=10)
+            assert self.fake.released.is_set(), f"nobody released {file}"
         if not path.is_file():
             self._error(404, "EntryNotFound", body)
             return
@@ -114,7 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
             start, end = int(first), int(last) if last else len(data) - 1
             headers["Content-Range"] = f"bytes {start}-{end}/{len(data)}"
             data = data[start : end + 1]
-        cut = self.fake.drop_after.pop(file, None) if body else None
+        cut = self.fake.drop_after.pop(file, None) if whole else None
         self._send(206 if span else 200, data, headers, body, cut=cut)
 
     def _allowed(self, name: str, revision: str, body: bool) -> bool:

@@ -35,7 +35,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"loading"}),
     frozenset({"embedding", "generation"}),
     frozenset({"gritlm"}),
-    frozenset({"evaluation", "rag", "training"}),
+    frozenset({"evaluation", "rag"}),
+    frozenset({"training"}),  # validates by evaluation
     frozenset({"grit_mlx"}),
     frozenset({"convert"}),
     frozenset({"cli"}),

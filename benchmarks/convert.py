@@ -1,0 +1,202 @@
+"""Memory and time of ``grit convert`` and of ``mlx_lm.convert``, on the same synthetic checkpoints in the same run.
+
+    python benchmarks/convert.py [--sizes 0.5 1 2 4] [--folder DIR]
+
+Checkpoints of random bfloat16 weights are made on the spot, in several shards. Every conversion is a process of its
+own; memory is its peak resident set beyond what it had after its imports. The pairs quantise to 4 bits the same way
+and give the same bytes, which is checked; ``grit`` is our default recipe on top. Nothing is embedded or verified.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from common import machine, save
+
+HOWS = ("mlx_lm", "uniform", "grit")
+TOKENIZER = Path(__file__).parents[1] / "tests" / "golden" / "mistral"
+SHARD_BYTES = 400_000_000
+VOCABULARY = 32000
+SHAPES: dict[str, dict[str, Any]] = {
+    "mistral": {"hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 16, "num_key_value_heads": 4},
+    "mixtral": {
+        "hidden_size": 1024,
+        "intermediate_size": 3584,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+    },
+}
+
+CHILD = """
+import json, resource, sys, time
+source, target, how = sys.argv[1:]
+if how == "mlx_lm":
+    import mlx_lm.convert, mlx_lm
+    from mlx_lm.convert import convert
+    options = dict(hf_path=source, mlx_path=target, quantize=True, q_bits=4, q_group_size=64)
+else:
+    from grit_mlx.convert import convert
+    options = dict(source=source, output=target, quantize=True, bits=4, group_size=64, recipe=how, verify=False)
+def peak():
+    try:  # on Linux ru_maxrss begins with the parent's
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
+    except FileNotFoundError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+imports, began, worked = peak(), time.perf_counter(), time.process_time()
+convert(**options)
+result = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - worked}
+print(json.dumps({**result, "imports": imports, "peak": peak()}))
+"""
+
+
+def tensors(kind: str, layers: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    shape = SHAPES[kind]
+    hidden, width = shape["hidden_size"], shape["intermediate_size"]
+    kv = hidden // shape["num_attention_heads"] * shape["num_key_value_heads"]
+    yield "model.embed_tokens.weight", (VOCABULARY, hidden)
+    for layer in range(layers):
+        prefix = f"model.layers.{layer}."
+        for name, rows in (("q", hidden), ("k", kv), ("v", kv), ("o", hidden)):
+            yield f"{prefix}self_attn.{name}_proj.weight", (rows, hidden)
+        if kind == "mistral":
+            for name, size in (("gate", (width, hidden)), ("up", (width, hidden)), ("down", (hidden, width))):
+                yield f"{prefix}mlp.{name}_proj.weight", size
+        else:
+            yield f"{prefix}block_sparse_moe.gate.weight", (shape["num_local_experts"], hidden)
+            for expert in range(shape["num_local_experts"]):
+                for name, size in (("w1", (width, hidden)), ("w2", (hidden, width)), ("w3", (width, hidden))):
+                    yield f"{prefix}block_sparse_moe.experts.{expert}.{name}.weight", size
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            yield f"{prefix}{name}.weight", (hidden,)
+    yield "model.norm.weight", (hidden,)
+    yield "lm_head.weight", (VOCABULARY, hidden)
+
+
+def make_checkpoint(folder: Path, kind: str, size: float) -> int:
+    """Write a checkpoint of about ``size`` bytes; returns what it became."""
+    folder.mkdir(parents=True)
+    for path in TOKENIZER.glob("tokenizer*"):
+        shutil.copy(path, folder)
+    fixed = sum(2 * int(np.prod(shape)) for _, shape in tensors(kind, 0))
+    layers = max(1, round((size - fixed) / (sum(2 * int(np.prod(shape)) for _, shape in tensors(kind, 1)) - fixed)))
+    config = {
+        "architectures": [f"{kind.capitalize()}ForCausalLM"],
+        "model_type": kind,
+        **SHAPES[kind],
+        "num_hidden_layers": layers,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    noise = (np.random.default_rng(0).normal(0, 0.02, 1 << 22).astype(np.float32).view(np.uint32) >> 16).astype(
+        np.uint16
+    )
+    groups: list[dict[str, tuple[int, ...]]] = [{}]
+    filled = 0
+    for name, shape in tensors(kind, layers):
+        nbytes = 2 * int(np.prod(shape))
+        if groups[-1] and filled + nbytes > SHARD_BYTES:
+            groups.append({})
+            filled = 0
+        groups[-1][name] = shape
+        filled += nbytes
+    total = 0
+    index = {}
+    for number, group in enumerate(groups, start=1):
+        name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        arrays = {key: mx.array(np.resize(noise, shape)).view(mx.bfloat16) for key, shape in group.items()}
+        mx.save_safetensors(str(folder / name), arrays, {"format": "pt"})
+        total += sum(array.nbytes for array in arrays.values())
+        index.update(dict.fromkeys(group, name))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    return total
+
+
+def measure(source: Path, target: Path, how: str) -> dict[str, float]:
+    shutil.rmtree(target, ignore_errors=True)
+    began = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, str(source), str(target), how], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        sys.exit(done.stderr)
+    result = json.loads(done.stdout.splitlines()[-1])
+    return {
+        "seconds": round(result["seconds"], 2),
+        "cpu_seconds": round(result["cpu_seconds"], 2),
+        "seconds_with_imports": round(time.perf_counter() - began, 2),
+        "peak_mb_beyond_imports": round((result["peak"] - result["imports"]) / 1e6),
+        "imports_mb": round(result["imports"] / 1e6),
+    }
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    """Whether two folders hold the same tensors, bit by bit, however they are sharded."""
+
+    def load(folder: Path) -> dict[str, mx.array]:
+        arrays: dict[str, mx.array] = {}
+        for path in folder.glob("model*.safetensors"):
+            loaded: Any = mx.load(str(path))
+            arrays.update(loaded)
+        return arrays
+
+    a, b = load(first), load(second)
+    return a.keys() == b.keys() and all(
+        a[name].dtype == b[name].dtype and mx.array_equal(a.pop(name).view(mx.uint8), b.pop(name).view(mx.uint8)).item()
+        for name in list(a)
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=float, nargs="+", default=[0.5, 1, 2, 4], help="GB of each checkpoint")
+    parser.add_argument("--kinds", nargs="+", choices=list(SHAPES), default=list(SHAPES))
+    parser.add_argument("--folder", type=Path, help="where to put checkpoints (default: a temporary folder)")
+    parser.add_argument("--repeat", type=int, default=1, help="times; the fastest counts, and the largest memory")
+    arguments = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
+        for kind in arguments.kinds:
+            for size in arguments.sizes:
+                folder = Path(temporary)
+                nbytes = make_checkpoint(folder / "source", kind, size * 1e9)
+                row: dict[str, Any] = {"kind": kind, "gb": round(nbytes / 1e9, 2)}
+                # In turns, so that what else the machine does falls on all of them.
+                runs = [
+                    {how: measure(folder / "source", folder / how, how) for how in HOWS}
+                    for _ in range(arguments.repeat)
+                ]
+                for how in HOWS:
+                    row[how] = {
+                        key: (max if "mb" in key else min)(run[how][key] for run in runs) for key in runs[0][how]
+                    }
+                row["same_bytes"] = same_weights(folder / "mlx_lm", folder / "uniform")
+                print(json.dumps(row), file=sys.stderr, flush=True)
+                rows.append(row)
+                for path in folder.iterdir():
+                    shutil.rmtree(path)
+    save(f"convert-{machine()['device']}", {"repeat": arguments.repeat, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

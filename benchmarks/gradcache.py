@@ -1,0 +1,112 @@
+"""GradCache: peak memory and time from 64 to 2048 rows at one chunk size, against the whole batch at once.
+
+    python benchmarks/gradcache.py [--rows 2048] [--length 64]
+
+Each measurement runs in a process of its own, on a random model of the architecture of Llama.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+
+import grit_mlx  # noqa: F401 - before mlx, for fast matrix products on Linux
+
+import mlx.core as mx  # isort: skip
+import mlx.nn as nn
+import numpy as np
+
+from grit_mlx.settings import Settings
+from grit_mlx.training import TrainingSettings
+from grit_mlx.training.data import EmbeddingBatch
+from grit_mlx.training.distributed import World
+from grit_mlx.training.scratch import random_model
+from grit_mlx.training.step import Trainee, TrainingStep
+from grit_mlx.training.tokens import TokenizedText
+
+CHUNK = 32
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 128,
+    "intermediate_size": 344,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 1024,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+}
+
+
+def measure(rows: int, length: int, chunk: int) -> dict[str, float]:
+    """One step of ``rows`` sequences (half of them queries); the second of two, for the first also allocates."""
+    trainee = Trainee(random_model(CONFIG, seed=0))
+    training = TrainingSettings(group_size=1, chunk_size=chunk, chunk_tokens=1 << 30)
+    layers = CONFIG["num_hidden_layers"]
+    assert isinstance(layers, int)
+    step = TrainingStep(trainee, training, Settings(), layers=layers, world=World())
+    rng = np.random.default_rng(0)
+    texts = [TokenizedText(rng.integers(0, 1024, length).astype(np.int32), 0) for _ in range(rows)]
+    half = rows // 2
+    batch = EmbeddingBatch(texts[:half], texts[half:], np.arange(half, dtype=np.int32))
+    seconds = []
+    for _ in range(2):
+        mx.clear_cache()
+        mx.reset_peak_memory()
+        started = time.perf_counter()
+        if chunk >= rows:
+            whole(step, batch)
+        else:
+            mx.eval(step.embedding(batch, seed=0).gradients)
+        seconds.append(time.perf_counter() - started)
+    return {"seconds": min(seconds), "megabytes": mx.get_peak_memory() / 1e6}
+
+
+def whole(step: TrainingStep, batch: EmbeddingBatch) -> None:
+    """The gradient of the whole batch at once, without a cache."""
+    [chunk] = step._embedding_chunks(batch, 0)
+    order = mx.array(np.argsort(chunk.rows))
+
+    def loss() -> mx.array:
+        rows = step._representations(chunk.ids, chunk.real, chunk.marked)[order]
+        half = rows.shape[0] // 2
+        return step._embedding_losses(batch, [chunk], {}, {"query": rows[:half], "passage": rows[half:]})[0]
+
+    mx.eval(nn.value_and_grad(step.trainee, loss)())
+
+
+def in_a_process(rows: int, length: int, chunk: int) -> dict[str, float]:
+    command = [sys.executable, __file__, "--one", f"{rows},{length},{chunk}"]
+    found: dict[str, float] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=2048, help="the largest batch")
+    parser.add_argument("--whole", type=int, default=512, help="the largest batch that is also computed at once")
+    parser.add_argument("--length", type=int, default=64, help="tokens of each row")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(measure(*map(int, arguments.one.split(",")))))
+        return
+    print(f"| rows | GradCache, chunks of {CHUNK}: MB | s | whole batch: MB | s | time ratio |")
+    print("|---|---|---|---|---|---|", flush=True)
+    rows = 64
+    while rows <= arguments.rows:
+        cached = in_a_process(rows, arguments.length, CHUNK)
+        line = f"| {rows} | {cached['megabytes']:.0f} | {cached['seconds']:.2f} |"
+        if rows <= arguments.whole:
+            once = in_a_process(rows, arguments.length, rows)
+            ratio = cached["seconds"] / once["seconds"]
+            line += f" {once['megabytes']:.0f} | {once['seconds']:.2f} | {ratio:.2f} |"
+        print(line if rows <= arguments.whole else line + " | | |", flush=True)
+        rows *= 2
+
+
+if __name__ == "__main__":
+    main()

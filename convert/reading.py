@@ -1,0 +1,207 @@
+"""Checkpoints as they are stored: which tensors there are, and any rows of one of them.
+
+Tensors are read with plain reads of a few megabytes. A memory map would count every page that was touched as memory
+of this process, and mlx's own lazy loading reads a whole tensor at a time.
+
+Every tensor is seen as rows: all axes but the last are one. Quantising, casting and adding a low-rank delta work row
+by row, so nothing larger than a block of rows has to be in memory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import mlx.core as mx
+import numpy as np
+
+from grit_mlx.checkpoints import INDEX, Tensor, read_header, read_headers
+from grit_mlx.errors import CheckpointError
+from grit_mlx.hub import FILES
+
+__all__ = ["DTYPES", "Folder", "Source", "check_tensors", "read_rows", "side_files"]
+
+# safetensors' names: how NumPy reads it, what it is in mlx. NumPy has no bfloat16, so its bits are read.
+DTYPES: dict[str, tuple[type[np.generic], mx.Dtype]] = {
+    "F32": (np.float32, mx.float32),
+    "F16": (np.float16, mx.float16),
+    "BF16": (np.uint16, mx.bfloat16),
+    "BOOL": (np.bool_, mx.bool_),
+    "U8": (np.uint8, mx.uint8),
+    "U16": (np.uint16, mx.uint16),
+    "U32": (np.uint32, mx.uint32),
+    "U64": (np.uint64, mx.uint64),
+    "I8": (np.int8, mx.int8),
+    "I16": (np.int16, mx.int16),
+    "I32": (np.int32, mx.int32),
+    "I64": (np.int64, mx.int64),
+}
+
+# Files of a checkpoint that the converter writes itself, or that hold weights.
+_NOT_COPIED = {"config.json", "grit.json", "README.md", "hf_quant_config.json", "projection.safetensors", INDEX}
+
+
+class Source(Protocol):
+    """A checkpoint that is on this machine, or on its way to it.
+
+    Attributes:
+        folder: holds ``config.json``, the tokenizer and the other small files.
+        name: what to call it in a model card: a hub id, or the folder's name.
+        tensors: what the headers promise, by name.
+        identity: changes when the checkpoint does; what was written before then cannot be gone on with.
+        pending_bytes: how much is still to be downloaded.
+    """
+
+    folder: Path
+    name: str
+    tensors: dict[str, Tensor]
+    identity: list[Any]
+    pending_bytes: int
+
+    def locate(self, name: str) -> Tensor:
+        """The tensor, once its file is there."""
+        ...
+
+    def files(self) -> list[Path]:
+        """All weight files, once they are all there."""
+        ...
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Be told the order in which tensors will be asked for."""
+        ...
+
+    def __enter__(self) -> Source:
+        """Begin to fetch what is missing."""
+        ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop fetching."""
+        ...
+
+
+class Folder:
+    """A checkpoint in a local folder.
+
+    Args:
+        folder: where it is.
+        name: None for the folder's.
+
+    Raises:
+        CheckpointError: see ``read_headers`` and ``check_tensors``.
+    """
+
+    pending_bytes = 0
+
+    def __init__(self, folder: Path, *, name: str | None = None) -> None:
+        self.folder = folder
+        self.name = name or folder.resolve().name
+        self.tensors = read_headers(folder)
+        check_tensors(self.tensors, _index(folder), folder)
+        self.identity = [
+            [path.name, (stat := path.stat()).st_size, stat.st_mtime_ns]
+            for path in sorted({tensor.file for tensor in self.tensors.values()})
+        ]
+
+    def locate(self, name: str) -> Tensor:
+        """The tensor."""
+        return self.tensors[name]
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Nothing to prepare."""
+
+    def files(self) -> list[Path]:
+        """All weight files."""
+        return sorted({tensor.file for tensor in self.tensors.values()})
+
+    def __enter__(self) -> Folder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+
+def check_tensors(tensors: dict[str, Tensor], index: dict[str, str], place: Path | str) -> None:
+    """Refuse tensors of a type or size that cannot be, and files that their index does not describe.
+
+    Raises:
+        CheckpointError: names the first tensor at fault.
+    """
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            raise CheckpointError(
+                f"{name} in {tensor.file} is stored as {tensor.dtype}, which cannot be converted. "
+                "Use a checkpoint in bfloat16, float16 or float32."
+            )
+        expected = int(np.prod(tensor.shape, dtype=np.int64)) * np.dtype(DTYPES[tensor.dtype][0]).itemsize
+        if tensor.nbytes != expected:
+            raise CheckpointError(
+                f"{tensor.file} is damaged: {name} has {tensor.nbytes:,} bytes and its shape {tensor.shape} takes "
+                f"{expected:,}. Download the model again."
+            )
+    for name, file in index.items():
+        if name not in tensors:
+            raise CheckpointError(
+                f"{INDEX} of {place} promises {name} in {file}, which does not hold it. Download the model again."
+            )
+        if tensors[name].file.name != file:
+            raise CheckpointError(
+                f"{INDEX} of {place} says that {name} is in {file}, but {tensors[name].file.name} holds it. "
+                "Download the model again."
+            )
+    if index:
+        for name, tensor in tensors.items():
+            if name not in index:
+                raise CheckpointError(
+                    f"{tensor.file} holds {name}, which {INDEX} does not mention. Remove files of another download, "
+                    "or download the model again."
+                )
+
+
+def read_rows(tensor: Tensor, start: int, stop: int) -> mx.array:
+    """Rows ``start`` to ``stop`` of a tensor, as ``(stop - start, width)``.
+
+    Raises:
+        CheckpointError: the file cannot be read, or has become shorter than its header says.
+    """
+    stored, dtype = DTYPES[tensor.dtype]
+    width = tensor.shape[-1] if tensor.shape else 1
+    count = (stop - start) * width
+    offset = tensor.offset + start * width * np.dtype(stored).itemsize
+    try:
+        with tensor.file.open("rb") as file:
+            values = np.fromfile(file, stored, count, offset=offset)
+    except OSError as error:
+        raise CheckpointError(f"Cannot read {tensor.file}: {error.strerror or error}.") from error
+    if values.size != count:
+        raise CheckpointError(f"{tensor.file} has become shorter while it was read. Download the model again.")
+    return mx.array(values).view(dtype).reshape(stop - start, width)
+
+
+def side_files(folder: Path, *, code: bool) -> Iterator[Path]:
+    """The small files that a converted model takes over as they are: tokenizer, generation settings, templates."""
+    for pattern in (*FILES, "tiktoken.model", *(("*.py",) if code else ())):
+        for path in sorted(folder.glob(pattern)):
+            if path.name not in _NOT_COPIED and path.suffix != ".safetensors" and ".bin.index" not in path.name:
+                yield path
+
+
+def _index(folder: Path) -> dict[str, str]:
+    path = folder / INDEX
+    if not path.exists():
+        return {}
+    index: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+    return index
+
+
+def read_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file, checked."""
+    tensors = read_header(path)
+    check_tensors(tensors, {}, path.parent)
+    return tensors

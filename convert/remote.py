@@ -1,0 +1,140 @@
+"""A checkpoint on the hub, converted while it is downloaded.
+
+The headers of the weight files come first, by a request for their first bytes: the conversion is planned, checked
+and begun before the weights are here. The files follow one after the other, in the order in which they are needed,
+each while the one before is converted. They go through the hub's own client and cache, which completes what was
+interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from fnmatch import fnmatch
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from grit_mlx import hub
+from grit_mlx.checkpoints import INDEX, Tensor
+from grit_mlx.convert.reading import check_tensors, read_file
+from grit_mlx.errors import CheckpointError
+
+__all__ = ["Repository"]
+
+logger = logging.getLogger("grit_mlx")
+
+
+class Repository:
+    """A hub repository as a source.
+
+    Args:
+        name: its id.
+        revision: branch, tag or commit; None for the main branch.
+        code: fetch Python files too.
+
+    Raises:
+        ModelNotFoundError: there is no such repository or revision.
+        DownloadError: the hub did not deliver.
+        CheckpointError: it holds no safetensors, or broken ones.
+    """
+
+    def __init__(self, name: str, *, revision: str | None = None, code: bool = False) -> None:
+        self.name = name
+        with hub.explained(name, revision):
+            from huggingface_hub import HfApi, snapshot_download
+
+            api = HfApi()
+            info = api.model_info(name, revision=revision, files_metadata=True)
+            self._revision = str(info.sha)
+            sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+            self._weights = sorted(file for file in sizes if fnmatch(file, "model*.safetensors"))
+            if not self._weights:
+                raise CheckpointError(_no_weights(name, sizes))
+            small = [pattern for pattern in (*hub.FILES, *(hub.CODE if code else ())) if "model*" not in pattern]
+            self.folder = Path(snapshot_download(name, revision=self._revision, allow_patterns=small))
+            self.tensors: dict[str, Tensor] = {}
+            for file in self._weights:
+                header = api.parse_safetensors_file_metadata(name, file, revision=self._revision)
+                for key, found in header.tensors.items():
+                    if key in self.tensors:
+                        raise CheckpointError(f"{key} is in both {self.tensors[key].file} and {file} of {name}.")
+                    start, end = found.data_offsets
+                    self.tensors[key] = Tensor(Path(file), found.dtype, tuple(found.shape), end - start, -1)
+        check_tensors(self.tensors, self._index(), name)
+        self.identity = [name, self._revision]
+        self.pending_bytes = sum(sizes[file] for file in self._weights if self._cached(file) is None)
+        self._headers: dict[str, dict[str, Tensor]] = {}
+        self._files: dict[str, Future[Path]] = {}
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="download")
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Fetch the files in this order of their tensors."""
+        needed = dict.fromkeys(self.tensors[name].file.name for name in names)
+        self._weights = [*needed, *(file for file in self._weights if file not in needed)]
+
+    def __enter__(self) -> Repository:
+        if self.pending_bytes:
+            size = self.pending_bytes / 1e9
+            logger.info("%s is converted while %.1f GB of it are downloaded.", self.name, size)
+        self._files = {file: self._pool.submit(self._download, file) for file in self._weights}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def locate(self, name: str) -> Tensor:
+        """The tensor, once its file is there; the file must hold what its header promised."""
+        promised = self.tensors[name]
+        file = promised.file.name
+        if file not in self._headers:
+            self._headers[file] = read_file(self._files[file].result())
+        found = self._headers[file].get(name)
+        if found is None or (found.shape, found.dtype) != (promised.shape, promised.dtype):
+            raise CheckpointError(
+                f"{file} of {self.name} is not what the hub announced: {name} differs. Remove it from the hub's "
+                "cache and convert again."
+            )
+        return found
+
+    def files(self) -> list[Path]:
+        """All weight files, once they are all there."""
+        return [self._files[file].result() for file in self._weights]
+
+    def _download(self, file: str) -> Path:
+        from huggingface_hub import hf_hub_download
+
+        with hub.explained(self.name, self._revision):
+            return Path(hf_hub_download(self.name, file, revision=self._revision))
+
+    def _cached(self, file: str) -> str | None:
+        from huggingface_hub import try_to_load_from_cache
+
+        path = try_to_load_from_cache(self.name, file, revision=self._revision)
+        return path if isinstance(path, str) else None
+
+    def _index(self) -> dict[str, str]:
+        path = self.folder / INDEX
+        if not path.exists():
+            return {}
+        try:
+            index: Any = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+            return dict(index)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"Cannot read {INDEX} of {self.name}: {error!r}.") from error
+
+
+def _no_weights(name: str, files: dict[str, Any]) -> str:
+    if any(file.endswith((".bin", ".pth", ".pt")) for file in files):
+        return (
+            f"{name} holds its weights as pickle files (.bin or .pth), which can run code and are not read. "
+            f'Save it as safetensors: AutoModelForCausalLM.from_pretrained("{name}").save_pretrained("folder") '
+            "with PyTorch and transformers, then convert the folder."
+        )
+    if any(file.endswith(".gguf") for file in files):
+        return f"{name} holds GGUF files. Use the original Hugging Face checkpoint of the model instead."
+    return f"{name} holds no model*.safetensors, so it is no model that can be converted."

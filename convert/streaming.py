@@ -1,0 +1,118 @@
+"""The values of a plan's weights, block of rows by block of rows: read, unpacked, fused, cast, quantised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from grit_mlx.convert.layout import Origin, sanitized
+from grit_mlx.convert.plan import Plan, Weight
+from grit_mlx.convert.reading import Source, read_rows
+
+__all__ = ["Block", "Delta", "Stream"]
+
+# Numbers of a block: 32 MB in half precision, so that a block with its copies stays near 100 MB.
+BLOCK = 16 * 2**20
+
+# Rows (n, width) of a weight, and their first row's number -> the rows with an adapter's part added.
+Delta = Callable[[mx.array, int], mx.array]
+
+# The number of the first row, and the rows of each tensor that the weight becomes.
+Block = tuple[int, tuple[mx.array, ...]]
+
+
+class Stream:
+    """Computes the tensors of a plan in blocks.
+
+    Args:
+        plan: what to make.
+        source: where to read it.
+        model: mlx-lm's model, unquantised; only its ``sanitize`` is used, and only where it computes weights.
+        deltas: an adapter's part of weights, by name.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        source: Source,
+        model: nn.Module,
+        deltas: Mapping[str, Delta] | None = None,
+    ) -> None:
+        self._plan = plan
+        self._source = source
+        self._model = model
+        self._deltas = deltas or {}
+        self._computed: dict[str, mx.array] | None = None
+
+    def blocks(self, weight: Weight) -> Iterator[Block]:
+        """A weight's tensors from the first row to the last, as evaluated arrays ``(rows, ...)``."""
+        for start, stop in self._ranges(weight):
+            arrays = self._block_of(weight, start, stop)
+            mx.eval(arrays)
+            yield start, arrays
+        if self._computed is not None:
+            for name in self._stored_names(weight):
+                self._computed.pop(name, None)
+
+    def whole(self, weight: Weight) -> mx.array:
+        """A weight's values before quantising, in its shape; for measuring."""
+        parts = [self._values(weight, start, stop) for start, stop in self._ranges(weight)]
+        return mx.concatenate(parts).reshape(weight.shape)
+
+    def _ranges(self, weight: Weight) -> Iterator[tuple[int, int]]:
+        """Blocks of rows that do not cross from one stored tensor into the next."""
+        pieces = max(1, len(self._plan.layout.origins[weight.name].tensors))
+        rows = weight.rows // pieces
+        step = max(1, BLOCK // max(1, weight.width))
+        for piece in range(pieces):
+            for start in range(piece * rows, (piece + 1) * rows, step):
+                yield start, min(start + step, (piece + 1) * rows)
+
+    def _block_of(self, weight: Weight, start: int, stop: int) -> tuple[mx.array, ...]:
+        if weight.packed is not None and weight.packed == weight.quantization and weight.name not in self._deltas:
+            packed, *scales = (self._rows(name, start, stop) for name in self._stored_names(weight))
+            floats = (mx.issubdtype(array.dtype, mx.floating) for array in scales)
+            return packed, *(a.astype(weight.dtype) if f else a for a, f in zip(scales, floats, strict=True))
+        values = self._values(weight, start, stop)
+        return (values,) if weight.quantization is None else weight.quantization.quantize(values)
+
+    def _values(self, weight: Weight, start: int, stop: int) -> mx.array:
+        rows = [self._rows(name, start, stop) for name in self._stored_names(weight)]
+        values = rows[0]
+        if weight.packed is not None:
+            values = weight.packed.dequantize(rows)
+        delta = self._deltas.get(weight.name)
+        if delta is not None:
+            values = delta(values, start)
+        return values.astype(weight.dtype)
+
+    def _stored_names(self, weight: Weight) -> list[str]:
+        if weight.packed is None:
+            return [weight.name]
+        names = [f"{weight.module}.{leaf}" for leaf in ("weight", "scales", "biases")]
+        return [name for name in names if name in self._plan.layout.origins]
+
+    def _rows(self, name: str, start: int, stop: int) -> mx.array:
+        """Rows of one stored parameter, ``(stop - start, its own width)``."""
+        origin = self._plan.layout.origins[name]
+        if not origin.tensors:
+            return self._computed_rows(name, origin, start, stop)
+        rows = _rows(origin) // len(origin.tensors)
+        tensor = self._source.locate(origin.tensors[start // rows])
+        first = start // rows * rows
+        return read_rows(tensor, start - first, stop - first)
+
+    def _computed_rows(self, name: str, origin: Origin, start: int, stop: int) -> mx.array:
+        if self._computed is None:
+            self._computed = sanitized(self._model, self._plan.layout, self._source.files())
+        array = self._computed[name]
+        return array.reshape(_rows(origin), -1)[start:stop]
+
+
+def _rows(origin: Origin) -> int:
+    rows = 1
+    for size in origin.shape[:-1]:
+        rows *= size
+    return rows

@@ -1,0 +1,256 @@
+"""Data folders, and the batches of a run.
+
+A batch is a function of its number (see ``sampling``): the same in every process and after every resume.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from grit_mlx.errors import ArgumentError
+from grit_mlx.training.rows import EMBEDDING, GENERATIVE
+from grit_mlx.training.sampling import Sampler, choose_passages
+from grit_mlx.training.token_files import (
+    TokenFile,
+    TokenOptions,
+    find_data_files,
+    stem,
+    tokenize_file,
+    tokenizer_fingerprint,
+)
+from grit_mlx.training.tokens import TokenizedChat, TokenizedText
+
+__all__ = ["EmbeddingBatch", "EmbeddingData", "Files", "GenerativeData", "load_files", "split_files"]
+
+# mlx-lm's names: in a data folder these are not trained on.
+HELD_OUT_NAMES = ("valid", "test")
+
+# Names of the streams of random numbers, so that no two decisions share one.
+_EMBEDDING_ORDER, _GENERATIVE_ORDER, _PASSAGES, _HELD_OUT = range(4)
+
+
+@dataclass(frozen=True)
+class FileRows:
+    """Rows of one file: all of them, or those of one side of a split.
+
+    Attributes:
+        file: the tokens.
+        rows: numbers of the rows.
+    """
+
+    file: TokenFile
+    rows: NDArray[np.int64]
+
+
+# Files of one kind.
+Files = list[FileRows]
+
+
+def load_files(
+    folder: Path,
+    tokenizer: Any,
+    options: TokenOptions,
+    *,
+    cache: Path,
+    kinds: Sequence[str] = (EMBEDDING, GENERATIVE),
+    progress: Callable[[str, int], None] | None = None,
+    held_out: bool = False,
+) -> dict[str, Files]:
+    """All data files of a folder, checked and tokenised, by kind.
+
+    Args:
+        folder: searched with all folders below it; or a single file.
+        tokenizer: a Hugging Face tokenizer.
+        options: how to tokenise.
+        cache: where tokens are kept.
+        kinds: what is wanted; files of other kinds are checked and left out.
+        progress: called with a file's name and its number of rows done.
+        held_out: take only mlx-lm's ``valid`` files, instead of all others.
+
+    Raises:
+        DocumentError: the first row that cannot be used, with its file and line.
+    """
+    fingerprint = tokenizer_fingerprint(tokenizer)
+    result: dict[str, Files] = {EMBEDDING: [], GENERATIVE: []}
+    skip = () if folder.is_file() or held_out else HELD_OUT_NAMES
+    for path in find_data_files(folder, skip=skip):
+        if held_out and stem(path) != "valid":
+            continue
+        # Two folders may hold files of one name, as the project's own embedding/ and generative/ do.
+        name = path.relative_to(folder).parent.joinpath(stem(path)).as_posix() if folder.is_dir() else stem(path)
+
+        def report(rows: int, name: str = name) -> None:
+            if progress is not None:
+                progress(name, rows)
+
+        file = tokenize_file(path, tokenizer, options, cache=cache, name=name, fingerprint=fingerprint, progress=report)
+        result[file.kind].append(FileRows(file, np.arange(len(file))))
+    return {kind: files for kind, files in result.items() if kind in kinds}
+
+
+def split_files(files: Files, rows: int, seed: int) -> tuple[Files, Files]:
+    """What to train on, and ``rows`` rows to hold out, spread over the files (at most a tenth of each)."""
+    if rows == 0 or not files:
+        return files, []
+    share = -(-rows // len(files))
+    train, held_out = [], []
+    for number, part in enumerate(files):
+        order = np.random.default_rng([seed, _HELD_OUT, number]).permutation(part.rows)
+        count = min(share, len(order) // 10)
+        held_out.append(FileRows(part.file, np.sort(order[:count])))
+        train.append(FileRows(part.file, np.sort(order[count:])))
+    return train, [part for part in held_out if len(part.rows)]
+
+
+def file_weights(files: Files, weights: Mapping[str, float]) -> tuple[float, ...]:
+    """The sampling weight of each file, given by its name with or without its folder; 1 where none is given."""
+    return tuple(weights.get(part.file.name, weights.get(Path(part.file.name).name, 1.0)) for part in files)
+
+
+def check_weights(weights: Mapping[str, float], files: Sequence[FileRows]) -> None:
+    """Refuse a weight for a file that is not there.
+
+    Raises:
+        ArgumentError: names it, and the files that are.
+    """
+    known = {part.file.name for part in files} | {Path(part.file.name).name for part in files}
+    for name in weights:
+        if name not in known:
+            there = ", ".join(sorted(part.file.name for part in files))
+            raise ArgumentError(f"data_weights names {name!r}, and there is no such data file: there are {there}.")
+
+
+@dataclass(frozen=True)
+class EmbeddingBatch:
+    """Queries with their groups of passages.
+
+    Attributes:
+        queries: Q texts.
+        passages: Q x G texts, group by group, the positive first.
+        identities: ``(Q*G,)`` int32, equal for equal passages.
+        query_vectors: ``(Q, T)`` to distil from, or empty.
+        passage_vectors: ``(Q*G, T)``, or empty.
+    """
+
+    queries: list[TokenizedText]
+    passages: list[TokenizedText]
+    identities: NDArray[np.int32]
+    query_vectors: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), dtype=np.float32))
+    passage_vectors: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), dtype=np.float32))
+
+
+class _Rows:
+    """Rows of several files under one count."""
+
+    def __init__(self, files: Files) -> None:
+        self.files = files
+        self.ends = np.cumsum([len(part.rows) for part in files])
+
+    def find(self, number: int) -> tuple[FileRows, int]:
+        """A file, and the position among its rows of row ``number`` of all."""
+        which = int(np.searchsorted(self.ends, number, side="right"))
+        return self.files[which], number - (int(self.ends[which - 1]) if which else 0)
+
+
+class EmbeddingData:
+    """Batches of queries and passages.
+
+    Args:
+        files: where rows come from.
+        weights: see ``sampling.rows_of_epoch``, one for each file.
+        batch_size: Q.
+        group_size: G, passages of each query.
+        seed: where all choices come from.
+        same_file: see ``sampling.epoch_batches``.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        *,
+        weights: Sequence[float],
+        batch_size: int,
+        group_size: int,
+        seed: int,
+        same_file: bool = True,
+    ) -> None:
+        sizes = tuple(len(part.rows) for part in files)
+        self.sampler = Sampler(sizes, tuple(weights), batch_size, (seed, _EMBEDDING_ORDER), same_file)
+        self._rows = _Rows(files)
+        self._group_size = group_size
+        self._seed = seed
+
+    def batch(self, number: int) -> EmbeddingBatch:
+        """Batch ``number`` of the run."""
+        rng = np.random.default_rng([self._seed, _PASSAGES, number])
+        queries, passages = [], []  # (file, row, position of the text in it)
+        for index in self.sampler.rows(number):
+            part, position = self._rows.find(int(index))
+            row = int(part.rows[position])
+            queries.append((part.file, row, 0))
+            chosen = choose_passages(*part.file.passages(row), self._group_size, rng)
+            if chosen is not None:
+                passages += [(part.file, row, 1 + i) for i in chosen]
+                continue
+            # No negatives of its own: other rows' passages, as negatives of the same kind.
+            [positive] = choose_passages(part.file.passages(row)[0], 0, 1, rng) or [0]
+            passages.append((part.file, row, 1 + positive))
+            passages += [(part.file, self._other(part, position, rng), 1) for _ in range(self._group_size - 1)]
+        return _embedding_batch(queries, passages)
+
+    def _other(self, part: FileRows, position: int, rng: np.random.Generator) -> int:
+        step = int(rng.integers(1, len(part.rows))) if len(part.rows) > 1 else 0
+        return int(part.rows[(position + step) % len(part.rows)])
+
+
+def _embedding_batch(
+    queries: list[tuple[TokenFile, int, int]], passages: list[tuple[TokenFile, int, int]]
+) -> EmbeddingBatch:
+    texts = [file.text(row, position) for file, row, position in passages]
+    batch = EmbeddingBatch(
+        queries=[file.text(row, position) for file, row, position in queries],
+        passages=texts,
+        identities=np.array([_identity(text) for text in texts], dtype=np.int32),
+    )
+    sizes = {file.vector_size for file, _, _ in queries}
+    if len(sizes) == 1 and sizes != {0}:
+        places = {"query_vectors": queries, "passage_vectors": passages}
+        vectors = {name: np.stack([file.vector(row, i) for file, row, i in at]) for name, at in places.items()}
+        return EmbeddingBatch(batch.queries, batch.passages, batch.identities, **vectors)
+    return batch
+
+
+def _identity(text: TokenizedText) -> int:
+    digest = hashlib.blake2b(text.ids.tobytes(), digest_size=4).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+class GenerativeData:
+    """Batches of texts to be generated; files are mixed in each.
+
+    Args:
+        files: where rows come from.
+        weights: see ``sampling.rows_of_epoch``, one for each file.
+        batch_size: rows of a batch.
+        seed: where the order comes from.
+    """
+
+    def __init__(self, files: Files, *, weights: Sequence[float], batch_size: int, seed: int) -> None:
+        sizes = tuple(len(part.rows) for part in files)
+        self.sampler = Sampler(sizes, tuple(weights), batch_size, (seed, _GENERATIVE_ORDER), same_file=False)
+        self._rows = _Rows(files)
+
+    def batch(self, number: int) -> list[TokenizedChat]:
+        """Batch ``number`` of the run."""
+        chats = []
+        for index in self.sampler.rows(number):
+            part, position = self._rows.find(int(index))
+            chats.append(part.file.chat(int(part.rows[position])))
+        return chats

@@ -1,0 +1,123 @@
+"""Fusing an adapter into the weights it was trained on, and what that costs where they are quantised.
+
+Into full-precision weights it costs nothing. Quantised ones are widened, added to and quantised again, which can
+round a small adapter away: so what was lost is measured.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_unflatten
+from mlx_lm.utils import dequantize_model, save_config, save_model
+
+from grit_mlx.errors import ArgumentError, OutputError
+from grit_mlx.gritlm import GritLM
+from grit_mlx.loading import LoadedModel, load
+from grit_mlx.settings import write_settings
+from grit_mlx.training.preparation import is_quantized
+from grit_mlx.training.scratch import copy_tokenizer
+
+__all__ = ["Drift", "fuse", "fused_model"]
+
+logger = logging.getLogger("grit_mlx")
+
+_TEXTS = (
+    "A keel keeps a ship upright when the wind leans on its sails.",
+    "What are the symptoms of iron deficiency?",
+    "def mean(values): return sum(values) / len(values)",
+    "The treaty was signed in 1648 and ended thirty years of war.",
+    "How do I renew my passport?",
+    "Entropy never decreases in an isolated system.",
+    "She sold the farm, bought a boat and never came back.",
+    "Bring 200 g of sugar and 100 ml of water to the boil.",
+)
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Mean cosines of vectors of sample texts.
+
+    Attributes:
+        fused: with the adapter beside the weights, and fused into them; 1 where fusing costs nothing.
+        adapter: without the adapter, and with it: the change that fusing is to keep.
+        quantized: whether the fused weights are quantised.
+    """
+
+    fused: float
+    adapter: float
+    quantized: bool
+
+
+def fuse(model: str | Path | None, adapter: Path, output: Path, *, dequantize: bool = False) -> Drift:
+    """Write a model folder with the adapter fused in.
+
+    Args:
+        model: the name of the model that the adapter was trained on.
+        adapter: its folder.
+        output: a folder that does not hold a model yet.
+        dequantize: leave the fused model unquantised.
+
+    Returns:
+        What fusing cost.
+
+    Raises:
+        ArgumentError: the adapter is of a kind that cannot be fused, or ``output`` is taken.
+        OutputError: the folder cannot be written.
+    """
+    if (output / "config.json").exists():
+        raise ArgumentError(f"{output} holds a model already. Name another folder, or remove it.")
+    base = _vectors(load(model, mode="unified", dtype="stored"))
+    loaded = load(model, mode="unified", dtype="stored", adapter_path=adapter)
+    beside = _vectors(loaded)
+    config = fused_model(loaded.model, dict(loaded.config), dequantize=dequantize)
+    fused = _vectors(loaded)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        save_model(output, loaded.model)
+        save_config(config, config_path=output / "config.json")
+        copy_tokenizer(loaded.folder, output)
+        write_settings(output, loaded.settings)
+        if loaded.projection is not None:
+            weight, bias = loaded.projection
+            mx.save_safetensors(
+                str(output / "projection.safetensors"), {"weight": weight} | ({} if bias is None else {"bias": bias})
+            )
+    except (OSError, RuntimeError) as error:
+        raise OutputError(f"Cannot write {output}: {error}.") from error
+    return Drift(_cosine(beside, fused), _cosine(base, beside), is_quantized(loaded.model))
+
+
+def fused_model(model: Any, config: dict[str, Any], *, dequantize: bool) -> dict[str, Any]:
+    """Fuse all adapted layers of a model in place, and return its config.
+
+    Raises:
+        ArgumentError: there are none.
+    """
+    fused = [(name, module.fuse(dequantize=dequantize)) for name, module in model.named_modules() if _can_fuse(module)]
+    if not fused:
+        raise ArgumentError("The adapter has no LoRA or DoRA layers to fuse: it holds whole weights.")
+    model.update_modules(tree_unflatten(fused))
+    if dequantize:
+        dequantize_model(model)
+        config = {key: value for key, value in config.items() if key not in ("quantization", "quantization_config")}
+    mx.eval(model.parameters())
+    return config
+
+
+def _can_fuse(module: Any) -> bool:
+    return hasattr(module, "fuse")
+
+
+def _vectors(loaded: LoadedModel) -> Any:
+    return GritLM.from_loaded(loaded).encode_corpus(list(_TEXTS)).astype(np.float64)
+
+
+def _cosine(first: Any, second: Any) -> float:
+    lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    return float(np.mean(np.sum(first * second, axis=1) / lengths))

@@ -1,0 +1,368 @@
+"""One step's losses and gradients: embedding rows through GradCache, generative rows added up chunk by chunk.
+
+Neither depends on how the batch is cut into chunks or shared out among processes; tests hold both to that.
+
+Shapes: B rows of a chunk, L length, E embedding size, V vocabulary, X experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from grit_mlx.attention import backbone, embedding_caches
+from grit_mlx.batching import plan_batches
+from grit_mlx.pooling import AVERAGING, pool
+from grit_mlx.settings import ATTENTION, Settings
+from grit_mlx.training import losses
+from grit_mlx.training.arrays import number
+from grit_mlx.training.data import EmbeddingBatch
+from grit_mlx.training.distributed import World
+from grit_mlx.training.gradcache import Gradients, add_gradients, cached_gradients, vector_jacobian
+from grit_mlx.training.router import Routers, expert_sums
+from grit_mlx.training.settings import TrainingSettings
+from grit_mlx.training.tokens import TokenizedChat, TokenizedText
+
+__all__ = ["StepResult", "Trainee", "TrainingStep"]
+
+# Where mx.compile is used, lengths are rounded up to this: each new shape is compiled anew.
+_COMPILED_LENGTHS = 64
+
+
+class Trainee(nn.Module):
+    """A model with what is trained beside its own weights.
+
+    Args:
+        model: mlx-lm's model.
+        projection: weight ``(P, E)`` and bias of the optional linear map before pooling.
+        learn_temperature: whether the temperature is a parameter, as the logarithm of its change.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        projection: tuple[mx.array, mx.array | None] | None = None,
+        learn_temperature: bool = False,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.model = model
+        self.has_projection = projection is not None
+        if projection is not None:
+            self.projection = nn.Linear(1, 1, bias=projection[1] is not None)
+            self.projection.weight = projection[0]
+            if projection[1] is not None:
+                self.projection.bias = projection[1]
+            self.projection.freeze()
+        if learn_temperature:
+            self.temperature_change = mx.array(0.0)
+
+    def temperature(self, start: float) -> mx.array | float:
+        """What similarities are divided by now."""
+        return start * mx.exp(self.temperature_change) if "temperature_change" in self else start
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Losses of a step, over the batch of all processes.
+
+    Attributes:
+        losses: ``embedding``, ``generative``, ``router``, ``distillation``, before their factors; and ``total``.
+        gradients: of the total, summed over all processes.
+        tokens: computed for this step, without padding, in all processes.
+    """
+
+    losses: dict[str, float]
+    gradients: Gradients
+    tokens: int
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Rows that go through the model together.
+
+    Attributes:
+        rows: their positions in the batch of this process.
+        ids: ``(B, L)``.
+        real: ``(B, L)`` boolean, false on padding.
+        marked: ``(B, L)``: tokens to be pooled (boolean), or labels.
+        seed: of the dropout, so that it is the same in both passes of GradCache.
+    """
+
+    rows: list[int]
+    ids: mx.array
+    real: mx.array
+    marked: mx.array
+    seed: int
+
+
+class TrainingStep:
+    """Computes gradients of batches for one run.
+
+    Args:
+        trainee: what is trained.
+        training: losses and chunks.
+        settings: pooling, attention, normalisation.
+        layers: number of caches of one pass; None where nothing is embedded.
+        world: the processes of the run.
+        routers: what notes router logits, where there is a load-balancing loss.
+        router_factor: the weight of that loss.
+        compiled: use ``mx.compile``.
+    """
+
+    def __init__(
+        self,
+        trainee: Trainee,
+        training: TrainingSettings,
+        settings: Settings,
+        *,
+        layers: int | None,
+        world: World,
+        routers: Routers | None = None,
+        router_factor: float = 0.0,
+        compiled: bool = False,
+    ) -> None:
+        self.trainee = trainee
+        self.training = training
+        self.settings = settings
+        self._layers = layers
+        self._world = world
+        self._routers = routers
+        self._router_factor = router_factor
+        self._length_step = _COMPILED_LENGTHS if compiled else 1
+        state = [trainee.state, mx.random.state]
+        wrap: Callable[..., Any] = partial(mx.compile, inputs=state, outputs=state) if compiled else _same
+        self._represent = wrap(self._representations)
+        self._pull_back = wrap(vector_jacobian(trainee, lambda arrays: self._representations(*arrays)))
+        self._next_tokens = wrap(nn.value_and_grad(trainee, self._generative_chunk))
+
+    # Embedding
+
+    def embedding(self, batch: EmbeddingBatch, *, seed: int) -> StepResult:
+        """The embedding losses, and their gradient."""
+        chunks = self._embedding_chunks(batch, seed)
+        loss = partial(self._embedding_losses, batch, chunks)
+        values, gradients = cached_gradients(chunks, self._forward, self._backward, self._differentiated(loss, chunks))
+        assert gradients is not None
+        found, temperature_gradient = values
+        if temperature_gradient is not None:
+            # Every process computes the whole loss, so this gradient is there once in each.
+            gradients["temperature_change"] = temperature_gradient / self._world.size
+        return StepResult(_numbers(found), gradients, _tokens([*batch.queries, *batch.passages]))
+
+    def embedding_loss(self, batch: EmbeddingBatch) -> dict[str, float]:
+        """The embedding losses alone."""
+        chunks = self._embedding_chunks(batch, seed=0)
+        representations = []
+        for chunk in chunks:
+            representations.append(self._forward(chunk))
+            mx.eval(representations[-1])
+        parameters = {key: self.trainee[key] for key in ("temperature_change",) if key in self.trainee}
+        return _numbers(self._embedding_losses(batch, chunks, parameters, self._assembled(representations, chunks))[1])
+
+    def _embedding_chunks(self, batch: EmbeddingBatch, seed: int) -> list[_Chunk]:
+        # Queries and passages are all the same to the model: sorted together they leave the least padding.
+        texts = [*self._world.share(batch.queries), *self._world.share(batch.passages)]
+        averaging = self.settings.pooling in AVERAGING
+        lengths = [len(text.ids) for text in texts]
+        chunks = []
+        for rows in self._plan(lengths):
+            ids, real = _padded([texts[i].ids for i in rows], self._length_step)
+            skipped = np.array([texts[i].skipped if averaging else 0 for i in rows])
+            pooled = real & (np.arange(ids.shape[1]) >= skipped[:, None])
+            chunks.append(_Chunk(rows, mx.array(ids), mx.array(real), mx.array(pooled), self._seed(seed, rows)))
+        return chunks
+
+    def _forward(self, chunk: _Chunk) -> mx.array:
+        mx.random.seed(chunk.seed)
+        return self._represent(chunk.ids, chunk.real, chunk.marked)  # type: ignore[no-any-return]
+
+    def _backward(self, chunk: _Chunk, cotangent: mx.array) -> Gradients:
+        mx.random.seed(chunk.seed)
+        return self._pull_back((chunk.ids, chunk.real, chunk.marked), cotangent)  # type: ignore[no-any-return]
+
+    def _representations(self, ids: mx.array, real: mx.array, pooled: mx.array) -> mx.array:
+        """``(B, E)``, of length 1 where the model is used so."""
+        causal = ATTENTION[self.settings.attn] == "causal"
+        caches = embedding_caches(self._layers or 0, real, causal=causal)
+        states = backbone(self.trainee.model)(ids, cache=caches)  # (B, L, E)
+        if self.trainee.has_projection:
+            states = self.trainee.projection(states.astype(mx.float32))
+        vectors = pool(states, pooled, self.settings.pooling)
+        return losses.normalize(vectors) if self.settings.normalized else vectors
+
+    def _differentiated(self, loss: Callable[..., Any], chunks: Sequence[_Chunk]) -> Callable[..., Any]:
+        """``loss`` for ``cached_gradients``: its values, and its gradient for each chunk of this process."""
+
+        def compute(representations: list[mx.array]) -> Any:
+            parameters = {key: self.trainee[key] for key in ("temperature_change",) if key in self.trainee}
+            everything = self._assembled(representations, chunks)
+            function = mx.value_and_grad(loss, argnums=(0, 1))
+            (_, found), (for_parameters, for_rows) = function(parameters, everything)
+            mx.eval(found, for_parameters, for_rows)
+            own: mx.array = mx.concatenate([self._world.share(for_rows[key]) for key in ("query", "passage")])
+            cotangents = [own[mx.array(chunk.rows)] for chunk in chunks]
+            return (found, for_parameters.get("temperature_change")), cotangents
+
+        return compute
+
+    def _assembled(self, representations: Sequence[mx.array], chunks: Sequence[_Chunk]) -> dict[str, mx.array]:
+        """Chunks of this process as queries ``(Q, E)`` and passages ``(Q*G, E)`` of all processes."""
+        order = np.argsort(np.concatenate([chunk.rows for chunk in chunks]))
+        rows = mx.concatenate(list(representations))[mx.array(order)]
+        queries = len(order) // (1 + self.training.group_size)
+        return {"query": self._world.gather(rows[:queries]), "passage": self._world.gather(rows[queries:])}
+
+    def _embedding_losses(
+        self,
+        batch: EmbeddingBatch,
+        chunks: Sequence[_Chunk],
+        parameters: Mapping[str, mx.array],
+        rows: Mapping[str, mx.array],
+    ) -> tuple[mx.array, dict[str, mx.array]]:
+        training = self.training
+        temperature: Any = training.temperature
+        if "temperature_change" in parameters:
+            temperature = temperature * mx.exp(parameters["temperature_change"])
+        options: dict[str, Any] = {
+            "temperature": temperature,
+            "symmetric": training.symmetric,
+            "identities": mx.array(batch.identities) if training.drop_duplicates else None,
+            "false_negative_margin": training.false_negative_margin,
+        }
+        query, passage = rows["query"], rows["passage"]
+        found = {"embedding": losses.contrastive_loss(query, passage, **options)}
+        if training.matryoshka_dims:
+            cut = losses.matryoshka_loss(query, passage, training.matryoshka_dims, **options)
+            found["matryoshka"] = cut
+        if training.distillation != "none" and batch.query_vectors.size:
+            student = mx.concatenate([query, passage])
+            teacher = mx.array(np.concatenate([batch.query_vectors, batch.passage_vectors]))
+            found["distillation"] = _DISTILLATION[training.distillation](student, teacher)
+        factors = {"distillation": training.distillation_factor}
+        total = sum(
+            (value * factors.get(name, training.embedding_factor) for name, value in found.items()), mx.array(0.0)
+        )
+        return total, {**found, "total": total}
+
+    # Generating
+
+    def generative(self, batch: Sequence[TokenizedChat], *, seed: int) -> StepResult:
+        """The generative loss with the router's, and its gradient."""
+        shares = self._expert_shares(batch)
+        total: Gradients | None = None
+        found: dict[str, mx.array] = {}
+        for chunk in self._generative_chunks(batch, seed):
+            mx.random.seed(chunk.seed)
+            scale = self._scale(batch)
+            (_, parts), gradients = self._next_tokens(chunk.ids, chunk.real, chunk.marked, scale, shares)
+            total = add_gradients(total, gradients)
+            found = {name: found.get(name, mx.array(0.0)) + value for name, value in parts.items()}
+            mx.eval(found)
+        assert total is not None
+        return StepResult(_numbers(self._world.sum(found)), total, _tokens(batch))
+
+    def generative_loss(self, batch: Sequence[TokenizedChat]) -> dict[str, float]:
+        """The generative losses alone."""
+        shares = self._expert_shares(batch)
+        found: dict[str, mx.array] = {}
+        for chunk in self._generative_chunks(batch, seed=0):
+            _, parts = self._generative_chunk(chunk.ids, chunk.real, chunk.marked, self._scale(batch), shares)
+            found = {name: found.get(name, mx.array(0.0)) + value for name, value in parts.items()}
+            mx.eval(found)
+        return _numbers(self._world.sum(found))
+
+    def _generative_chunks(self, batch: Sequence[TokenizedChat], seed: int) -> list[_Chunk]:
+        chats = self._world.share(batch)
+        chunks = []
+        for rows in self._plan([len(chat.ids) for chat in chats]):
+            ids, real = _padded([chats[i].ids for i in rows], self._length_step)
+            learned, _ = _padded([chats[i].learned for i in rows], self._length_step)
+            labels = np.where(learned.astype(bool), ids, losses.IGNORED)
+            chunks.append(_Chunk(rows, mx.array(ids), mx.array(real), mx.array(labels), self._seed(seed + 1, rows)))
+        return chunks
+
+    def _scale(self, batch: Sequence[TokenizedChat]) -> mx.array:
+        """What the sum over tokens is multiplied by to become the loss of the whole batch."""
+        learned = sum(int(chat.learned[1:].sum()) for chat in batch)
+        return mx.array(1.0 / (len(batch) if self.training.generative_loss == "token" else learned))
+
+    def _expert_shares(self, batch: Sequence[TokenizedChat]) -> dict[str, mx.array]:
+        """How often each expert is chosen in the whole batch, which the balance loss of every part needs.
+
+        One more pass without gradient, only for mixtures of experts.
+        """
+        if self._routers is None:
+            return {}
+        counts = mx.array(0.0)
+        for chunk in self._generative_chunks(batch, seed=0):
+            with self._routers.noting() as logits:
+                mx.eval(self.trainee.model(chunk.ids))
+            counts = counts + expert_sums(logits, chunk.real, self._routers.experts_per_token)[1]
+            mx.eval(counts)
+        tokens = mx.array(float(_tokens(batch) * len(logits)))
+        return {"share": self._world.sum({"counts": counts})["counts"] / tokens, "tokens": tokens}
+
+    def _generative_chunk(
+        self, ids: mx.array, real: mx.array, labels: mx.array, scale: mx.array, shares: Mapping[str, mx.array]
+    ) -> tuple[mx.array, dict[str, mx.array]]:
+        if self._routers is None:
+            found = {"generative": losses.next_token_sum(self.trainee.model(ids), labels) * scale}
+            total = found["generative"] * self.training.generative_factor
+        else:
+            with self._routers.noting() as logits:
+                found = {"generative": losses.next_token_sum(self.trainee.model(ids), labels) * scale}
+            probability = expert_sums(logits, real, self._routers.experts_per_token)[0] / shares["tokens"]
+            found["router"] = losses.balance_loss(probability, shares["share"])
+            total = found["generative"] * self.training.generative_factor + found["router"] * self._router_factor
+        return total, {**found, "total": total}
+
+    # Chunks
+
+    def _plan(self, lengths: Sequence[int]) -> list[list[int]]:
+        rounded = [-(-length // self._length_step) * self._length_step for length in lengths]
+        return plan_batches(rounded, token_budget=self.training.chunk_tokens, max_rows=self.training.chunk_size)
+
+    def _seed(self, seed: int, rows: Sequence[int]) -> int:
+        return int(np.random.default_rng([seed, self._world.rank, rows[0]]).integers(1 << 62))
+
+
+_DISTILLATION = {"cosine": losses.cosine_distillation, "similarity": losses.similarity_distillation}
+
+
+def _same(function: Any) -> Any:
+    return function
+
+
+def _padded(sequences: Sequence[Any], step: int) -> tuple[Any, Any]:
+    """Sequences padded on the right with 0 to a multiple of ``step``, ``(B, L)``, and what of it is real."""
+    lengths = np.array([len(sequence) for sequence in sequences])
+    length = -(-int(lengths.max()) // step) * step
+    real = np.arange(length) < lengths[:, None]
+    ids = np.zeros(real.shape, dtype=np.int32)
+    ids[real] = np.concatenate(sequences)
+    return ids, real
+
+
+def _tokens(sequences: Sequence[TokenizedText | TokenizedChat]) -> int:
+    return sum(len(sequence.ids) for sequence in sequences)
+
+
+def _numbers(found: Mapping[str, mx.array]) -> dict[str, float]:
+    return {name: number(value) for name, value in found.items()}
+
+
+def merged(parts: Sequence[StepResult]) -> StepResult:
+    """The results of both kinds of loss as one."""
+    gradients: Gradients | None = None
+    found: dict[str, float] = {}
+    for part in parts:
+        gradients = add_gradients(gradients, part.gradients)
+        found |= {**part.losses, "total": found.get("total", 0.0) + part.losses["total"]}
+    return StepResult(found, gradients or {}, sum(part.tokens for part in parts))

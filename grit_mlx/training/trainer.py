@@ -1,0 +1,443 @@
+"""``train``: a run from its settings to its result."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.optimizers as optim
+import numpy as np
+from mlx.utils import tree_unflatten
+
+from grit_mlx import backend
+from grit_mlx.errors import ArgumentError, MemoryLimitError, NonFiniteError, OutputError
+from grit_mlx.evaluation.retrieval import load_set
+from grit_mlx.settings import write_settings
+from grit_mlx.training import adapters
+from grit_mlx.training.arrays import named_arrays, number
+from grit_mlx.training.callbacks import Callback, JsonLog, Plan, StepReport, ValidationReport, make_reporters
+from grit_mlx.training.distributed import World
+from grit_mlx.training.memory import advice, estimate
+from grit_mlx.training.preparation import Data, Preparation, is_quantized, prepare_data, prepare_model
+from grit_mlx.training.run_folder import Position, RunFolder
+from grit_mlx.training.scratch import copy_tokenizer
+from grit_mlx.training.settings import TrainingSettings, write_yaml
+from grit_mlx.training.step import StepResult, merged
+from grit_mlx.training.validation import held_out_losses, set_scores
+
+__all__ = ["TrainingResult", "train"]
+
+logger = logging.getLogger("grit_mlx")
+
+# Settings that do not change what is computed, so a resumed run may have others.
+_FREE = {
+    *("adapter_path", "best", "cache", "compile", "data", "early_stopping", "evaluate", "keep_last", "model"),
+    *("project_name", "report_to", "resume", "save_every", "steps_per_eval", "steps_per_report", "val_batches"),
+}
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a run came to.
+
+    Attributes:
+        folder: the adapter, or the whole model after full tuning.
+        is_adapter: which of both.
+        steps: that are done.
+        best_step: whose weights were kept; the last one's without validation.
+        losses: of the last step.
+        validation: the last one, if any.
+        stopped_early: whether validations stopped getting better.
+    """
+
+    folder: Path
+    is_adapter: bool
+    steps: int
+    best_step: int
+    losses: dict[str, float]
+    validation: ValidationReport | None
+    stopped_early: bool
+
+
+def train(settings: TrainingSettings, callbacks: Sequence[Callback] = ()) -> TrainingResult:
+    """Tune a model.
+
+    Under ``mlx.launch`` every process calls this with the same settings; the first one writes and reports.
+
+    Args:
+        settings: what, on what, and how.
+        callbacks: told what happens.
+
+    Returns:
+        Where the result is, and how good it is.
+
+    Raises:
+        ArgumentError: settings that do not go together or do not suit the data.
+        DocumentError: a row of the data cannot be used; before the first step.
+        ModelError: the model or adapter cannot be used.
+        NonFiniteError: a loss or gradient was NaN or infinite; the step is named and its batch saved.
+        MemoryLimitError: a chunk does not fit into memory.
+        OutputError: the disk is full or cannot be written.
+    """
+    world = World()
+    if settings.embeds and settings.mode == "unified" and not (settings.embedding_factor or settings.generative_factor):
+        raise ArgumentError("Both losses have a factor of 0, so there is nothing to learn.")
+    told = list(callbacks) if world.is_first else []
+    sets = [load_set(Path(path).expanduser()) for path in settings.evaluate]
+    if sets and not settings.embeds:
+        raise ArgumentError("Sets are scored by embedding, which mode generative does not train: leave evaluate out.")
+    folder = RunFolder(Path(settings.adapter_path).expanduser())
+    if world.is_first:
+        _check_folder(folder, settings)
+    prepared = prepare_model(settings, world)
+
+    def on_rows(file: str, rows: int) -> None:
+        for callback in told:
+            callback.on_rows(file, rows)
+
+    data = prepare_data(settings, prepared.loaded.tokenizer._tokenizer, world, on_rows)
+    if world.is_first:
+        told += [
+            JsonLog(folder.path / "log.jsonl"),
+            *make_reporters(settings.report_to, folder.path, settings.project_name),
+        ]
+    return _Run(settings, world, folder, prepared, data, sets, told).run()
+
+
+def _check_folder(folder: RunFolder, settings: TrainingSettings) -> None:
+    found = folder.checkpoints()
+    if settings.resume and not found:
+        raise ArgumentError(f"{folder.path} has no checkpoint to go on from. Leave --resume out to begin.")
+    if found and not settings.resume:
+        raise ArgumentError(
+            f"{folder.path} holds a run of {found[-1].name.removeprefix('step-').lstrip('0')} steps. "
+            "Go on with --resume, or name another --adapter-path."
+        )
+    folder.make()
+    write_yaml(folder.path / "settings.yaml", replace(settings, resume=False))
+
+
+class _Run:
+    """A run in the middle of things: what changes from step to step, and the loop that changes it."""
+
+    def __init__(
+        self,
+        settings: TrainingSettings,
+        world: World,
+        folder: RunFolder,
+        prepared: Preparation,
+        data: Data,
+        sets: Sequence[Any],
+        callbacks: Sequence[Callback],
+    ) -> None:
+        self.settings = settings
+        self.world = world
+        self.folder = folder
+        self.prepared = prepared
+        self.data = data
+        self.sets = sets
+        self.callbacks = callbacks
+        self.position = Position(data=dict(data.keys), settings=_compared(settings))
+        self.validation: ValidationReport | None = None
+        self.losses: dict[str, float] = {}
+        # Sized now, so that a resumed optimizer finds its state in place.
+        prepared.optimizer.init(prepared.trainee.trainable_parameters())  # type: ignore[no-untyped-call]
+
+    def run(self) -> TrainingResult:
+        """All steps that are left."""
+        if self.settings.resume:
+            self._resume()
+        self._tell("on_start", self._plan())
+        mx.reset_peak_memory()
+        try:
+            with backend.wired():
+                stopped = self._loop()
+        finally:
+            self._tell("on_end")
+        if self.world.is_first:
+            self._publish()
+        best = self.position.best_step
+        return TrainingResult(
+            folder=self.folder.path,
+            is_adapter=self.prepared.layout is not None,
+            steps=self.position.step,
+            best_step=self.position.step if best is None else best,
+            losses=self.losses,
+            validation=self.validation,
+            stopped_early=stopped,
+        )
+
+    def _loop(self) -> bool:
+        """Steps, validations and checkpoints; whether validations stopped getting better."""
+        settings = self.settings
+        reports = _Means()
+        validates = bool(settings.steps_per_eval) and (
+            bool(self.sets) or self.data.embedding_valid is not None or self.data.generative_valid is not None
+        )
+        if validates and self.position.step == 0:
+            self._validate()
+        while self.position.step < settings.iters:
+            report = self._step_in_memory(self.position.step)
+            self.position = replace(self.position, step=report.step)
+            self.losses = dict(report.losses)
+            reports.add(report)
+            self._tell("on_step", report)
+            last = report.step == settings.iters
+            if last or report.step % settings.steps_per_report == 0:
+                self._tell("on_report", reports.take())
+            if validates and (last or report.step % settings.steps_per_eval == 0):
+                self._validate()
+                if self._is_over():
+                    self._save()
+                    return True
+            if last or report.step % settings.save_every == 0 or self._just_improved():
+                self._save()
+        return False
+
+    # A step
+
+    def _step_in_memory(self, index: int) -> StepReport:
+        """``_step``, with a sentence where memory runs out."""
+        try:
+            return self._step(index)
+        except (RuntimeError, MemoryError) as error:
+            if not backend.is_out_of_memory(error):
+                raise
+            raise MemoryLimitError(
+                f"Memory ran out in step {index + 1}. Lower chunk_tokens or chunk_size, use grad_checkpoint, or cut "
+                "texts shorter (max_seq_length, passage_max_length)."
+            ) from error
+
+    def _step(self, index: int) -> StepReport:
+        """Losses, gradients and the update of step ``index``."""
+        started = time.perf_counter()
+        trainee, optimizer = self.prepared.trainee, self.prepared.optimizer
+        trainee.train()
+        result = self._gradients(index)
+        gradients = self.world.sum(result.gradients)
+        norm = optim.clip_grad_norm(gradients, math.inf)[1]
+        if not (math.isfinite(result.losses["total"]) and math.isfinite(number(norm))):
+            self._stop(index, result.losses)
+        if self.settings.max_grad_norm:
+            gradients, _ = optim.clip_grad_norm(gradients, self.settings.max_grad_norm)
+        optimizer.update(trainee, gradients)
+        mx.eval(trainee.trainable_parameters(), optimizer.state)  # type: ignore[no-untyped-call]
+        backend.free_cached_memory()
+        seconds = time.perf_counter() - started
+        temperature = trainee.temperature(self.settings.temperature)
+        return StepReport(
+            step=index + 1,
+            losses=result.losses,
+            learning_rate=number(self.prepared.schedule(mx.array(index))),
+            gradient_norm=number(norm),
+            tokens_per_second=result.tokens / seconds,
+            seconds=seconds,
+            peak_memory=mx.get_peak_memory(),
+            temperature=number(mx.array(temperature)),
+        )
+
+    def _gradients(self, index: int) -> StepResult:
+        seed = int(np.random.default_rng([self.settings.seed, index]).integers(1 << 62))
+        parts = []
+        if self.data.embedding is not None:
+            parts.append(self.prepared.step.embedding(self.data.embedding.batch(index), seed=seed))
+        if self.data.generative is not None:
+            parts.append(self.prepared.step.generative(self.data.generative.batch(index), seed=seed))
+        return merged(parts)
+
+    def _stop(self, index: int, losses: dict[str, float]) -> None:
+        """End the run at a loss that is not finite; nothing that was learned is overwritten."""
+        step = index + 1
+        folder = self.folder.path / "stopped"
+        if self.world.is_first:
+            rows: dict[str, Any] = {"step": step, "losses": {name: str(value) for name, value in losses.items()}}
+            if self.data.embedding is not None:
+                batch = self.data.embedding.batch(index)
+                for name, texts in (("queries", batch.queries), ("passages", batch.passages)):
+                    rows[name] = [text.ids.tolist() for text in texts]
+            if self.data.generative is not None:
+                rows["generative"] = [chat.ids.tolist() for chat in self.data.generative.batch(index)]
+            folder.mkdir(exist_ok=True)
+            (folder / f"step-{step:08d}.json").write_text(json.dumps(rows), encoding="utf-8")
+        bad = [name for name, value in losses.items() if not math.isfinite(value) and name != "total"] or ["gradient"]
+        raise NonFiniteError(
+            f"The {bad[0]}{'' if bad == ['gradient'] else ' loss'} of step {step} is not finite, so the run stopped "
+            f"before it was learned. Its batch is in {folder}. Lower learning_rate, or use dtype float32, and go on "
+            "with --resume."
+        )
+
+    # Between steps
+
+    def _validate(self) -> None:
+        trainee, settings = self.prepared.trainee, self.settings
+        trainee.eval()
+        losses = held_out_losses(self.prepared, self.data, most_batches=settings.val_batches)
+        scores = set_scores(self.prepared, self.sets)
+        mx.clear_cache()
+        # Lower is better. The factors are those of training, for the sum to mean the same.
+        factors = {
+            "generative": settings.generative_factor,
+            "distillation": settings.distillation_factor,
+            "router": 0.0,
+        }
+        value = sum(loss * factors.get(name, settings.embedding_factor) for name, loss in losses.items())
+        if scores and (settings.best == "score" or not losses):
+            value = -sum(scores.values()) / len(scores)
+        better = self.position.best is None or value < self.position.best
+        # The model as it was is only what the others are compared with.
+        if self.position.step == 0:
+            better = False
+        elif better:
+            self.position = replace(self.position, best=float(value), best_step=self.position.step, stale=0)
+        else:
+            self.position = replace(self.position, stale=self.position.stale + 1)
+        self.validation = ValidationReport(self.position.step, losses, dict(scores), is_best=better)
+        self._tell("on_validation", self.validation)
+
+    def _is_over(self) -> bool:
+        patience = self.settings.early_stopping
+        return self.world.agree(bool(patience) and self.position.stale >= patience)
+
+    def _just_improved(self) -> bool:
+        return self.position.best_step == self.position.step
+
+    def _save(self) -> None:
+        if not self.world.is_first:
+            return
+        trainee, layout = self.prepared.trainee, self.prepared.layout
+        beside = {name: trainee[name] for name in ("temperature_change",) if name in trainee}
+        state = {f"optimizer.{name}": value for name, value in named_arrays(self.prepared.optimizer.state)}
+        folder = self.folder.save(
+            self.position,
+            weights=adapters.adapter_weights(trainee.model) if layout else _all_weights(trainee.model),
+            weights_name=self._weights_name,
+            optimizer={**state, **{f"trainee.{name}": value for name, value in beside.items()}},
+            keep_last=self.settings.keep_last,
+        )
+        self._tell("on_checkpoint", folder)
+
+    def _resume(self) -> None:
+        checkpoint = self.folder.checkpoints()[-1]
+        self.position, arrays = self.folder.load(checkpoint)
+        if dict(self.position.data) != dict(self.data.keys):
+            changed = {*self.position.data.items()} ^ {*self.data.keys.items()}
+            names = ", ".join(sorted({name for name, _ in changed}))
+            raise ArgumentError(f"The data has changed since the run began ({names}), so it cannot go on as it was.")
+        for name, old in self.position.settings.items():
+            if (new := _compared(self.settings).get(name)) != old:
+                raise ArgumentError(
+                    f"The run began with {name} = {old!r}, not {new!r}: a resumed run keeps its settings."
+                )
+        trainee = self.prepared.trainee
+        trainee.model.load_weights(str(checkpoint / self._weights_name), strict=self.prepared.layout is None)
+        state = [
+            (name.removeprefix("optimizer."), value) for name, value in arrays.items() if name.startswith("optimizer.")
+        ]
+        self.prepared.optimizer.state = tree_unflatten(state)
+        beside = [
+            (name.removeprefix("trainee."), value) for name, value in arrays.items() if name.startswith("trainee.")
+        ]
+        trainee.update(dict(beside))
+        mx.eval(trainee.parameters(), self.prepared.optimizer.state)  # type: ignore[no-untyped-call]
+        logger.info("Going on from step %d.", self.position.step)
+
+    # Before and after
+
+    @property
+    def _weights_name(self) -> str:
+        return adapters.ADAPTER_WEIGHTS if self.prepared.layout else "model.safetensors"
+
+    def _plan(self) -> Plan:
+        loaded, settings = self.prepared.loaded, self.settings
+        memory = estimate(
+            self.prepared.trainee,
+            loaded.config,
+            settings,
+            available=backend.available_memory() + mx.get_active_memory(),
+            fused_attention=backend.device().kind != "cpu",
+        )
+        trainable = adapters.count_trainable(self.prepared.trainee)
+        samplers = {"embedding": self.data.embedding, "generative": self.data.generative}
+        return Plan(
+            run=self.folder.path,
+            steps=settings.iters,
+            start=self.position.step,
+            trained=trainable.parameters,
+            parameters=trainable.total,
+            memory=memory,
+            advice=advice(memory, settings, quantized=is_quantized(loaded.model)),
+            rows=self.data.rows,
+            epochs={name: one.sampler.epoch(settings.iters) for name, one in samplers.items() if one is not None},
+            processes=self.world.size,
+        )
+
+    def _publish(self) -> None:
+        """Put the best weights, or without validation the last, where the result is expected."""
+        found = self.folder.checkpoints()
+        best = self.position.best_step
+        source = next((path for path in found if best is not None and path.name == f"step-{best:08d}"), found[-1])
+        path, loaded = self.folder.path, self.prepared.loaded
+        try:
+            if self.prepared.layout is not None:
+                about = {"model": self.settings.model, "grit_mlx": {"step": best, "mode": self.settings.mode}}
+                adapters.write_layout(path, self.prepared.layout, about=about)
+            else:
+                (path / "config.json").write_text(json.dumps(dict(loaded.config), indent=2) + "\n", encoding="utf-8")
+                copy_tokenizer(loaded.folder, path)
+            if loaded.projection is not None and (loaded.folder / "projection.safetensors").exists():
+                shutil.copyfile(loaded.folder / "projection.safetensors", path / "projection.safetensors")
+            origin = {"tuned_from": str(self.settings.model or "scratch"), "steps": self.position.step}
+            write_settings(path, replace(loaded.settings, about={**loaded.settings.about, **origin}))
+        except OSError as error:
+            raise OutputError(f"Cannot write {path}: {error.strerror}.") from error
+        # The weights last: whoever finds them finds the rest.
+        self.folder.publish([self._weights_name], source)
+
+    def _tell(self, event: str, *arguments: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, event)(*arguments)
+
+
+class _Means:
+    """Means of the steps between two reports."""
+
+    def __init__(self) -> None:
+        self._reports: list[StepReport] = []
+
+    def add(self, report: StepReport) -> None:
+        """One more step."""
+        self._reports.append(report)
+
+    def take(self) -> StepReport:
+        """The mean of those so far, which are then forgotten."""
+        reports, self._reports = self._reports, []
+        losses: dict[str, list[float]] = defaultdict(list)
+        for report in reports:
+            for name, value in report.losses.items():
+                losses[name].append(value)
+        seconds = sum(report.seconds for report in reports)
+        tokens = sum(report.tokens_per_second * report.seconds for report in reports)
+        return replace(
+            reports[-1],
+            losses={name: sum(values) / len(values) for name, values in losses.items()},
+            tokens_per_second=tokens / seconds,
+            seconds=seconds / len(reports),
+        )
+
+
+def _all_weights(model: Any) -> dict[str, mx.array]:
+    return dict(named_arrays(model.parameters()))
+
+
+def _compared(settings: TrainingSettings) -> dict[str, Any]:
+    """The settings that a resumed run must share with its beginning."""
+    return {name: value for name, value in asdict(settings).items() if name not in _FREE}

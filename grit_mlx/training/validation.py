@@ -1,0 +1,39 @@
+"""How good the model is in the middle of a run: held-out losses, and scores on given sets."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from grit_mlx.evaluation.retrieval import PairSet, RetrievalSet, evaluate_set
+from grit_mlx.gritlm import GritLM
+from grit_mlx.training.preparation import Data, Preparation
+
+__all__ = ["held_out_losses", "set_scores"]
+
+
+def held_out_losses(prepared: Preparation, data: Data, *, most_batches: int) -> dict[str, float]:
+    """The mean of each loss over the held-out batches, without their total."""
+    sums: dict[str, list[float]] = defaultdict(list)
+    sources: list[tuple[Any, Callable[[Any], dict[str, float]]]] = [
+        (data.embedding_valid, prepared.validation_step.embedding_loss),
+        (data.generative_valid, prepared.validation_step.generative_loss),
+    ]
+    for batches, loss in sources:
+        if batches is None:
+            continue
+        for number in range(min(most_batches, batches.sampler.batches_per_epoch)):
+            for name, value in loss(batches.batch(number)).items():
+                sums[name].append(value)
+    return {name: sum(values) / len(values) for name, values in sums.items() if name != "total"}
+
+
+def set_scores(prepared: Preparation, sets: Sequence[RetrievalSet | PairSet]) -> Mapping[str, float]:
+    """The main score of each set, by its name."""
+    if not sets:
+        return {}
+    # The projection may be among what is trained.
+    model = GritLM.from_loaded(replace(prepared.loaded, model=prepared.trainee.model), mode="unified")
+    return {one.name: evaluate_set(model, one) for one in sets}

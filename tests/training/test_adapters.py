@@ -1,0 +1,223 @@
+"""What LoRA adapts, PEFT there and back, fusing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx_lm.utils import load as mlx_lm_load
+from mlx_lm.utils import quantize_model, save_config, save_model
+
+from grit_mlx import GritLM
+from grit_mlx.errors import AdapterError, ArgumentError
+from grit_mlx.loading import load
+from grit_mlx.training import adapters
+from grit_mlx.training.adapters import AdapterLayout, attach_adapter, choose_keys, count_trainable
+from grit_mlx.training.arrays import named_arrays
+from grit_mlx.training.fusing import fuse
+from grit_mlx.training.peft import export_peft, from_peft, import_peft, load_any_adapter, to_peft
+from grit_mlx.training.scratch import copy_tokenizer
+
+LINEAR = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+MLP = ("mlp.gate_proj", "mlp.down_proj", "mlp.up_proj")
+
+
+def write_adapter(folder: Path, model: Path, kind: str = "lora", **changes: Any) -> dict[str, mx.array]:
+    """An adapter with random weights in all its parts."""
+    loaded = load(model)
+    experts = "switch" in str(changes.get("keys", ()))
+    layout = AdapterLayout(
+        **{
+            "fine_tune_type": kind,
+            "num_layers": -1,
+            "rank": 4,
+            "scale": 2.5,
+            "dropout": 0.0,
+            "keys": choose_keys(loaded.model, experts=experts),
+            **changes,
+        }
+    )
+    attach_adapter(loaded.model, layout)
+    mx.random.seed(5)
+    weights = {
+        name: mx.random.normal(value.shape) * 0.1 + (value if name.endswith(".m") else 0)
+        for name, value in adapters.adapter_weights(loaded.model).items()
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    mx.save_safetensors(str(folder / "adapters.safetensors"), weights)
+    adapters.write_layout(folder, layout, about={"model": str(model)})
+    return weights
+
+
+def quantized(model: Path, folder: Path, bits: int) -> Path:
+    loaded = load(model, dtype="float32")
+    made, config = quantize_model(loaded.model, dict(loaded.config), group_size=32, bits=bits)
+    folder.mkdir()
+    save_model(folder, made)
+    save_config(config, config_path=folder / "config.json")
+    copy_tokenizer(model, folder)
+    return folder
+
+
+def test_routers_and_experts_only_when_asked(tiny_model: Path, tiny_mixtral: Path) -> None:
+    assert set(choose_keys(load(tiny_model).model)) == {*LINEAR, *MLP}
+    mixtral = load(tiny_mixtral).model
+    assert set(choose_keys(mixtral)) == set(LINEAR)
+    experts = {f"block_sparse_moe.switch_mlp.{name}_proj" for name in ("gate", "down", "up")}
+    assert set(choose_keys(mixtral, experts=True)) == {*LINEAR, *experts}
+    assert set(choose_keys(mixtral, router=True)) == {*LINEAR, "block_sparse_moe.gate"}
+    attach_adapter(mixtral, AdapterLayout("lora", -1, 4, 1.0, 0.0, choose_keys(mixtral)))
+    assert all("self_attn" in name and "lora_" in name for name, _ in named_arrays(mixtral.trainable_parameters()))
+    found = count_trainable(mixtral)
+    assert found.parameters == 2 * 4 * 2 * (32 + 32 + 32 + 16) and 0 < found.percent < 20
+
+
+def test_layer_selection(tiny_model: Path) -> None:
+    model = load(tiny_model).model
+    attach_adapter(model, AdapterLayout("lora", 1, 4, 1.0, 0.0, ("self_attn.q_proj",)))
+    assert {name.split(".")[2] for name, _ in named_arrays(model.trainable_parameters())} == {"1"}
+    with pytest.raises(ArgumentError, match=r"no layer 'self_attn.x' to adapt: there are self_attn\."):
+        attach_adapter(load(tiny_model).model, AdapterLayout("lora", -1, 4, 1.0, 0.0, ("self_attn.x",)))
+    with pytest.raises(ArgumentError, match="num_layers = 3, and the model has 2"):
+        attach_adapter(load(tiny_model).model, AdapterLayout("lora", 3, 4, 1.0, 0.0, LINEAR))
+    full = load(tiny_model).model
+    adapters.unfreeze_for_full(full, 1)
+    assert all(name.startswith("model.layers.1.") for name, _ in named_arrays(full.trainable_parameters()))
+
+
+EXPERT_KEYS = ("self_attn.q_proj", "block_sparse_moe.switch_mlp.gate_proj", "block_sparse_moe.switch_mlp.down_proj")
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "one layer", "experts"])
+def test_peft_there_and_back_is_exact(tiny_model: Path, tiny_mixtral: Path, tmp_path: Path, kind: str) -> None:
+    by_kind: dict[str, dict[str, Any]] = {"one layer": {"num_layers": 1}, "experts": {"keys": EXPERT_KEYS}}
+    changes = by_kind.get(kind, {})
+    model = tiny_mixtral if kind == "experts" else tiny_model
+    weights = write_adapter(tmp_path / "a", model, kind if kind == "dora" else "lora", **changes)
+    export_peft(tmp_path / "a", tmp_path / "peft", base="base", layers=2)
+    import_peft(tmp_path / "peft", tmp_path / "b", layers=2)
+    layouts = [adapters.read_layout(tmp_path / name) for name in "ab"]
+    assert set(layouts[0].keys) == set(layouts[1].keys)
+    assert [(one.rank, one.scale, one.num_layers, one.fine_tune_type) for one in layouts[:1]] == [
+        (one.rank, one.scale, one.num_layers, one.fine_tune_type) for one in layouts[1:]
+    ]
+    back = load_any_adapter(tmp_path / "b", 2)[1]
+    assert back.keys() == weights.keys()
+    assert all(mx.array_equal(back[name], value).item() for name, value in weights.items())
+    text = ["A keel keeps a ship upright."]
+    vectors = [GritLM(model, adapter_path=tmp_path / name).encode(text) for name in "ab"]
+    np.testing.assert_array_equal(*vectors)
+
+
+def test_peft_names_and_formula(tiny_model: Path, tmp_path: Path) -> None:
+    """Not only its own inverse: PEFT's names, shapes and W + alpha / r B A."""
+    weights = write_adapter(tmp_path / "a", tiny_model, keys=("self_attn.q_proj",))
+    config, tensors = to_peft(adapters.read_layout(tmp_path / "a"), weights, base="base", layers=2)
+    assert (config["r"], config["lora_alpha"], config["target_modules"]) == (4, 10, ["self_attn.q_proj"])
+    name = "base_model.model.model.layers.1.self_attn.q_proj"
+    a, b = (np.array(tensors[f"{name}.lora_{letter}.weight"], dtype=np.float64) for letter in "AB")
+    assert a.shape == (4, 32) and b.shape == (32, 4)
+    loaded = load(tiny_model, adapter_path=tmp_path / "a")
+    layer = loaded.model.layers[1].self_attn.q_proj
+    x = np.random.default_rng(0).normal(size=(3, 32))
+    expected = x @ (np.array(layer.linear.weight, dtype=np.float64) + config["lora_alpha"] / config["r"] * b @ a).T
+    np.testing.assert_allclose(layer(mx.array(x.astype(np.float32))), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "message"),
+    [
+        ({"peft_type": "IA3"}, None, "peft_type = 'IA3'"),
+        ({"bias": "all"}, None, "bias = 'all'"),
+        ({"rank_pattern": {"q": 2}}, None, "rank_pattern"),
+        ({}, "base_model.model.model.embed_tokens.lora_embedding_A", "is not one of a LoRA or DoRA layer"),
+        ({}, "base_model.model.lm_head.lora_A.weight", "outside the blocks"),
+    ],
+)
+def test_peft_adapters_that_cannot_be_used(config: dict[str, Any], name: str | None, message: str) -> None:
+    name = name or "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    with pytest.raises(AdapterError, match=message):
+        from_peft({"peft_type": "LORA", "r": 4, **config}, {name: mx.zeros((4, 32))}, layers=2)
+
+
+def test_peft_config_variants() -> None:
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight"
+    config = {"r": 4, "lora_alpha": 8, "use_rslora": True}
+    layout, weights = from_peft(config, {name: mx.zeros((4, 32))}, layers=2)
+    assert layout.scale == 4.0 and weights["model.layers.0.self_attn.q_proj.lora_a"].shape == (32, 4)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_fusing_costs_nothing_without_quantising(tiny_model: Path, tmp_path: Path, kind: str) -> None:
+    write_adapter(tmp_path / "a", tiny_model, kind)
+    drift = fuse(tiny_model, tmp_path / "a", tmp_path / "fused")
+    assert drift.fused == pytest.approx(1, abs=1e-6) and drift.adapter < 0.99 and not drift.quantized
+    text = ["A keel keeps a ship upright.", "Bread."]
+    fused, beside = GritLM(tmp_path / "fused"), GritLM(tiny_model, adapter_path=tmp_path / "a")
+    np.testing.assert_allclose(fused.encode(text), beside.encode(text), atol=1e-5)
+    assert fused.generate("Hello", max_tokens=8) == beside.generate("Hello", max_tokens=8)
+    with pytest.raises(ArgumentError, match="holds a model already"):
+        fuse(tiny_model, tmp_path / "a", tmp_path / "fused")
+
+
+def test_fusing_into_quantised_weights_is_measured(tiny_model: Path, tmp_path: Path) -> None:
+    base = quantized(tiny_model, tmp_path / "base", bits=4)
+    write_adapter(tmp_path / "a", tiny_model)
+    drift = fuse(base, tmp_path / "a", tmp_path / "fused")
+    assert drift.quantized and 0.5 < drift.fused < 1 - 1e-5 and drift.adapter < 1
+    assert json.loads((tmp_path / "fused" / "config.json").read_text())["quantization"]["bits"] == 4
+    whole = fuse(base, tmp_path / "a", tmp_path / "whole", dequantize=True)
+    assert whole.fused == pytest.approx(1, abs=1e-5) and not whole.quantized
+    assert "quantization" not in json.loads((tmp_path / "whole" / "config.json").read_text())
+    assert GritLM(tmp_path / "fused", dtype="stored").encode(["a"]).shape == (1, 32)
+
+
+def test_mlx_lm_loads_our_adapters(tiny_model: Path, tmp_path: Path) -> None:
+    write_adapter(tmp_path / "a", tiny_model)
+    theirs = mlx_lm_load(str(tiny_model), adapter_path=str(tmp_path / "a"))[0]
+    ours = load(tiny_model, adapter_path=tmp_path / "a").model
+    ids = mx.array([[1, 20, 30, 40]])
+    np.testing.assert_allclose(theirs(ids), ours(ids), atol=1e-5)
+
+
+def test_mlx_lms_command_takes_our_adapters(tiny_model: Path, tmp_path: Path) -> None:
+    write_adapter(tmp_path / "a", tiny_model)
+    command = [sys.executable, "-m", "mlx_lm", "generate", "--model", str(tiny_model)]
+    command += [
+        "--adapter-path",
+        str(tmp_path / "a"),
+        "--prompt",
+        "Hello",
+        "--max-tokens",
+        "3",
+        "--ignore-chat-template",
+    ]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert found.returncode == 0, found.stderr
+
+
+def test_wrong_adapters(tiny_model: Path, tiny_mixtral: Path, tmp_path: Path) -> None:
+    weights = write_adapter(tmp_path / "a", tiny_model)
+    model = load(tiny_mixtral).model
+    attach_adapter(model, AdapterLayout("lora", -1, 4, 2.5, 0.0, LINEAR))
+    with pytest.raises(AdapterError, match=r"the model has no such tensor\. Use it with the model it was trained on"):
+        adapters.load_weights(model, weights, "a")
+    with pytest.raises(AdapterError, match="is no adapter folder"):
+        load_any_adapter(tmp_path, 2)
+    (tmp_path / "a" / "adapter_config.json").write_text("{}")
+    with pytest.raises(AdapterError, match="It must be an adapter in mlx-lm's layout"):
+        load_any_adapter(tmp_path / "a", 2)
+
+
+def test_quantised_weights_cannot_be_trained_in_full(tiny_model: Path, tmp_path: Path) -> None:
+    model = load(quantized(tiny_model, tmp_path / "q", bits=8), dtype="stored").model
+    assert any(isinstance(module, nn.QuantizedLinear) for _, module in model.named_modules())
+    with pytest.raises(ArgumentError, match="Quantised weights cannot be trained in full"):
+        adapters.unfreeze_for_full(model, -1)

@@ -1,0 +1,100 @@
+"""Settings: from YAML, from flags, and what is said about wrong ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from grit_mlx.errors import ArgumentError, ConfigError
+from grit_mlx.training import TrainingSettings, optimizers, settings
+from grit_mlx.training.arrays import number
+from grit_mlx.training.settings import commented_yaml, read_yaml, settings_from, write_yaml
+
+
+def test_yaml_there_and_back(tmp_path: Path) -> None:
+    made = TrainingSettings(model="m", data_weights={"a": 2.0}, matryoshka_dims=[8, 16], learning_rate=3e-5)
+    write_yaml(tmp_path / "s.yaml", made)
+    assert settings_from(read_yaml(tmp_path / "s.yaml")) == made
+
+
+def test_the_commented_file_holds_every_setting() -> None:
+    text = commented_yaml(model="m", iters=5)
+    assert settings_from(yaml.safe_load(text)) == TrainingSettings(model="m", iters=5)
+    uncommented = "\n".join(
+        line.removeprefix("# ")
+        for line in text.splitlines()
+        if line.removeprefix("# ").split(":")[0] in TrainingSettings.__dataclass_fields__
+    )
+    assert settings_from(yaml.safe_load(uncommented)) == TrainingSettings(model="m", iters=5)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"learning_rat": 1}, "unknown setting 'learning_rat': did you mean 'learning_rate'?"),
+        ({"iters": "many"}, "iters must be a whole number, not 'many'."),
+        ({"iters": 0}, "iters must be at least 1, not 0."),
+        ({"iters": True}, "iters must be a whole number, not True."),
+        ({"mode": "both"}, "Unknown mode 'both': use one of unified, embedding, generative."),
+        ({"model": 3}, "model must be text, not 3."),
+        ({"symmetric": "no"}, "symmetric must be true or false, not 'no'."),
+        ({"learning_rate": "fast"}, "learning_rate must be a number, not 'fast'."),
+        ({"optimizer": "adamx"}, "Unknown optimizer 'adamx'"),
+        ({"report_to": ["paper"]}, "Unknown report_to 'paper': use one of tensorboard, wandb."),
+        ({"lora_parameters": {"rank": 8, "alpha": 16}}, "lora_parameters has an unknown setting 'alpha'"),
+        ({"lora_parameters": {"rank": 8}}, "lora_parameters needs a scale, which is alpha / rank."),
+        ({"lora_parameters": {"scale": 8}}, "lora_parameters needs a rank of 1 or more."),
+        ({"warmup": 100}, "warmup is a part of the steps and must be below 1, not 100.0."),
+        ({"from_scratch": "c.json"}, "from_scratch takes the place of model, and needs a tokenizer."),
+        ({"temperature": 0}, "temperature must be at least 1e-06, not 0.0."),
+    ],
+)
+def test_wrong_values(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        settings_from(values)
+    assert message in str(caught.value)
+
+
+def test_yaml_reads_numbers_as_people_write_them() -> None:
+    assert settings_from(yaml.safe_load("learning_rate: 2e-5\ntemperature: 1")).learning_rate == 2e-5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("itrs: 3", "s.yaml has an unknown setting 'itrs': did you mean 'iters'?"),
+        ("- a", "must hold names and values"),
+        ("a: [", "is not YAML"),
+    ],
+)
+def test_wrong_files(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        read_yaml(path)
+    assert message in str(caught.value)
+    with pytest.raises(ConfigError, match="Cannot read"):
+        read_yaml(tmp_path / "none.yaml")
+
+
+def test_names_are_those_of_the_tables() -> None:
+    assert set(settings.OPTIMIZERS) == set(optimizers._CLASSES)
+    assert set(settings.SCHEDULES) == set(optimizers._SHAPES)
+
+
+def test_schedules() -> None:
+    import mlx.core as mx
+
+    made = {
+        name: optimizers.make_schedule(name, learning_rate=1.0, steps=20, warmup_steps=4) for name in settings.SCHEDULES
+    }
+    rates = {name: [number(schedule(mx.array(step))) for step in range(20)] for name, schedule in made.items()}
+    for name, found in rates.items():
+        assert found[0] == pytest.approx(0.2), "the first step does something"
+        assert max(found) == pytest.approx(1.0) and found[:5] == sorted(found[:5])
+        assert found[5:] == sorted(found[5:], reverse=True), name
+    assert rates["constant"][-1] == pytest.approx(1.0)
+    assert rates["linear"][-1] < 0.15 and rates["cosine"][-1] < 0.05

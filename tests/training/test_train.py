@@ -1,0 +1,394 @@
+"""Whole runs: every kind of tuning learns, a killed run goes on exactly, two processes equal one."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import yaml
+
+from grit_mlx import GritLM
+from grit_mlx.errors import ArgumentError, DocumentError, GritError, MemoryLimitError, NonFiniteError, OutputError
+from grit_mlx.settings import read_settings
+from grit_mlx.training import TrainingSettings, run_folder, train
+from grit_mlx.training.arrays import read_arrays
+from grit_mlx.training.callbacks import Callback, Plan, StepReport, ValidationReport, read_log
+from tests.training.conftest import embedding_rows, write_rows
+from tests.training.test_adapters import quantized
+
+ROOT = Path(__file__).parents[2]
+Make = Callable[..., TrainingSettings]
+
+
+class Record(Callback):
+    """Everything that was told."""
+
+    def __init__(self) -> None:
+        self.plan: Plan | None = None
+        self.steps: list[StepReport] = []
+        self.validations: list[ValidationReport] = []
+        self.checkpoints: list[str] = []
+
+    def on_start(self, plan: Plan) -> None:
+        self.plan = plan
+
+    def on_step(self, report: StepReport) -> None:
+        self.steps.append(report)
+
+    def on_validation(self, report: ValidationReport) -> None:
+        self.validations.append(report)
+
+    def on_checkpoint(self, folder: Path) -> None:
+        self.checkpoints.append(folder.name)
+
+
+def run(settings: TrainingSettings) -> Record:
+    record = Record()
+    train(settings, [record])
+    return record
+
+
+def python(code: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-c", code, *arguments]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+# Tuning
+
+KINDS: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "dora": {"fine_tune_type": "dora", "lora_parameters": {"rank": 4, "scale": 2.0, "dropout": 0.1}},
+    "full": {"fine_tune_type": "full", "learn_temperature": True, "optimizer": "muon"},
+    "qlora": {"dtype": "stored", "optimizer": "lion", "learning_rate": 1e-3},
+    "scratch": {"iters": 25, "batch_size": 16},
+    "mixtral": {"adapt_experts": True, "adapt_router": True, "grad_checkpoint": True, "router_factor": 0.1},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_lowers_both_losses(
+    settings: Make, tiny_model: Path, tiny_mixtral: Path, tmp_path: Path, kind: str
+) -> None:
+    changes = dict(KINDS[kind])
+    if kind == "qlora":
+        changes["model"] = str(quantized(tiny_model, tmp_path / "quantized", bits=4))
+    elif kind == "scratch":
+        changes |= {"from_scratch": str(tiny_model / "config.json"), "tokenizer": str(tiny_model)}
+    elif kind == "mixtral":
+        changes["model"] = str(tiny_mixtral)
+    steps = changes.pop("iters", 12)
+    made = settings(iters=steps, steps_per_eval=steps, temperature=0.1, **changes)
+    record = run(made)
+    before, after = record.validations
+    for loss in ("embedding", "generative"):
+        assert after.losses[loss] < before.losses[loss], loss
+    assert after.is_best and record.plan is not None and record.plan.memory.fits
+    folder = Path(made.adapter_path)
+    whole = kind in ("full", "scratch")
+    dtype = "stored" if kind == "qlora" else "auto"
+    model = GritLM(folder) if whole else GritLM(changes.get("model", tiny_model), adapter_path=folder, dtype=dtype)
+    assert model.encode(["A keel."]).shape == (1, 32) and model.generate("Say bread.", max_tokens=3) is not None
+    assert model.settings.about["steps"] == steps
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {f"step-{steps:08d}"}
+    if kind == "full":
+        assert record.steps[-1].temperature != pytest.approx(0.1, rel=1e-6)
+    if kind == "mixtral":
+        assert record.steps[0].losses["router"] > 0
+
+
+@pytest.mark.parametrize("mode", ["embedding", "generative"])
+def test_each_half_alone(settings: Make, tiny_model: Path, mode: str) -> None:
+    made = settings(mode=mode, iters=10, steps_per_eval=10, pooling="weightedmean" if mode == "embedding" else None)
+    record = run(made)
+    assert set(record.steps[0].losses) == {mode, "total"}
+    assert record.validations[-1].losses[mode] < record.validations[0].losses[mode]
+    expected = "weightedmean" if mode == "embedding" else "mean"
+    assert GritLM(tiny_model, adapter_path=made.adapter_path).settings.pooling == expected
+
+
+def test_all_losses_together(settings: Make, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = [
+        {**row, "neg": [], "query_vector": rng.normal(size=5).tolist(), "pos_vectors": [rng.normal(size=5).tolist()]}
+        for row in embedding_rows(40)
+    ]
+    record = run(
+        settings(
+            data=str(write_rows(tmp_path / "v.jsonl", rows)),
+            mode="embedding",
+            embedding_factor=0.01,
+            symmetric=True,
+            false_negative_margin=0.1,
+            matryoshka_dims=[8, 16],
+            distillation="similarity",
+            attn="cccc",
+            group_size=1,
+        )
+    )
+    assert set(record.steps[0].losses) == {"embedding", "matryoshka", "distillation", "total"}
+    assert record.steps[-1].losses["distillation"] < record.steps[0].losses["distillation"]
+
+
+def test_compiled_equals_interpreted(settings: Make, tmp_path: Path) -> None:
+    rows = embedding_rows(40)
+    data = str(write_rows(tmp_path / "d.jsonl", rows))
+    common: dict[str, Any] = {"mode": "embedding", "data": data, "iters": 2, "chunk_size": 64}
+    losses = [
+        [
+            step.losses
+            for step in run(settings(compile=compiled, adapter_path=str(tmp_path / str(compiled)), **common)).steps
+        ]
+        for compiled in (False, True)
+    ]
+    for one, other in zip(*losses, strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+
+
+# Going on
+
+
+def test_a_killed_run_goes_on_exactly(settings: Make, tmp_path: Path) -> None:
+    """kill -9 in the middle of things, then --resume: the same losses, step for step, and the same weights."""
+    dropout = {"rank": 4, "scale": 2.0, "dropout": 0.3}
+    made = settings(
+        iters=10, save_every=3, lora_parameters=dropout, lr_schedule="linear", warmup=0.2, learn_temperature=True
+    )
+    whole = [step.losses for step in run(made).steps]
+    killed = {**asdict(made), "adapter_path": str(tmp_path / "killed")}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(killed))
+    # The process kills itself in the middle of a step, right after step 8 was computed and before it was saved.
+    code = (
+        "import os, signal, sys, yaml\n"
+        "from grit_mlx.training import *\n"
+        "from grit_mlx.training.callbacks import Callback\n"
+        "class Kill(Callback):\n"
+        "    def on_step(self, report):\n"
+        "        if report.step == 8: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "train(TrainingSettings(**yaml.safe_load(open(sys.argv[1]))), [Kill()])"
+    )
+    done = subprocess.run(python(code, str(tmp_path / "s.yaml")), env=environment(), check=False, timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-00000003", "step-00000006"]
+    (checkpoints / ".step-00000009").mkdir()  # what a kill in the middle of writing leaves
+    record = run(TrainingSettings(**{**killed, "resume": True}))
+    assert [step.step for step in record.steps] == [7, 8, 9, 10]
+    assert [step.losses for step in record.steps] == whole[6:], "bit for bit"
+    log = [line["losses"] for line in read_log(tmp_path / "killed" / "log.jsonl")]
+    assert log == whole
+    arrays = [read_arrays(Path(path) / "adapters.safetensors") for path in (made.adapter_path, tmp_path / "killed")]
+    for name, value in arrays[0].items():
+        assert mx.array_equal(value, arrays[1][name]).item(), name
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "lion", "muon", "sgd"])
+def test_every_optimizer_goes_on(settings: Make, tmp_path: Path, optimizer: str) -> None:
+    common = {"optimizer": optimizer, "iters": 3, "mode": "generative", "fine_tune_type": "full", "learning_rate": 1e-3}
+    whole = run(settings(adapter_path=str(tmp_path / "whole"), **common))
+    stopped = settings(adapter_path=str(tmp_path / "stopped"), save_every=1, keep_last=5, **common)
+    run(stopped)
+    shutil.rmtree(tmp_path / "stopped" / "checkpoints" / "step-00000003")
+    shutil.rmtree(tmp_path / "stopped" / "checkpoints" / "step-00000002")
+    record = run(TrainingSettings(**{**asdict(stopped), "resume": True}))
+    assert [step.losses for step in record.steps] == [step.losses for step in whole.steps[1:]]
+
+
+def test_what_a_resumed_run_refuses(settings: Make, data: Path) -> None:
+    made = settings(iters=2, save_every=1)
+    with pytest.raises(ArgumentError, match="has no checkpoint to go on from"):
+        run(settings(resume=True))
+    run(made)
+    with pytest.raises(ArgumentError, match=r"holds a run of 2 steps\. Go on with --resume"):
+        run(made)
+    with pytest.raises(ArgumentError, match=r"The run began with batch_size = 8, not 4"):
+        run(settings(iters=2, resume=True, batch_size=4))
+    write_rows(data / "generative" / "chats.jsonl", [{"text": ["a", "b"]}] * 40)
+    with pytest.raises(ArgumentError, match=r"The data has changed since the run began \(generative/chats\)"):
+        run(settings(iters=2, resume=True))
+
+
+# More than one process
+
+
+def test_two_processes_equal_one(settings: Make, tiny_mixtral: Path, tmp_path: Path) -> None:
+    """On a mixture of experts, whose router loss has to come together as well."""
+    launch = Path(sys.executable).with_name("mlx.launch")
+    if not launch.exists():
+        pytest.skip("mlx.launch is not beside this Python")
+    one = settings(
+        model=str(tiny_mixtral), router_factor=0.1, iters=3, symmetric=True, learn_temperature=True, steps_per_eval=2
+    )
+    alone = run(one)
+    two = {**asdict(one), "adapter_path": str(tmp_path / "two")}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(two))
+    script = tmp_path / "two.py"
+    script.write_text(
+        "import sys, yaml\nfrom grit_mlx.training import *\n"
+        f"train(TrainingSettings(**yaml.safe_load(open({str(tmp_path / 's.yaml')!r}))))\n"
+    )
+    port = 20_000 + os.getpid() % 20_000
+    command = [str(launch), "-n", "2", "-p", str(port), "--python", sys.executable, str(script)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr
+    log = [line for line in read_log(tmp_path / "two" / "log.jsonl") if line["kind"] == "train"]
+    assert len(log) == 3
+    for line, step in zip(log, alone.steps, strict=True):
+        assert line["losses"] == pytest.approx(step.losses, rel=1e-5)
+        assert line["gradient_norm"] == pytest.approx(step.gradient_norm, rel=1e-4)
+        assert line["temperature"] == pytest.approx(step.temperature, rel=1e-5)
+    first = read_arrays(Path(one.adapter_path) / "adapters.safetensors")
+    second = read_arrays(tmp_path / "two" / "adapters.safetensors")
+    for name, value in first.items():
+        np.testing.assert_allclose(value, second[name], atol=2e-5, err_msg=name)
+
+
+# Validation
+
+
+def test_the_best_checkpoint_is_kept(settings: Make, tmp_path: Path) -> None:
+    """A learning rate that destroys the model: the best is an early step, and the run stops."""
+    corpus = [{"_id": f"d{i}", "title": "T", "text": row["pos"][0][1]} for i, row in enumerate(embedding_rows(10))]
+    queries = [{"_id": f"q{i}", "text": row["query"][1]} for i, row in enumerate(embedding_rows(10))]
+    beir = tmp_path / "set"
+    write_rows(beir / "corpus.jsonl", corpus)
+    write_rows(beir / "queries.jsonl", queries)
+    (beir / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(f"q{i}\td{i}\t1\n" for i in range(10)))
+    made = settings(
+        iters=30, steps_per_eval=1, save_every=1, learning_rate=0.3, early_stopping=3, keep_last=1, evaluate=[str(beir)]
+    )
+    record = Record()
+    result = train(made, [record])
+    assert result.stopped_early and result.steps < 30
+    values = {report.step: sum(report.losses.values()) for report in record.validations[1:]}
+    assert result.best_step == min(values, key=lambda step: values[step]) == result.steps - 3
+    kept = sorted(path.name for path in (Path(made.adapter_path) / "checkpoints").iterdir())
+    assert kept == sorted({f"step-{result.best_step:08d}", f"step-{result.steps:08d}"})
+    best = Path(made.adapter_path) / "checkpoints" / f"step-{result.best_step:08d}" / "adapters.safetensors"
+    assert best.read_bytes() == (Path(made.adapter_path) / "adapters.safetensors").read_bytes()
+    assert all(0 <= report.scores["set"] <= 1 for report in record.validations)
+
+
+def test_held_out_data_of_its_own(settings: Make, data: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path / "valid" / "v.jsonl", embedding_rows(9))
+    record = run(settings(mode="embedding", iters=1, steps_per_eval=1, valid=str(tmp_path / "valid")))
+    assert record.plan is not None and record.plan.rows == {"embedding": 70}
+    assert set(record.validations[0].losses) == {"embedding"}
+
+
+# Bad input
+
+
+def refused(made: TrainingSettings, kind: type[GritError]) -> str:
+    with pytest.raises(kind) as caught:
+        run(made)
+    return str(caught.value)
+
+
+def test_bad_input_is_a_sentence(settings: Make, data: Path, tmp_path: Path) -> None:
+    assert "There is nothing to train on" in refused(settings(data=None), ArgumentError)
+    assert "fewer than one batch of 80" in refused(settings(batch_size=80), ArgumentError)
+    assert "'x', and there is no such data file" in refused(settings(data_weights={"x": 1.0}), ArgumentError)
+    assert "no data file has them" in refused(settings(distillation="cosine"), DocumentError)
+    assert "whose vectors" not in refused(settings(resume_adapter_file=str(tmp_path)), GritError)
+    assert "optimizer_config does not suit adamw" in refused(settings(optimizer_config={"beta": 1}), ArgumentError)
+    message = refused(settings(evaluate=[str(tmp_path)]), DocumentError)
+    assert "has no corpus.jsonl" in message
+    shutil.rmtree(data / "generative")
+    assert "holds no generative data, which mode unified needs: add some, or use mode embedding." in refused(
+        settings(), DocumentError
+    )
+    (data / "embedding" / "c.jsonl").write_text('{"query": "a", "pos": ["b"]}\n{"query": "a"}\n')
+    assert "c.jsonl, line 2: pos must be a list" in refused(settings(mode="embedding"), DocumentError)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    from grit_mlx.training import losses
+
+    made = settings(iters=5, save_every=1)
+    folder = Path(made.adapter_path)
+    calls = []
+    original = losses.next_token_sum
+
+    def poisoned(logits: mx.array, labels: mx.array) -> mx.array:
+        calls.append(1)
+        return original(logits, labels) * (math.nan if len(calls) == 3 else 1.0)
+
+    monkeypatch.setattr(losses, "next_token_sum", poisoned)
+    message = refused(made, NonFiniteError)
+    assert "The generative loss of step 3 is not finite" in message and str(folder / "stopped") in message
+    saved = json.loads((folder / "stopped" / "step-00000003.json").read_text())
+    assert saved["step"] == 3 and len(saved["queries"]) == 8 and len(saved["generative"]) == 4
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-00000001", "step-00000002"]
+    for path in (folder / "checkpoints").rglob("adapters.safetensors"):
+        assert all(mx.all(mx.isfinite(value)).item() for value in read_arrays(path).values())
+    monkeypatch.undo()
+    record = run(TrainingSettings(**{**asdict(made), "resume": True}))
+    assert [step.step for step in record.steps] == [3, 4, 5]
+
+
+def test_a_full_disk(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = settings(iters=4, save_every=1)
+    folder = Path(made.adapter_path)
+    original, calls = run_folder.save_arrays, []
+
+    def full(path: Path, arrays: Any) -> None:
+        calls.append(path)
+        original(path, arrays)
+        if len(calls) == 6:  # the optimizer of step 3: cut off as a full disk does
+            path.write_bytes(path.read_bytes()[:100])
+            original_header(path)
+
+    def original_header(path: Path) -> None:
+        from grit_mlx.checkpoints import read_header
+        from grit_mlx.errors import CheckpointError
+
+        try:
+            read_header(path)
+        except CheckpointError as error:
+            raise OSError(28, f"{path.name} came out incomplete, so the disk is full") from error
+
+    monkeypatch.setattr(run_folder, "save_arrays", full)
+    message = refused(made, OutputError)
+    assert "Cannot write the checkpoint of step 3" in message and "the disk is full" in message
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-00000001", "step-00000002"]
+    monkeypatch.setattr(run_folder, "save_arrays", original)
+    usage = shutil.disk_usage(folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=1000))
+    message = refused(TrainingSettings(**{**asdict(made), "resume": True}), OutputError)
+    assert "are needed and 0 MB are free. Make room and go on with --resume." in message
+
+
+def test_memory_that_runs_out(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    from grit_mlx.training.step import TrainingStep
+
+    def full(*_arguments: Any, **_options: Any) -> None:
+        raise RuntimeError("[malloc] Unable to allocate 900000000000 bytes.")
+
+    monkeypatch.setattr(TrainingStep, "generative", full)
+    assert "Memory ran out in step 1. Lower chunk_tokens" in refused(settings(), MemoryLimitError)
+
+
+def test_settings_and_results_are_written(settings: Make, tiny_model: Path) -> None:
+    made = settings(iters=1, max_length=99, query_instruction="Ask")
+    run(made)
+    folder = Path(made.adapter_path)
+    assert yaml.safe_load((folder / "settings.yaml").read_text())["batch_size"] == 8
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert (config["fine_tune_type"], config["num_layers"], config["lora_parameters"]["rank"]) == ("lora", -1, 16)
+    found = read_settings(folder)
+    assert (found.max_length, found.query_instruction) == (99, "Ask")
