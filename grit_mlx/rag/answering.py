@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
-import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.generate import GenerationResponse
 from mlx_lm.models.cache import KVCache
@@ -171,6 +170,25 @@ class Answerer:
         build.save()
         return layers
 
+    def prompt(
+        self, question: str, documents: Sequence[Document], *, cache: str, query_layers: Layers | None = None
+    ) -> tuple[Layers, list[int]]:
+        """What ``answer`` hands to the model, for programs that generate on their own.
+
+        Args:
+            question: the question.
+            documents: in the order of the prompt.
+            cache: one of ``modes.MODES``.
+            query_layers: see ``answer``.
+
+        Returns:
+            Keys and values that the prompt continues, empty for "none"; and its tokens.
+        """
+        build = _Build(self, self.neutralised(question), documents, query_layers)
+        layers = build.layers(cache)
+        build.save()
+        return layers, self._prompt(cache, build.question, documents, ())
+
     def key(self, document: Document) -> str:
         """What the document's cache is called."""
         return cache_key(self.model_digest, document.content)
@@ -222,8 +240,6 @@ class Answerer:
         base = (cache, *build.names)
         if base != self._prompt_base:
             self._prompt_cache, self._prompt_base = PromptCache(layers), base
-        if self.caches is not None:
-            self.caches.note_use((self.key(document), document.id) for document in documents)
         responses = self.model.stream_responses(tokens, max_tokens, temperature, self._prompt_cache, **options)
         answer = Answer(
             mode=cache,
@@ -253,9 +269,7 @@ class Answerer:
         finally:
             build.save()  # after the answer: nobody waits for the disk
 
-    def _prompt(
-        self, mode: str, question: str, documents: Sequence[Document], history: Sequence[Turn]
-    ) -> list[int]:
+    def _prompt(self, mode: str, question: str, documents: Sequence[Document], history: Sequence[Turn]) -> list[int]:
         """The tokens after what is cached."""
         tokenizer = self.model.tokenizer
         text = "\n\n".join(self.neutralised(document.content) for document in documents)
@@ -358,17 +372,15 @@ class _Build:
         self.names += keys
         found = {key: answerer.caches.get(key) if answerer.caches is not None else None for key in keys}
         self.cached += [layers for layers in found.values() if layers is not None]
-        missing = {
-            key: document for key, document in zip(keys, self._documents, strict=True) if found[key] is None
-        }
+        missing = {key: document for key, document in zip(keys, self._documents, strict=True) if found[key] is None}
         if missing:
             built = answerer.embed_documents([document.content for document in missing.values()])
-            for (key, document), layers in zip(missing.items(), built, strict=True):
-                found[key] = layers
-                self.computed += layers[0].offset
+            for (key, document), computed in zip(missing.items(), built, strict=True):
+                found[key] = computed
+                self.computed += computed[0].offset
                 if answerer.caches is not None:
-                    answerer.caches.keep(key, layers)
-                    self._unsaved.append((key, document.id, layers))
+                    answerer.caches.keep(key, computed)
+                    self._unsaved.append((key, document.id, computed))
         return [layers for key in keys if (layers := found[key]) is not None]
 
     def _official_continuation(self, document: Document) -> Layers:
@@ -377,19 +389,20 @@ class _Build:
         model = self._answerer.model
         prompt = "\n" + formats.embedding_prompt(model.settings.document_instruction)
         room = _room(model, text)
-        layers: Layers = model.encode(
-            text, instruction=prompt, get_cache=True, add_special_tokens=False, max_length=room
-        )[1]
+        layers: Layers
+        _, layers = model.encode(text, instruction=prompt, get_cache=True, add_special_tokens=False, max_length=room)
         self.names.append("continued " + document.content)
         self.computed += layers[0].offset
         return layers
 
     def save(self) -> None:
-        """Put what was computed on the disk."""
+        """Note what was used, and put what was computed on the disk."""
         caches = self._answerer.caches
+        if caches is None:
+            return
+        caches.note_use((self._answerer.key(document), document.id) for document in self._documents)
         for key, passage, layers in self._unsaved:
-            if caches is not None:
-                caches.save(key, passage, layers)
+            caches.save(key, passage, layers)
         self._unsaved = []
 
 
@@ -397,7 +410,8 @@ def default_rates(model: GritLM) -> Rates:
     """Rough rates of this device, from the model's size and shape."""
     device = backend.device().kind
     config: Mapping[str, Any] = {**model.config, **(model.config.get("text_config") or {})}
-    parameters = sum(array.size for name, array in tree_flatten(model.model.parameters()) if _computes(name))
+    named: Any = tree_flatten(model.model.parameters())
+    parameters = sum(array.size for name, array in named if _computes(name))
     experts, used = config.get("num_local_experts"), config.get("num_experts_per_tok")
     share = used / experts if experts and used else 1.0  # nearly all of a mixture's weights are its experts'
     heads = int(config.get("num_attention_heads") or 1)
@@ -408,6 +422,7 @@ def default_rates(model: GritLM) -> Rates:
         token=2 * parameters * share / operations,
         pair=4 * heads * size * layers * _ATTENTION_FACTOR[device] / operations,
         byte=1 / _BYTES_PER_SECOND,
+        triangle=1.0 if device == "cpu" else 0.5,  # mlx computes what is masked too, on a CPU
     )
 
 
@@ -419,5 +434,3 @@ def _computes(name: str) -> bool:
 def _room(model: GritLM, text: str) -> int:
     """Tokens to read of a text: all. A token stands for at least a byte."""
     return max(model.settings.max_length, len(text.encode()) + 64)
-
-

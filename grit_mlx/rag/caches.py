@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import mlx.core as mx
 from mlx_lm.models.cache import KVCache
 
 from grit_mlx.atomic import output_errors
@@ -123,11 +122,8 @@ class DocumentCaches:
         if row is None or not row[0] or not path.exists():
             return None
         try:
-            if checksum(path) != row[1]:
-                raise ValueError(f"{path} has changed since it was written")
-            layers = load_layers(path)
-            mx.eval([(layer.keys, layer.values) for layer in layers])  # the file may be given up at any time
-        except (ValueError, OSError, RuntimeError) as error:
+            layers = load_layers(path, crc=int(row[1]))
+        except (ValueError, OSError) as error:
             logger.warning("A cached document is damaged and is computed again: %s.", error)
             self._damaged += 1
             self._forget([key])
@@ -139,11 +135,14 @@ class DocumentCaches:
     def note_use(self, keys: Iterable[tuple[str, str]]) -> None:
         """Count that documents were answered from: (key, id of the passage), cached or not."""
         now = time.time()
-        self._write(
-            "INSERT INTO caches VALUES (?, ?, 1, ?, 0, 0) "
-            "ON CONFLICT (key) DO UPDATE SET uses = uses + 1, last = excluded.last, passage = excluded.passage",
-            [(key, passage, now) for key, passage in keys],
-        )
+        try:
+            self._write(
+                "INSERT INTO caches VALUES (?, ?, 1, ?, 0, 0) "
+                "ON CONFLICT (key) DO UPDATE SET uses = uses + 1, last = excluded.last, passage = excluded.passage",
+                [(key, passage, now) for key, passage in keys],
+            )
+        except OutputError as error:  # the answer is there, and matters more
+            logger.info("The use of documents was not noted: %s", error)
 
     def keep(self, key: str, layers: Layers) -> None:
         """Hold a document that was just computed in memory; ``save`` puts it on the disk."""
@@ -184,7 +183,8 @@ class DocumentCaches:
 
     def most_used(self, count: int) -> list[str]:
         """Ids of the passages that were asked for most often and are not cached."""
-        rows = self._all("SELECT passage FROM caches WHERE bytes = 0 AND uses > 0 ORDER BY uses DESC, last DESC LIMIT ?", count)
+        statement = "SELECT passage FROM caches WHERE bytes = 0 AND uses > 0 ORDER BY uses DESC, last DESC LIMIT ?"
+        rows = self._all(statement, count)
         return [str(row[0]) for row in rows]
 
     def remove(self, keys: Iterable[str]) -> None:
@@ -207,15 +207,17 @@ class DocumentCaches:
             What was wrong, a sentence each.
         """
         problems = []
-        known = {str(key): (int(size), int(crc)) for key, size, crc in self._all("SELECT key, bytes, crc FROM caches WHERE bytes > 0")}
-        for done, (key, (_, crc)) in enumerate(known.items(), start=1):
+        known = dict(self._all("SELECT key, crc FROM caches WHERE bytes > 0"))
+        for done, (key, crc) in enumerate(known.items(), start=1):
             path = self._path(key)
             try:
-                if checksum(path) != crc:
-                    problems.append(f"The cached document {path.name} is damaged; it was removed.")
-                    self._forget([key])
-            except OSError:
-                problems.append(f"The cached document {path.name} is gone.")
+                problem = "" if checksum(path) == crc else "is damaged; it was removed"
+            except FileNotFoundError:
+                problem = "is gone"
+            except (OSError, ValueError) as error:  # an empty file cannot be mapped
+                problem = f"cannot be read ({error}); it was removed"
+            if problem:
+                problems.append(f"The cached document {path.name} {problem}.")
                 self._forget([key])
             if progress is not None:
                 progress(done, len(known))
@@ -231,10 +233,10 @@ class DocumentCaches:
     def _remember(self, key: str, layers: Layers) -> None:
         self._loaded[key] = layers
         self._loaded.move_to_end(key)
-        sizes = {name: bytes_of(held) for name, held in self._loaded.items()}
-        while len(self._loaded) > 1 and sum(sizes.values()) > self._memory:
-            oldest, _ = self._loaded.popitem(last=False)
-            del sizes[oldest]
+        size = sum(map(bytes_of, self._loaded.values()))
+        while len(self._loaded) > 1 and size > self._memory:
+            _, oldest = self._loaded.popitem(last=False)
+            size -= bytes_of(oldest)
 
     def _make_room(self, size: int, *, keeping: str) -> None:
         if self.budget is None:

@@ -66,7 +66,11 @@ def check_fingerprint(stored: Mapping[str, Any], own: Mapping[str, Any], *, uri:
         return
     details = [
         f"{_NAMES[name]}"
-        + ("" if name in ("weights", "tokenizer", "adapter") else f" ({stored.get(name)!r} there, {own.get(name)!r} here)")
+        + (
+            ""
+            if name in ("weights", "tokenizer", "adapter")
+            else f" ({stored.get(name)!r} there, {own.get(name)!r} here)"
+        )
         for name in differing
     ]
     raise StoreError(

@@ -11,10 +11,11 @@ from grit_mlx.splitting import Text
 __all__ = ["html_paragraphs"]
 
 _HEADINGS: Final = {f"h{level}": "#" * level for level in range(1, 7)}
-_BLOCKS: Final = frozenset(
+_BLOCK_NAMES: Final = (
     "address article aside blockquote body br caption dd details div dl dt fieldset figcaption figure footer form "
-    "header hr html li main nav ol p pre section summary table tbody td th thead title tr ul".split()
-) | set(_HEADINGS)
+    "header hr html li main nav ol p pre section summary table tbody td th thead title tr ul"
+)
+_BLOCKS: Final = frozenset([*_BLOCK_NAMES.split(), *_HEADINGS])
 # Nothing in these is prose. A page's <title> repeats its first heading.
 _HIDDEN: Final = frozenset({"script", "style", "template", "noscript", "svg", "head", "nav", "iframe", "object"})
 # Of the hidden ones, those that browsers end on their own when they are not closed.

@@ -9,17 +9,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from grit_mlx.errors import DocumentError
+from grit_mlx.errors import DependencyError, DocumentError
 from grit_mlx.rag.extracting import kind_of
-from grit_mlx.rag.passages import Passage, passages_of
+from grit_mlx.rag.passages import Passage
 from grit_mlx.rag.table import FileState, PassageTable
 from grit_mlx.rag.walking import Walk, stored_name
-from grit_mlx.splitting import Measure
 
 __all__ = ["Embed", "IndexReport", "Plan", "hash_of", "plan_from", "write_passages"]
 
@@ -73,12 +72,10 @@ class _Job:
     path: Path
     name: str
     content_hash: str
+    key: str
     done: int  # passages that are stored already
     replaces: bool  # whether an older content is stored
-
-    @property
-    def key(self) -> str:
-        return _key(self.name, self.content_hash)
+    bytes: int
 
 
 @dataclass
@@ -106,7 +103,12 @@ def hash_of(path: Path) -> str:
 
 
 def plan_from(
-    walked: Walk, stored: Mapping[str, Mapping[str, FileState]], report: IndexReport, *, keep_missing: bool = False
+    walked: Walk,
+    stored: Mapping[str, Mapping[str, FileState]],
+    report: IndexReport,
+    *,
+    field: str | None = None,
+    keep_missing: bool = False,
 ) -> Plan:
     """Compare files with what is stored; counts what it finds in ``report``.
 
@@ -114,6 +116,7 @@ def plan_from(
         walked: the files there are.
         stored: ``PassageTable.files``.
         report: is added to.
+        field: of tables, the field that holds the text; a table that was read by another one is read again.
         keep_missing: leave passages of deleted files in the store.
     """
     plan = Plan()
@@ -123,20 +126,20 @@ def plan_from(
         present.add(name)
         states = stored.get(name, {})
         try:
-            content_hash = hash_of(path)
+            content_hash, size = hash_of(path), path.stat().st_size
         except OSError as error:
             # It may be readable again tomorrow: what is stored of it stays.
             report.skipped["unreadable"] += 1
             report.problems.append((name, error.strerror or str(error)))
             continue
-        key = _key(name, content_hash)
+        key = _key(name, content_hash, field if kind_of(path).rows else None)
         plan.stale += [other for other in states if other != key]
         state = states.get(key)
         if state is not None and state.complete:
             report.unchanged += 1
             continue
         replaces = any(other.complete for other_key, other in states.items() if other_key != key)
-        plan.jobs.append(_Job(path, name, content_hash, state.rows if state else 0, replaces))
+        plan.jobs.append(_Job(path, name, content_hash, key, state.rows if state else 0, replaces, size))
         report.resumed += state.rows if state else 0
     unreadable = {name for name, _ in walked.problems} | {name for name, _ in report.problems}
     for name, states in stored.items():
@@ -157,28 +160,23 @@ def write_passages(
     embed: Embed,
     report: IndexReport,
     *,
-    size: int,
-    overlap: int,
-    measure: Measure,
-    field: str | None = None,
+    read: Callable[[Path], Iterator[Passage]],
     progress: Callable[[int, int | None], None] | None = None,
 ) -> None:
     """Embed the files of a plan and append their passages, a few seconds' worth at a time.
 
-    A file that turns out unreadable, binary or damaged is counted and left out. Nothing is published.
+    A file that turns out unreadable, binary or damaged is counted and left out. Nothing is published. However large
+    a file is, no more than ``_ROWS_UNWRITTEN`` of its passages are held.
 
     Args:
         table: the newest version of the store.
         plan: see ``plan_from``.
         embed: makes vectors of texts.
         report: is added to.
-        size: most tokens of a passage.
-        overlap: tokens that a passage repeats of the one before.
-        measure: counts tokens.
-        field: of tables, the field that holds the text.
-        progress: called with files done and files in all.
+        read: yields the passages of a file.
+        progress: called with bytes done and bytes in all.
     """
-    waiting: list[tuple[_Job, int, bool, Passage]] = []
+    waiting: list[_Waiting] = []
     parts: list[Any] = []
     unwritten, written_at = 0, time.monotonic()
 
@@ -186,10 +184,10 @@ def write_passages(
         nonlocal unwritten
         if not waiting:
             return
-        ids = [f"{job.key}-{number}" for job, number, _, _ in waiting]
-        vectors = embed(ids, [passage for *_, passage in waiting])
-        for job, start, stop in _runs(waiting):
-            rows = [(number, last, passage) for _, number, last, passage in waiting[start:stop]]
+        vectors = embed([one.id for one in waiting], [one.passage for one in waiting])
+        for start, stop in _runs(waiting):
+            job = waiting[start].job
+            rows = [(one.number, one.last, one.passage) for one in waiting[start:stop]]
             file = (job.key, job.name, job.content_hash)
             parts.append(table.prepared(file, kind_of(job.path).unit, rows, vectors[start:stop]))
         report.passages += len(waiting)
@@ -202,45 +200,69 @@ def write_passages(
         parts.clear()
         unwritten, written_at = 0, time.monotonic()
 
-    for done, job in enumerate(plan.jobs):
-        if progress is not None:
-            progress(done, len(plan.jobs))
+    total, done = sum(job.bytes for job in plan.jobs), 0
+    for job in plan.jobs:
+        number = -1
         try:
-            passages = list(passages_of(job.path, size=size, overlap=overlap, measure=measure, field=field))
-        except DocumentError as error:
-            _leave_out(job, error, report)
-            plan.stale += [job.key] if job.done else []
-            continue
-        if not passages:
-            report.skipped["empty"] += 1
-            continue
-        report.changed += job.replaces
-        report.added += not job.replaces
-        for number, passage in list(enumerate(passages))[job.done :]:
-            waiting.append((job, number, number == len(passages) - 1, passage))
-            if len(waiting) >= _ROWS_AT_ONCE:
-                embed_waiting()
-                if unwritten >= _ROWS_UNWRITTEN or time.monotonic() - written_at > _SECONDS_UNWRITTEN:
-                    write()
+            for number, last, passage in _numbered(read(job.path)):
+                if number < job.done:
+                    continue
+                waiting.append(_Waiting(job, number, last, passage))
+                if len(waiting) >= _ROWS_AT_ONCE:
+                    embed_waiting()
+                    if unwritten >= _ROWS_UNWRITTEN or time.monotonic() - written_at > _SECONDS_UNWRITTEN:
+                        write()
+                if progress is not None and number % _ROWS_AT_ONCE == 0:
+                    progress(done, total)
+        except (DocumentError, DependencyError) as error:
+            # What was read of it before the damage goes again, with everything else that is stale.
+            report.skipped["package" if isinstance(error, DependencyError) else "binary"] += 1
+            report.problems.append((job.name, str(error).removeprefix(str(job.path)).lstrip(" ,:")))
+            plan.stale.append(job.key)
+        else:
+            if number < 0:
+                report.skipped["empty"] += 1
+            report.changed += job.replaces and number >= 0
+            report.added += not job.replaces and number >= 0
+        done += job.bytes
+        if progress is not None:
+            progress(done, total)
     embed_waiting()
     write()
-    if progress is not None:
-        progress(len(plan.jobs), len(plan.jobs))
 
 
-def _leave_out(job: _Job, error: DocumentError, report: IndexReport) -> None:
-    report.skipped["binary"] += 1
-    report.problems.append((job.name, str(error).removeprefix(str(job.path)).lstrip(" ,")))
+class _Waiting(NamedTuple):
+    """A passage that is not embedded yet."""
+
+    job: _Job
+    number: int
+    last: bool
+    passage: Passage
+
+    @property
+    def id(self) -> str:
+        return f"{self.job.key}-{self.number}"
 
 
-def _runs(waiting: Sequence[tuple[_Job, int, bool, Passage]]) -> Iterator[tuple[_Job, int, int]]:
+def _numbered(passages: Iterator[Passage]) -> Iterator[tuple[int, bool, Passage]]:
+    """Each passage with its number from 0, and whether it is the last."""
+    held = next(passages, None)
+    number = 0
+    while held is not None:
+        following = next(passages, None)
+        yield number, following is None, held
+        held, number = following, number + 1
+
+
+def _runs(waiting: Sequence[_Waiting]) -> Iterator[tuple[int, int]]:
     """The stretches of one file each."""
     start = 0
     for i in range(1, len(waiting) + 1):
-        if i == len(waiting) or waiting[i][0] is not waiting[start][0]:
-            yield waiting[start][0], start, i
+        if i == len(waiting) or waiting[i].job is not waiting[start].job:
+            yield start, i
             start = i
 
 
-def _key(name: str, content_hash: str) -> str:
-    return hashlib.sha256(f"{name}\0{content_hash}".encode()).hexdigest()[:32]
+def _key(name: str, content_hash: str, field: str | None) -> str:
+    parts = [name, content_hash, *([field] if field is not None else [])]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]

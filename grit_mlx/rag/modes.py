@@ -22,7 +22,16 @@ from typing import Final
 
 from grit_mlx.errors import ArgumentError
 
-__all__ = ["AUTO_MODES", "CACHE_MODES", "MODES", "DocumentCost", "Rates", "check_mode", "choose_mode", "predicted_seconds"]
+__all__ = [
+    "AUTO_MODES",
+    "CACHE_MODES",
+    "MODES",
+    "DocumentCost",
+    "Rates",
+    "check_mode",
+    "choose_mode",
+    "predicted_seconds",
+]
 
 MODES: Final = ("none", "doc", "query", "doc-query", "query-doc")
 CACHE_MODES: Final = (*MODES, "auto")
@@ -33,7 +42,7 @@ AUTO_MODES: Final = ("doc", "none", "query")
 
 # A mode this little slower than the fastest is taken if it stands before it in the list: computing a document for
 # the cache costs what the prompt would, and serves the next question too.
-_TIE: Final = 1.02
+_TIE: Final = 1.05
 
 
 @dataclass(frozen=True)
@@ -59,15 +68,18 @@ class Rates:
         token: to compute one token, attention apart.
         pair: for one token to attend to one other, in all layers.
         byte: to read one byte of a cached document, check included.
+        triangle: share of the pairs of a causal pass that are computed: half of them where the kernel leaves out what
+            is masked, all where it does not.
     """
 
     token: float
     pair: float
     byte: float
+    triangle: float = 1.0
 
     def run(self, tokens: int, context: int = 0, *, bidirectional: bool = False) -> float:
         """Seconds of a pass over some tokens that follow others."""
-        seen = tokens if bidirectional else tokens / 2
+        seen = tokens if bidirectional else tokens * self.triangle
         return tokens * (self.token + self.pair * (context + seen))
 
 
@@ -100,9 +112,7 @@ def predicted_seconds(
     """
     cached = {"none": (), "doc": documents, "query": (query,), "doc-query": (*documents, query),
               "query-doc": (query, *documents)}[mode]  # fmt: skip
-    seconds = sum(
-        one.bytes * rates.byte if one.cached else rates.run(one.tokens, bidirectional=True) for one in cached
-    )
+    seconds = sum(one.bytes * rates.byte if one.cached else rates.run(one.tokens, bidirectional=True) for one in cached)
     held = sum(one.tokens for one in cached)
     total = sum(one.tokens for one in documents) + query.tokens
     return seconds + rates.run(total - held + frame, held)

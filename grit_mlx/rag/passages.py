@@ -49,7 +49,9 @@ class Passage:
         return f"{self.heading} {self.text}" if self.heading else self.text
 
 
-def passages_of(path: Path, *, size: int, overlap: int, measure: Measure, field: str | None = None) -> Iterator[Passage]:
+def passages_of(
+    path: Path, *, size: int, overlap: int, measure: Measure, field: str | None = None
+) -> Iterator[Passage]:
     """The passages of a file, in order.
 
     Args:

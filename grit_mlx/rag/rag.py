@@ -211,8 +211,9 @@ class Rag:
         for layers in self.answerer.layers_of(_documents(hits)):
             logits = self.model.model(mx.array([tokens[:-1]]), cache=copied_layers(layers))[0].astype(mx.float32)
             chosen = mx.take_along_axis(logits, mx.array(tokens[1:])[:, None], axis=-1)[:, 0]
-            scores.append(mx.mean((chosen - mx.logsumexp(logits, axis=-1))[start - 1 :]).item())
-        return [float(score) for score in scores]
+            score: Any = mx.mean((chosen - mx.logsumexp(logits, axis=-1))[start - 1 :]).item()
+            scores.append(float(score))
+        return scores
 
 
 def _documents(hits: Sequence[Hit]) -> list[Document]:

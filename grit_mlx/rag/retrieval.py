@@ -91,6 +91,11 @@ class ExactIndex:
             self._blocks.append(mx.array(vectors).astype(dtype))
             mx.eval(self._blocks[-1])
         self.row_ids = np.concatenate([np.empty(0, np.uint64), *numbers])
+        self._order = np.argsort(self.row_ids)
+
+    def position(self, row_id: int) -> int:
+        """Where a row stands among ``cosines``."""
+        return int(self._order[np.searchsorted(self.row_ids, row_id, sorter=self._order)])
 
     def cosines(self, vector: NDArray[np.float32]) -> NDArray[np.float32]:
         """Of a unit vector ``(E,)`` with all ``(N,)``."""
@@ -179,14 +184,8 @@ class Retriever:
         if self.approximate:
             return self.table.nearest(unit, depth, where), lambda row: self.table.cosine(row, unit)
         scores = self.exact.cosines(unit)
-        position = {int(row): i for i, row in enumerate(self.exact.row_ids)} if where is None else {}
         allowed = None if where is None else self.table.row_ids(where)
-
-        def cosine_of(row: int) -> float:
-            at = position[row] if position else int(np.flatnonzero(self.exact.row_ids == row)[0])
-            return float(scores[at])
-
-        return self.exact.nearest(scores, depth, allowed), cosine_of
+        return self.exact.nearest(scores, depth, allowed), lambda row: float(scores[self.exact.position(row)])
 
     def _hits(
         self, ranked: Sequence[tuple[int, float]], cosines: Mapping[int, float], words: Mapping[int, float]

@@ -23,7 +23,7 @@ from mlx_lm.models.cache import KVCache
 
 from grit_mlx.errors import ArchitectureError
 
-__all__ = ["Rotation", "Rope"]
+__all__ = ["Rope", "Rotation"]
 
 # mlx-lm's rotation of one layer: keys (1, H, L, D) and the position of the first of them.
 Rope = Callable[..., mx.array]
@@ -48,7 +48,8 @@ class Rotation:
         self._ropes = [_rope_of(layer, model) for layer in model.layers]
         shapes = [_head_size(layer, model) for layer in model.layers]
         # Some kinds of scaling (YaRN, longrope) also stretch the key, each time that they are applied.
-        self._stretch = [rope(mx.ones((1, 1, 1, size)), offset=0) for rope, size in zip(self._ropes, shapes, strict=True)]
+        pairs = zip(self._ropes, shapes, strict=True)
+        self._stretch = [rope(mx.ones((1, 1, 1, size)), offset=0) for rope, size in pairs]
         self._prove(model, shapes)
 
     def moved(self, layers: Sequence[KVCache], start: int) -> list[KVCache]:
@@ -62,6 +63,7 @@ class Rotation:
             return list(layers)
         caches = []
         for layer, cache in enumerate(layers):
+            assert cache.keys is not None and cache.values is not None
             moved = KVCache()
             moved.keys = self._moved_keys(layer, cache.keys[..., : cache.offset, :], start)
             moved.values = cache.values[..., : cache.offset, :]
@@ -82,7 +84,7 @@ class Rotation:
             plain = mx.random.normal((1, 1, _LENGTH, size), key=mx.random.key(layer))
             rope = self._ropes[layer]
             difference = self._moved_keys(layer, rope(plain, offset=0), _START) - rope(plain, offset=_START)
-            if not mx.max(mx.abs(difference)).item() < _TOLERANCE:  # NaN is no success either
+            if not mx.all(mx.abs(difference) < _TOLERANCE).item():  # NaN is no success either
                 raise ArchitectureError(_refusal(model, "its rotation depends on more than the position"))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike, fspath
@@ -25,10 +25,10 @@ from grit_mlx.rag.fingerprint import check_fingerprint, digest, fingerprint
 from grit_mlx.rag.indexing import IndexReport, hash_of, plan_from, write_passages
 from grit_mlx.rag.kvfiles import bytes_of
 from grit_mlx.rag.locking import writing
-from grit_mlx.rag.passages import Passage
+from grit_mlx.rag.passages import Passage, passages_of
 from grit_mlx.rag.relevance import PROBES, threshold
 from grit_mlx.rag.retrieval import METHODS, Hit, Retriever, bytes_in_memory, condition, exact_budget
-from grit_mlx.rag.table import PassageTable, is_remote
+from grit_mlx.rag.table import PassageTable, Row, is_remote
 from grit_mlx.rag.walking import walk
 from grit_mlx.splitting import check_chunking
 
@@ -184,7 +184,7 @@ class Store:
             approximate: whether to build the approximate index; None where exact search has no room in memory.
             wait: seconds to wait for another writer.
             on_wait: called once with who is waited for.
-            progress: called with files done and files in all.
+            progress: called with bytes done and bytes in all.
 
         Raises:
             DocumentError: one of ``paths`` does not exist.
@@ -205,30 +205,41 @@ class Store:
                 about = {**self._fingerprint, "passage_tokens": self.passage_tokens, "overlap": self.overlap}
                 table.create(model.embedding_size, about)
             check_fingerprint(table.fingerprint, self._fingerprint, uri=self.uri)
-            plan = plan_from(walked, table.files(), report, keep_missing=keep_missing)
+            plan = plan_from(walked, table.files(), report, field=field, keep_missing=keep_missing)
             write_passages(
                 table,
                 plan,
                 self._embed_and_cache if cache_ahead == "all" else self._embed,
                 report,
-                size=self.passage_tokens,
-                overlap=self.overlap,
-                measure=self._measure,
-                field=field,
+                read=lambda path: self._read(path, field),
                 progress=progress,
             )
-            table.delete(plan.stale)
+            self._delete(table, plan.stale)
             if not table.is_published:
                 table.update_text_index()
                 self._index_vectors(table, approximate)
                 table.publish()
                 self._open()
+                table.write_state(relevance=None)
+            if table.read_state().get("relevance") is None:  # the last run may have been killed just before this
                 table.write_state(relevance=self._measured_threshold())
         if isinstance(cache_ahead, int) and cache_ahead > 0:
             self.cache_most_used(cache_ahead)
         report.total = len(self)
         report.seconds = time.monotonic() - started
         return report
+
+    def _read(self, path: Path, field: str | None) -> Iterator[Passage]:
+        sizes = {"size": self.passage_tokens, "overlap": self.overlap}
+        return passages_of(path, **sizes, measure=self._measure, field=field)
+
+    def _delete(self, table: PassageTable, file_keys: Collection[str]) -> None:
+        """Remove passages with their cached documents."""
+        if not file_keys:
+            return
+        model = digest(table.fingerprint)
+        self.caches.remove(cache_key(model, content) for content in table.contents_of(file_keys))
+        table.delete(file_keys)
 
     def _embed(self, ids: Sequence[str], passages: Sequence[Passage]) -> NDArray[np.float32]:
         del ids
@@ -303,9 +314,7 @@ class Store:
             rows = list(table.rows_where(where)) if table.exists else []
             if not rows:
                 raise ArgumentError(f"The store {self.uri} holds no passages of {', '.join(paths)}.")
-            model = digest(table.fingerprint)
-            table.delete({row.id.rpartition("-")[0] for row in rows})
-            self.caches.remove(cache_key(model, row.passage.content) for row in rows)
+            self._delete(table, {row.id.rpartition("-")[0] for row in rows})
             table.publish()
             self._open()
         return len({row.name for row in rows})
@@ -358,6 +367,10 @@ class Store:
         value = self._published().read_state().get("relevance")
         return None if value is None else float(value)
 
+    def rows(self, paths: Sequence[str] = (), metadata: Sequence[str] = ()) -> Iterator[Row]:
+        """All passages, in no order; the filters are those of ``search``."""
+        return self._published().rows_where(condition(paths, metadata))
+
     def stats(self) -> StoreStats:
         """What the store holds."""
         table = self._published()
@@ -398,7 +411,9 @@ class Store:
 
     def _published(self) -> PassageTable:
         if self._table is None:
-            raise StoreError(f"There is no store at {self.uri}. Make one with 'grit rag index PATH --store {self.uri}'.")
+            raise StoreError(
+                f"There is no store at {self.uri}. Make one with 'grit rag index PATH --store {self.uri}'."
+            )
         return self._table
 
     def _needed_model(self) -> GritLM:

@@ -43,6 +43,8 @@ _NEVER: Final = timedelta(days=36500)  # optimize() would otherwise clean up on 
 
 _IDS_AT_ONCE: Final = 500  # in one SQL expression
 
+_DISK_FULL: Final = ("No space left", "os error 28", "File too large", "os error 27", "quota exceeded", "os error 122")
+
 
 @dataclass(frozen=True)
 class Row:
@@ -221,11 +223,15 @@ class PassageTable:
 
     def delete(self, file_keys: Iterable[str]) -> None:
         """Remove all passages of some contents of files."""
-        keys = sorted(file_keys)
-        for start in range(0, len(keys), _IDS_AT_ONCE):
-            listed = ", ".join(map(sql_text, keys[start : start + _IDS_AT_ONCE]))
+        for where in _file_conditions(file_keys):
             with _told(self.uri):
-                self._table.delete(f"file IN ({listed})")
+                self._table.delete(where)
+
+    def contents_of(self, file_keys: Iterable[str]) -> Iterator[str]:
+        """What is embedded of all passages of some contents of files."""
+        for where in _file_conditions(file_keys):
+            for batch in self._scan([_CONTENT], where):
+                yield from batch.column(_CONTENT).to_pylist()
 
     def update_text_index(self) -> None:
         """Bring the full-text index, and every other, up to date with the rows."""
@@ -322,9 +328,7 @@ class PassageTable:
             flat = batch.column(_VECTOR).flatten().to_numpy()
             yield batch.column("_rowid").to_numpy(), flat.reshape(batch.num_rows, -1)
 
-    def nearest(
-        self, vector: NDArray[np.float32], count: int, where: str | None = None
-    ) -> list[tuple[int, float]]:
+    def nearest(self, vector: NDArray[np.float32], count: int, where: str | None = None) -> list[tuple[int, float]]:
         """Row numbers and cosines of about the nearest rows, by the approximate index."""
         query = self._table.search(vector, vector_column_name=_VECTOR).distance_type("cosine").ef(max(128, 4 * count))
         query = query.refine_factor(4).limit(count).select(["id", "_distance"]).with_row_id(True)
@@ -346,7 +350,8 @@ class PassageTable:
 
         if not any(index.columns == [_CONTENT] for index in self._table.list_indices()):
             return []
-        query = self._table.search(MatchQuery(words, _CONTENT), query_type="fts").limit(count)
+        match: Any = MatchQuery(words, _CONTENT)  # type: ignore[call-arg] # pydantic's defaults are not seen
+        query = self._table.search(match, query_type="fts").limit(count)
         query = query.select(["id", "_score"]).with_row_id(True)
         query = query.where(where, prefilter=True) if where else query
         with _told(self.uri):
@@ -358,7 +363,7 @@ class PassageTable:
         if not row_ids:
             return []
         with _told(self.uri):
-            table = self._table.take_row_ids([int(i) for i in row_ids]).select(list(_SHOWN)).with_row_id(True).to_arrow()
+            table = self._table.take_row_ids([int(i) for i in row_ids]).select(list(_SHOWN)).with_row_id().to_arrow()
         found = {row["_rowid"]: _row(row) for row in table.to_pylist()}
         return [found[int(i)] for i in row_ids if int(i) in found]
 
@@ -378,6 +383,12 @@ class PassageTable:
             return None
         folders = (Path(self.uri) / f"{name}.lance" for name in (_PASSAGES, _STATE))
         return sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
+
+
+def _file_conditions(file_keys: Iterable[str]) -> Iterator[str]:
+    keys = sorted(file_keys)
+    for start in range(0, len(keys), _IDS_AT_ONCE):
+        yield f"file IN ({', '.join(map(sql_text, keys[start : start + _IDS_AT_ONCE]))})"
 
 
 def _row(values: Mapping[str, Any]) -> Row:
@@ -415,7 +426,7 @@ def _told(uri: str) -> Iterator[None]:
     except (OSError, RuntimeError, ValueError) as error:
         if isinstance(error, GritError):
             raise
-        if "No space left" in str(error) or "os error 28" in str(error):
+        if any(sign in str(error) for sign in _DISK_FULL):
             raise OutputError(
                 f"Cannot write to the store {uri}: the disk is full. Make room and run the same command again: "
                 "it goes on where it stopped."

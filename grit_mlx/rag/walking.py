@@ -28,6 +28,7 @@ SKIPPED: Final = {
     "large": "too large",
     "unreadable": "unreadable",
     "binary": "binary or damaged",
+    "package": "without the package that reads them",
     "empty": "without text",
 }
 
@@ -57,7 +58,7 @@ class Walk:
 
 
 def stored_name(path: Path) -> str:
-    """A path as text that any table can hold: bytes of a name that are no UTF-8 are spelled ``\\xff``."""
+    r"""A path as text that any table can hold: bytes of a name that are no UTF-8 are spelled ``\xff``."""
     return os.fspath(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
