@@ -102,7 +102,7 @@ def cached_logits(
     seen[held:] = np.tril(np.ones((total, total), dtype=bool))[held:]
     whole = [token for text in texts for token in text] + ids
     h = states(weights, config, whole, causal=True, seen=seen, positions=positions)
-    return h[held:] @ weights["lm_head.weight"].T  # type: ignore[no-any-return]
+    return h[held:] @ weights["lm_head.weight"].T
 
 
 def greedy(weights: Mapping[str, Array], config: Mapping[str, Any], ids: list[int], count: int) -> list[int]:

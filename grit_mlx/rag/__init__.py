@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from grit_mlx.rag.rag import Found, Rag, Response
     from grit_mlx.rag.retrieval import Hit, fuse, place_of
     from grit_mlx.rag.rotation import Rotation
-    from grit_mlx.rag.store import Store, StoreStats
+    from grit_mlx.rag.store import Estimate, Store, StoreStats
     from grit_mlx.rag.walking import walk
 
 _HOME = {
@@ -36,6 +36,7 @@ _HOME = {
     "Answerer": "answering",
     "Document": "answering",
     "DocumentCaches": "caches",
+    "Estimate": "store",
     "Found": "rag",
     "Hit": "retrieval",
     "IndexReport": "indexing",
@@ -58,6 +59,7 @@ __all__ = [
     "Answerer",
     "Document",
     "DocumentCaches",
+    "Estimate",
     "Found",
     "Hit",
     "IndexReport",

@@ -71,6 +71,7 @@ class Answer:
         cached_tokens: tokens that came from caches.
         computed_tokens: tokens that were computed before the first new one, documents for the cache included.
         seconds_to_first_token: from the call to the first token; None until then.
+        seconds: from the call to the last token so far.
         generated_tokens: tokens that were written so far.
         finish_reason: "stop" or "length" once it is whole.
     """
@@ -80,6 +81,7 @@ class Answer:
     computed_tokens: int
     _pieces: Iterator[str]
     seconds_to_first_token: float | None = None
+    seconds: float = 0.0
     generated_tokens: int = 0
     finish_reason: str | None = None
     _written: str = ""
@@ -255,8 +257,9 @@ class Answerer:
     ) -> Iterator[str]:
         try:
             for response in responses:
+                answer.seconds = time.perf_counter() - start
                 if answer.seconds_to_first_token is None:
-                    answer.seconds_to_first_token = time.perf_counter() - start
+                    answer.seconds_to_first_token = answer.seconds
                     answer.cached_tokens += self._prompt_cache.reused
                     answer.computed_tokens -= self._prompt_cache.reused
                 answer.generated_tokens = response.generation_tokens

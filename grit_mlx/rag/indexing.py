@@ -200,35 +200,43 @@ def write_passages(
         parts.clear()
         unwritten, written_at = 0, time.monotonic()
 
+    def add(job: _Job) -> int:
+        """Returns the number of passages that the file has."""
+        number = -1
+        for number, last, passage in _numbered(read(job.path)):
+            if number < job.done:
+                continue
+            waiting.append(_Waiting(job, number, last, passage))
+            if len(waiting) >= _ROWS_AT_ONCE:
+                embed_waiting()
+                if unwritten >= _ROWS_UNWRITTEN or time.monotonic() - written_at > _SECONDS_UNWRITTEN:
+                    write()
+        return number + 1
+
     total, done = sum(job.bytes for job in plan.jobs), 0
     for job in plan.jobs:
-        number = -1
+        if progress is not None:
+            progress(done, total)
         try:
-            for number, last, passage in _numbered(read(job.path)):
-                if number < job.done:
-                    continue
-                waiting.append(_Waiting(job, number, last, passage))
-                if len(waiting) >= _ROWS_AT_ONCE:
-                    embed_waiting()
-                    if unwritten >= _ROWS_UNWRITTEN or time.monotonic() - written_at > _SECONDS_UNWRITTEN:
-                        write()
-                if progress is not None and number % _ROWS_AT_ONCE == 0:
-                    progress(done, total)
+            found = add(job)
+        except (KeyboardInterrupt, SystemExit):
+            write()  # who stops a run politely loses nothing
+            raise
         except (DocumentError, DependencyError) as error:
             # What was read of it before the damage goes again, with everything else that is stale.
             report.skipped["package" if isinstance(error, DependencyError) else "binary"] += 1
             report.problems.append((job.name, str(error).removeprefix(str(job.path)).lstrip(" ,:")))
             plan.stale.append(job.key)
         else:
-            if number < 0:
+            if not found:
                 report.skipped["empty"] += 1
-            report.changed += job.replaces and number >= 0
-            report.added += not job.replaces and number >= 0
+            report.changed += job.replaces and found > 0
+            report.added += not job.replaces and found > 0
         done += job.bytes
-        if progress is not None:
-            progress(done, total)
     embed_waiting()
     write()
+    if progress is not None:
+        progress(total, total)
 
 
 class _Waiting(NamedTuple):

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike, fspath
@@ -16,14 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grit_mlx import hub
-from grit_mlx.errors import ArgumentError, ModeError, StoreError
+from grit_mlx.errors import ArgumentError, DependencyError, DocumentError, ModeError, StoreError
 from grit_mlx.formats import embedding_prompt, neutralised
 from grit_mlx.gritlm import GritLM
 from grit_mlx.progress import Progress
 from grit_mlx.rag.caches import CacheStats, DocumentCaches, cache_key
 from grit_mlx.rag.fingerprint import check_fingerprint, digest, fingerprint
 from grit_mlx.rag.indexing import IndexReport, hash_of, plan_from, write_passages
-from grit_mlx.rag.kvfiles import bytes_of
+from grit_mlx.rag.kvfiles import PRECISIONS, bytes_of
 from grit_mlx.rag.locking import writing
 from grit_mlx.rag.passages import Passage, passages_of
 from grit_mlx.rag.relevance import PROBES, threshold
@@ -32,15 +33,19 @@ from grit_mlx.rag.table import PassageTable, Row, is_remote
 from grit_mlx.rag.walking import walk
 from grit_mlx.splitting import check_chunking
 
-__all__ = ["Store", "StoreStats", "cache_bytes_per_token"]
+__all__ = ["CACHE_BUDGET", "Estimate", "Store", "StoreStats", "cache_bytes_per_token"]
 
 logger = logging.getLogger("grit_mlx")
 
 PASSAGE_TOKENS: Final = 256
 OVERLAP: Final = 32
+CACHE_BUDGET: Final = 10_000_000_000  # bytes: a cached passage of a 7B model takes tens of megabytes
 
 # Documents whose keys and values are computed at once when they are cached ahead: they are large.
 _CACHED_AT_ONCE: Final = 16
+
+# Share of the budget from which on caching ahead gives up, before it would push out what it has just cached.
+_FULL: Final = 0.95
 
 # Queries that the recall of the approximate index is measured with, and the depth it is measured at.
 _RECALL_QUERIES, _RECALL_DEPTH = 64, 10
@@ -77,6 +82,25 @@ class StoreStats:
     caches: CacheStats
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """What indexing would do.
+
+    Attributes:
+        files: files that are new or have changed.
+        unchanged: files that would be left alone.
+        passages: that would be embedded.
+        tokens: of these, prompts included.
+        cache_bytes: that these would take as cached documents, by precision.
+    """
+
+    files: int
+    unchanged: int
+    passages: int
+    tokens: int
+    cache_bytes: dict[str, int]
+
+
 class Store:
     """Passages of files with their vectors, in LanceDB.
 
@@ -89,7 +113,7 @@ class Store:
         exact_bytes: bytes of vectors up to which search is exact; None for what memory allows, at most 4 GiB.
         cache_folder: where documents are cached; None for "caches" in the store.
         cache_precision: "full", "8" or "4" bits for cached documents.
-        cache_budget: most bytes of cached documents; None for no limit.
+        cache_budget: most bytes of cached documents; the least recently used are given up. None for no limit.
 
     Raises:
         StoreError: the store was made with another model, with other passages, or cannot be read.
@@ -106,7 +130,7 @@ class Store:
         exact_bytes: int | None = None,
         cache_folder: Path | None = None,
         cache_precision: str = "full",
-        cache_budget: int | None = None,
+        cache_budget: int | None = CACHE_BUDGET,
     ) -> None:
         self.uri = fspath(uri) if is_remote(fspath(uri)) else str(Path(uri).expanduser().resolve())
         self.model = model
@@ -148,6 +172,14 @@ class Store:
     def exists(self) -> bool:
         """Whether there is anything to search."""
         return self._table is not None
+
+    def require(self) -> None:
+        """See that there is something to search.
+
+        Raises:
+            StoreError: there is not.
+        """
+        self._published()
 
     @property
     def model_digest(self) -> str:
@@ -223,11 +255,42 @@ class Store:
                 table.write_state(relevance=None)
             if table.read_state().get("relevance") is None:  # the last run may have been killed just before this
                 table.write_state(relevance=self._measured_threshold())
-        if isinstance(cache_ahead, int) and cache_ahead > 0:
+        if isinstance(cache_ahead, int):
             self.cache_most_used(cache_ahead)
+        else:
+            self._cache_others()
         report.total = len(self)
         report.seconds = time.monotonic() - started
         return report
+
+    def estimate(
+        self, paths: Sequence[str | PathLike[str]], *, field: str | None = None, progress: Progress | None = None
+    ) -> Estimate:
+        """What ``index`` would do, counted without embedding anything; files that cannot be read are left out.
+
+        Args:
+            paths: see ``index``.
+            field: see there.
+            progress: called with files done and files in all.
+
+        Raises:
+            DocumentError: one of ``paths`` does not exist.
+        """
+        model = self._needed_model()
+        report = IndexReport()
+        walked = walk(paths, without=[] if is_remote(self.uri) else [Path(self.uri)])
+        plan = plan_from(walked, {} if self._table is None else self._table.files(), report, field=field)
+        prompt = len(model.tokenizer.encode(embedding_prompt(model.settings.document_instruction)))
+        passages = tokens = 0
+        for done, job in enumerate(plan.jobs, start=1):
+            with suppress(DocumentError, DependencyError):
+                for passage in self._read(job.path, field):
+                    passages += 1
+                    tokens += prompt + self._measure(passage.content)
+            if progress is not None:
+                progress(done, len(plan.jobs))
+        sizes = {name: int(tokens * size) for name, size in cache_bytes_per_token(model).items()}
+        return Estimate(len(plan.jobs), report.unchanged, passages, tokens, sizes)
 
     def _read(self, path: Path, field: str | None) -> Iterator[Passage]:
         sizes = {"size": self.passage_tokens, "overlap": self.overlap}
@@ -287,11 +350,21 @@ class Store:
 
     def cache_most_used(self, count: int) -> int:
         """Cache the documents that were answered from most often and are not cached; returns how many that were."""
-        wanted = self.caches.most_used(count)
-        table = self._published()
-        rows = [row for row in (table.rows_by_id(wanted) if wanted else []) if row.passage.content]
-        self._embed_and_cache([row.id for row in rows], [row.passage for row in rows]) if rows else None
+        rows = self._published().rows_by_id(self.caches.most_used(count)) if count else []
+        if rows:
+            self._embed_and_cache([row.id for row in rows], [row.passage for row in rows])
         return len(rows)
+
+    def _cache_others(self) -> None:
+        """Cache what an earlier run embedded without caching it, as far as the budget has room for it."""
+        model, budget = digest(self._fingerprint), self.caches.budget
+        rows = [row for row in self.rows() if cache_key(model, row.passage.content) not in self.caches]
+        for start in range(0, len(rows), _CACHED_AT_ONCE):
+            if budget is not None and self.caches.stats().bytes > _FULL * budget:
+                logger.info("The budget of cached documents is used up: %d were left out.", len(rows) - start)
+                return
+            group = rows[start : start + _CACHED_AT_ONCE]
+            self._embed_and_cache([row.id for row in group], [row.passage for row in group])
 
     def remove(self, paths: Sequence[str], *, wait: float = 0.0) -> int:
         """Take files out of the store, with their cached documents; the files themselves stay.
@@ -428,10 +501,10 @@ class Store:
         return hub.home() / "stores" / hashlib.sha256(self.uri.encode()).hexdigest()[:16]
 
 
-def cache_bytes_per_token(model: GritLM, *, precision: str = "full") -> float:
-    """Bytes that one token of a cached document takes on the disk."""
+def cache_bytes_per_token(model: GritLM) -> dict[str, float]:
+    """Bytes that one token of a cached document takes on the disk, by precision."""
     _, layers = model.encode("How many bytes does a token of a cached document take?", get_cache=True)
-    return bytes_of(layers, precision=precision) / int(layers[0].offset)
+    return {name: bytes_of(layers, precision=name) / int(layers[0].offset) for name in PRECISIONS}
 
 
 def _chosen(given: int | None, stored: dict[str, Any], name: str, default: int, uri: str) -> int:

@@ -18,7 +18,8 @@ FILES = {
     "code/tide.py": "def tide(hour: float) -> float:\n    return 2.0 * hour\n",
     "rows.jsonl": '{"title": "Anchors", "text": "An anchor holds the ship.", "year": 1999}\n'
     '{"text": "A buoy floats.", "year": 2001}\n',
-    "page.html": "<html><head><title>x</title></head><body><h1>Harbours</h1><p>A harbour shelters\nships.</p></body></html>",
+    "page.html": "<html><head><title>x</title></head><body><h1>Harbours</h1>"
+    "<p>A harbour shelters\nships.</p></body></html>",
 }
 
 
