@@ -19,7 +19,7 @@ from grit_mlx import backend, formats
 from grit_mlx.attention import concatenate_caches
 from grit_mlx.errors import ArchitectureError, ArgumentError
 from grit_mlx.formats import embedding_prompt, literal_tokens, neutralised, rag_prompt
-from grit_mlx.generation import PromptCache
+from grit_mlx.generation import GenerationOptions, PromptCache
 from grit_mlx.gritlm import GritLM
 from grit_mlx.rag.caches import DocumentCaches, cache_key
 from grit_mlx.rag.fingerprint import digest, fingerprint
@@ -130,8 +130,12 @@ class Answerer:
         self._document_prompt = embedding_prompt(model.settings.document_instruction)
         # The last prompt's keys and values, and which cached texts they follow: the next prompt goes on from
         # whatever it has in common.
-        self._prompt_cache = PromptCache()
-        self._prompt_base: tuple[str, ...] = ()
+        self._prompt_base: tuple[str, ...]
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the last prompt, whose beginning the next one would go on from."""
+        self._prompt_cache, self._prompt_base = PromptCache(), ()
 
     @cached_property
     def model_digest(self) -> str:
@@ -425,7 +429,7 @@ def default_rates(model: GritLM) -> Rates:
         token=2 * parameters * share / operations,
         pair=4 * heads * size * layers * _ATTENTION_FACTOR[device] / operations,
         byte=1 / _BYTES_PER_SECOND,
-        triangle=1.0 if device == "cpu" else 0.5,  # mlx computes what is masked too, on a CPU
+        step=GenerationOptions.prefill_step_size if device == "cpu" else 1,  # on a CPU mlx computes what is masked
     )
 
 

@@ -144,6 +144,10 @@ class DocumentCaches:
         except OutputError as error:  # the answer is there, and matters more
             logger.info("The use of documents was not noted: %s", error)
 
+    def forget_loaded(self) -> None:
+        """Let go of what is in memory; the next use reads it from the disk."""
+        self._loaded.clear()
+
     def keep(self, key: str, layers: Layers) -> None:
         """Hold a document that was just computed in memory; ``save`` puts it on the disk."""
         self._built += 1

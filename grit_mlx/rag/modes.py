@@ -68,18 +68,18 @@ class Rates:
         token: to compute one token, attention apart.
         pair: for one token to attend to one other, in all layers.
         byte: to read one byte of a cached document, check included.
-        triangle: share of the pairs of a causal pass that are computed: half of them where the kernel leaves out what
-            is masked, all where it does not.
+        step: tokens of a causal pass that are computed at once with all of their pairs, masked or not; 1 where the
+            kernel leaves out what is masked.
     """
 
     token: float
     pair: float
     byte: float
-    triangle: float = 1.0
+    step: int = 2048
 
     def run(self, tokens: int, context: int = 0, *, bidirectional: bool = False) -> float:
         """Seconds of a pass over some tokens that follow others."""
-        seen = tokens if bidirectional else tokens * self.triangle
+        seen = tokens if bidirectional else (tokens + min(self.step, tokens)) / 2
         return tokens * (self.token + self.pair * (context + seen))
 
 
