@@ -202,8 +202,9 @@ def write_passages(
 
     def add(job: _Job) -> int:
         """Returns the number of passages that the file has."""
-        number = -1
+        number, seen = -1, 0
         for number, last, passage in _numbered(read(job.path)):
+            seen += len(passage.text)  # of a file that is one long table: about how far it is
             if number < job.done:
                 continue
             waiting.append(_Waiting(job, number, last, passage))
@@ -211,6 +212,8 @@ def write_passages(
                 embed_waiting()
                 if unwritten >= _ROWS_UNWRITTEN or time.monotonic() - written_at > _SECONDS_UNWRITTEN:
                     write()
+                if progress is not None:
+                    progress(done + min(seen, job.bytes), total)
         return number + 1
 
     total, done = sum(job.bytes for job in plan.jobs), 0
