@@ -87,7 +87,10 @@ def main() -> None:
     parser.add_argument("--passages", type=int, default=100_000)
     parser.add_argument("--queries", type=int, default=200)
     options = parser.parse_args()
-    with random_model(hidden=64, layers=1, intermediate=128, heads=4, kv_heads=2) as folder, TemporaryDirectory() as name:
+    with (
+        random_model(hidden=64, layers=1, intermediate=128, heads=4, kv_heads=2) as folder,
+        TemporaryDirectory() as name,
+    ):
         model = GritLM(folder, mode="embedding")
         files, uri = Path(name) / "files", Path(name) / "store"
         files.mkdir()

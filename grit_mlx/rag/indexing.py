@@ -6,7 +6,7 @@ import hashlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -109,6 +109,7 @@ def plan_from(
     *,
     field: str | None = None,
     keep_missing: bool = False,
+    published: Collection[str] | None = None,
 ) -> Plan:
     """Compare files with what is stored; counts what it finds in ``report``.
 
@@ -118,6 +119,8 @@ def plan_from(
         report: is added to.
         field: of tables, the field that holds the text; a table that was read by another one is read again.
         keep_missing: leave passages of deleted files in the store.
+        published: keys of the contents that readers see, where an interrupted run left others beside them. Of files
+            that this run does not read only these are kept: it must not publish halves. None where it left nothing.
     """
     plan = Plan()
     present = set()
@@ -131,6 +134,7 @@ def plan_from(
             # It may be readable again tomorrow: what is stored of it stays.
             report.skipped["unreadable"] += 1
             report.problems.append((name, error.strerror or str(error)))
+            plan.stale += _unfinished(states, published)
             continue
         key = _key(name, content_hash, field if kind_of(path).rows else None)
         plan.stale += [other for other in states if other != key]
@@ -147,7 +151,18 @@ def plan_from(
             plan.stale += states
             plan.gone.append(name)
             report.removed += 1
+        elif name not in present:
+            plan.stale += _unfinished(states, published)
     return plan
+
+
+def _unfinished(states: Mapping[str, FileState], published: Collection[str] | None) -> list[str]:
+    """The keys that an interrupted run left of a file, and did not finish."""
+    if published is None:
+        return []
+    # Where what readers see is gone already, the run had written everything, and was about to be published.
+    kept = {key for key in states if key in published} or {key for key, state in states.items() if state.complete}
+    return [key for key in states if key not in kept]
 
 
 def _lies_in(name: str, unreadable: set[str]) -> bool:

@@ -237,7 +237,8 @@ class Store:
                 about = {**self._fingerprint, "passage_tokens": self.passage_tokens, "overlap": self.overlap}
                 table.create(model.embedding_size, about)
             check_fingerprint(table.fingerprint, self._fingerprint, uri=self.uri)
-            plan = plan_from(walked, table.files(), report, field=field, keep_missing=keep_missing)
+            published = None if table.is_published else PassageTable(self.uri).file_keys()
+            plan = plan_from(walked, table.files(), report, field=field, keep_missing=keep_missing, published=published)
             write_passages(
                 table,
                 plan,
@@ -384,6 +385,8 @@ class Store:
             raise ArgumentError("Say which files to remove.")
         with writing(self._local / "writer.lock", wait=wait):
             table = PassageTable(self.uri, published=False)
+            if table.exists:
+                table.drop_unpublished()
             rows = list(table.rows_where(where)) if table.exists else []
             if not rows:
                 raise ArgumentError(f"The store {self.uri} holds no passages of {', '.join(paths)}.")

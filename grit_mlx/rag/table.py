@@ -285,6 +285,16 @@ class PassageTable:
         tags = self._table.tags.list()
         return _PUBLISHED in tags and int(tags[_PUBLISHED]["version"]) == self.version
 
+    def drop_unpublished(self) -> None:
+        """Go back to what readers see, from what an interrupted run left."""
+        if not self.is_published:
+            with _told(self.uri):
+                if _PUBLISHED in self._table.tags.list():
+                    self._table.checkout(_PUBLISHED)
+                    self._table.restore()
+                else:
+                    self._table.delete("true")
+
     def read_state(self) -> dict[str, Any]:
         """Small facts that were measured, such as the threshold of relevance."""
         if _STATE not in _tables(self._database):
@@ -310,6 +320,10 @@ class PassageTable:
                 state.rows += 1
                 state.complete |= last
         return found
+
+    def file_keys(self) -> set[str]:
+        """The contents of files that are stored."""
+        return {key for states in self.files().values() for key in states} if self.exists else set()
 
     def _scan(self, columns: Sequence[str], where: str | None = None, *, row_ids: bool = False) -> Iterator[Any]:
         query = self._table.search().select(list(columns)).limit(max(1, len(self)))

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from grit_mlx.errors import StoreBusyError
-from grit_mlx.rag import Store
+from grit_mlx.rag import Passage, Store, indexing
 from grit_mlx.rag.locking import writing
+from grit_mlx.rag.table import PassageTable
 from tests.rag.conftest import rows_of
 
 KILLS = int(os.environ.get("GRIT_TEST_KILLS", "4"))
@@ -146,6 +147,52 @@ def test_a_first_run_that_was_killed(
     shutil.rmtree(tmp_path / "store")
     make_store().index([files])
     assert rows_of(make_store()) == rows
+
+
+@pytest.fixture
+def stopped(make_store: Callable[..., Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder whose second run of indexing was stopped in the middle of its second file."""
+    files = tmp_path / "files"
+    files.mkdir()
+    for name in ("a", "b", "c"):
+        (files / f"{name}.txt").write_text(text_of(name, 1))
+    make_store().index([files])
+    for name in ("a", "b", "d"):
+        (files / f"{name}.txt").write_text(text_of(name, 2))
+    original = Store._read
+    monkeypatch.setattr(indexing, "_ROWS_AT_ONCE", 8)
+
+    def stop(self: Store, path: Path, field: str | None) -> Iterator[Passage]:
+        for number, passage in enumerate(original(self, path, field)):
+            if path.name == "b.txt" and number == 9:
+                raise KeyboardInterrupt
+            yield passage
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "_read", stop)
+        with pytest.raises(KeyboardInterrupt):
+            make_store().index([files])
+    left = [row.name for row in PassageTable(make_store().uri, published=False).rows_where()]
+    assert len(left) > len(make_store())  # there is something that must not be published
+    return files
+
+
+def test_another_folder_publishes_no_halves(make_store: Callable[..., Store], tmp_path: Path, stopped: Path) -> None:
+    before = rows_of(make_store())
+    other = tmp_path / "other.txt"
+    other.write_text("Another file.")
+    make_store().index([other])
+    assert rows_of(make_store()) == sorted([*before, (str(other), 1, 1, "Another file.")])
+    make_store().index([stopped])
+    texts = {content for *_, content in rows_of(make_store())}
+    assert "Paragraph 11 of b, version 2: word word word word end." in " ".join(texts)
+    assert not [text for text in texts if " of a, version 1" in text]
+
+
+def test_removing_publishes_no_halves(make_store: Callable[..., Store], stopped: Path) -> None:
+    before = rows_of(make_store())
+    make_store().remove([str(stopped / "c.txt")])
+    assert rows_of(make_store()) == [row for row in before if not row[0].endswith("c.txt")]
 
 
 def test_a_second_writer_is_told_or_waits(make_store: Callable[..., Store], folder: Path) -> None:
