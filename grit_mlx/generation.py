@@ -14,6 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx_lm.generate import GenerationResponse, batch_generate, stream_generate
 from mlx_lm.models.cache import KVCache, can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
 from mlx_lm.sample_utils import make_logits_processors, make_sampler
@@ -261,7 +262,8 @@ def _started(responses: Iterator[GenerationResponse]) -> Iterator[GenerationResp
         if "quantiz" in str(error) or "group size" in str(error):
             raise ArgumentError(f"The keys and values of this model cannot be quantised this way: {error}") from error
         raise
-    if not mx.all(mx.isfinite(mx.max(first.logprobs))).item():
+    # Not by an operation of mlx's: it would stand in line behind the next token, and hold this one back until then.
+    if not np.isfinite(np.max(np.array(first.logprobs.tolist()))):
         raise NonFiniteError(
             "The model computes NaN or infinity: its weights are damaged, or overflow their dtype. "
             "Download or convert it again, or load it with dtype='float32'."
