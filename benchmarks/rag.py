@@ -60,6 +60,7 @@ class Texts:
         if self._at + tokens > len(self._ids):
             self._at = 0
         self._at += tokens
+        # Joined and tokenised again they may be one more or less.
         return str(self._tokenizer.decode(self._ids[self._at - tokens : self._at]))
 
 
@@ -134,7 +135,8 @@ class Case:
         )
 
 
-def measure(model: GritLM, query: str, documents: list[str], rounds: int) -> dict[str, Any]:
+def measure(model: GritLM, texts: Texts, asked: int, lengths: list[int], rounds: int) -> dict[str, Any]:
+    query, documents = texts.next(asked), [texts.next(length) for length in lengths]
     with TemporaryDirectory() as name:
         case = Case(model, query, documents, Path(name))
         runs: dict[str, list[Times]] = {}
@@ -149,10 +151,9 @@ def measure(model: GritLM, query: str, documents: list[str], rounds: int) -> dic
                 runs.setdefault(side, []).append(run())
                 chosen = case.mode if side == "auto" else chosen
     seconds = {side: [round(min(times), 4) for times in zip(*runs[side], strict=True)] for side in runs}
-    tokens = model.tokenizer.encode
     row = {
-        "query_tokens": len(tokens(query, add_special_tokens=False)),
-        "document_tokens": sum(len(tokens(text, add_special_tokens=False)) for text in documents),
+        "query_tokens": asked,
+        "document_tokens": sum(lengths),
         "documents": len(documents),
         "auto_took": chosen,
         "seconds": seconds,  # to the first token, to the last
@@ -219,14 +220,13 @@ def main() -> None:
         model = GritLM(folder)
         model._engine_tokenizer._eos_token_ids = set()  # every run writes all of its tokens
         texts = Texts(model.tokenizer)
-        measure(model, texts.next(16), [texts.next(64)], 1)  # warms up
+        measure(model, texts, 16, [64], 1)  # warms up
         rows = []
         for length in options.documents:
             for asked in options.queries:
-                rows.append(measure(model, texts.next(asked), [texts.next(length)], options.rounds))
+                rows.append(measure(model, texts, asked, [length], options.rounds))
         for length in options.documents[1:]:
-            parts = [texts.next(length // 4) for _ in range(4)]
-            rows.append(measure(model, texts.next(64), parts, options.rounds))
+            rows.append(measure(model, texts, 64, [length // 4] * 4, options.rounds))
         save(
             f"rag-{machine()['device']}",
             {
