@@ -215,14 +215,21 @@ def drift_cells(drift: dict[str, float] | None) -> list[str]:
     return [f"{drift['kl_mean']:.1e}", f"{drift['largest_difference']:.4f}", f"{drift['same_token']:.0%}"]
 
 
+def curve_of(runs: Sequence[dict[str, Any]], length: int) -> list[dict[str, Any]]:
+    """The runs with a query of some length; none where they make no curve."""
+    found = [run for run in runs if run["query_tokens"] == length]
+    return found if len(found) > 1 else []
+
+
 def rag_curves(results: dict[str, Any], path: Path) -> None:
     """Seconds to the first token over the length of one document, a panel for each length of the query."""
     from matplotlib.figure import Figure
 
-    lengths = sorted({run["query_tokens"] for run in results["rows"]})
+    single = [run for run in results["rows"] if run["documents"] == 1]
+    lengths = [n for n in sorted({run["query_tokens"] for run in single}) if curve_of(single, n)]
     figure = Figure(figsize=(4 * len(lengths), 3.6), layout="constrained")
     for axes, length in zip(figure.subplots(1, len(lengths), squeeze=False)[0], lengths, strict=True):
-        runs = [run for run in results["rows"] if run["documents"] == 1 and run["query_tokens"] == length]
+        runs = curve_of(single, length)
         for side in RAG_SIDES:
             style = ":" if side == "floor" else "--" if side in ("prompt file", "auto") else "-"
             points = [(run["document_tokens"], run["seconds"][side][0]) for run in runs]
