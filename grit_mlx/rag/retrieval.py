@@ -168,24 +168,26 @@ class Retriever:
         if method == "bm25":
             return self._hits(words[:top], {}, dict(words))
         assert vector is not None
-        vectors, cosine_of = self._dense(vector, depth, where)
+        vectors, cosines_of = self._dense(vector, depth, where)
         if method == "dense":
             return self._hits(vectors[:top], dict(vectors), {})
         ranked = fuse([[row for row, _ in vectors], [row for row, _ in words]])[:top]
         known = dict(vectors)
-        cosines = {row: known[row] if row in known else cosine_of(row) for row, _ in ranked}
-        return self._hits(ranked, cosines, dict(words))
+        known.update(cosines_of([row for row, _ in ranked if row not in known]))
+        return self._hits(ranked, known, dict(words))
 
     def _dense(
         self, vector: NDArray[np.float32], depth: int, where: str | None
-    ) -> tuple[list[tuple[int, float]], Callable[[int], float]]:
-        """The nearest rows, and what tells the cosine of any other."""
+    ) -> tuple[list[tuple[int, float]], Callable[[Sequence[int]], Mapping[int, float]]]:
+        """The nearest rows, and what tells the cosines of any others."""
         unit = vector / max(float(np.linalg.norm(vector)), 1e-12)
         if self.approximate:
-            return self.table.nearest(unit, depth, where), lambda row: self.table.cosine(row, unit)
+            return self.table.nearest(unit, depth, where), lambda rows: self.table.cosines(rows, unit)
         scores = self.exact.cosines(unit)
         allowed = None if where is None else self.table.row_ids(where)
-        return self.exact.nearest(scores, depth, allowed), lambda row: float(scores[self.exact.position(row)])
+        return self.exact.nearest(scores, depth, allowed), lambda rows: {
+            row: float(scores[self.exact.position(row)]) for row in rows
+        }
 
     def _hits(
         self, ranked: Sequence[tuple[int, float]], cosines: Mapping[int, float], words: Mapping[int, float]

@@ -351,12 +351,15 @@ class PassageTable:
             found = query.to_arrow()
         return list(zip(found["_rowid"].to_pylist(), [1 - d for d in found["_distance"].to_pylist()], strict=True))
 
-    def cosine(self, row_id: int, unit: NDArray[np.float32]) -> float:
-        """Of one row's vector with a unit vector ``(E,)``."""
+    def cosines(self, row_ids: Sequence[int], unit: NDArray[np.float32]) -> dict[int, float]:
+        """Of some rows' vectors with a unit vector ``(E,)``."""
+        if not row_ids:
+            return {}
         with _told(self.uri):
-            found = self._table.take_row_ids([int(row_id)]).select([_VECTOR]).to_arrow()
-        stored = found[_VECTOR].combine_chunks().flatten().to_numpy().astype(np.float32)
-        return float(stored @ unit / max(float(np.linalg.norm(stored)), 1e-12))
+            found = self._table.take_row_ids([int(i) for i in row_ids]).select([_VECTOR]).with_row_id().to_arrow()
+        stored = found[_VECTOR].combine_chunks().flatten().to_numpy().astype(np.float32).reshape(found.num_rows, -1)
+        lengths = np.maximum(np.linalg.norm(stored, axis=1), 1e-12)
+        return dict(zip(found["_rowid"].to_pylist(), (stored @ unit / lengths).tolist(), strict=True))
 
     def matching(self, words: str, count: int, where: str | None = None) -> list[tuple[int, float]]:
         """Row numbers and BM25 scores of the rows that match some words best."""

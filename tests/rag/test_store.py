@@ -167,6 +167,10 @@ def test_approximate_search_finds_what_exact_search_finds(make_store: MakeStore,
     exact = make_store()
     texts = [hit.row.passage.text for hit in exact.search("Thing 77", method="dense", top=10)]
     assert len(wanted) == 10 and len(set(found) & set(texts)) >= 9
+    # What only its words found has its cosine as well.
+    known = {hit.row.id: hit.cosine for hit in exact.search("Thing 77", method="dense", top=len(exact))}
+    hits = small.search("Thing 77")
+    assert [hit.cosine for hit in hits] == [pytest.approx(known[hit.row.id], abs=1e-3) for hit in hits]
 
 
 def test_rerank_puts_what_makes_the_question_likely_first(make_store: MakeStore, model: GritLM, folder: Path) -> None:
