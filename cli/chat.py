@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from grit_mlx.generation import GenerationOptions
     from grit_mlx.gritlm import GritLM
 
-__all__ = ["EXAMPLES", "Conversation", "chat"]
+__all__ = ["EXAMPLES", "Conversation", "chat", "interruptible", "piped_lines", "typed_lines"]
 
 EXAMPLES = """
 Examples:
@@ -91,7 +91,7 @@ def chat(
     typed = console.stdin_is_terminal()
     if typed:
         console.note(f"{model_name(model)}: /help lists the commands, Ctrl-D leaves")
-    for line in _typed_lines() if typed else _piped_lines():
+    for line in typed_lines() if typed else piped_lines():
         try:
             if not _obey(line, conversation):
                 break
@@ -136,7 +136,7 @@ class Conversation:
         """
         turn = {"role": "user", "content": text}
         try:
-            with _interruptible() as stopped:
+            with interruptible() as stopped:
                 responses = self._grit.stream_responses([*self.messages, turn], cache=self._cache, **self._options)
                 answer = written(responses, show, stopped=stopped)
                 interrupted = stopped()
@@ -195,7 +195,7 @@ def _obey(line: str, conversation: Conversation) -> bool:
     return True
 
 
-def _typed_lines() -> Iterator[str]:
+def typed_lines() -> Iterator[str]:
     """Lines of a person at a terminal, with the editing and the history of readline where Python has it."""
     with suppress(ImportError):
         import readline  # noqa: F401 - input() uses it once it is imported
@@ -215,12 +215,13 @@ def _typed_lines() -> Iterator[str]:
             yield line.strip()
 
 
-def _piped_lines() -> Iterator[str]:
+def piped_lines() -> Iterator[str]:
+    """Lines of standard input that are not blank."""
     return (text.text for text in read_texts(STDIN, by="line"))
 
 
 @contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
+def interruptible() -> Iterator[Callable[[], bool]]:
     """Lends a question: has Ctrl-C been pressed? The first press only answers it; a second one interrupts.
 
     An exception in the middle of a step would leave some layers of the cache ahead of others.

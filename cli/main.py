@@ -31,6 +31,7 @@ from grit_mlx.cli import (
     generate,
     models,
     options,
+    rag,
     search,
     similarity,
     train,
@@ -95,6 +96,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
+rag_app = typer.Typer(cls=Commands, rich_markup_mode=None, help="Make files searchable, and answer from them.")
 models_app = typer.Typer(cls=Commands, rich_markup_mode=None, help="List, describe, download and choose models.")
 app.command(cls=options.Command, epilog=embed.EXAMPLES)(embed.embed)
 app.command(cls=options.Command, epilog=search.EXAMPLES)(search.search)
@@ -105,8 +107,15 @@ app.command("eval", cls=options.Command, epilog=evaluate.EXAMPLES)(evaluate.eval
 app.command(cls=options.Command, epilog=convert.EXAMPLES)(convert.convert)
 app.command(cls=options.Command, epilog=train.EXAMPLES)(train.train)
 app.command(cls=options.Command, epilog=fuse.EXAMPLES)(fuse.fuse)
+app.add_typer(rag_app, name="rag", epilog=rag.EXAMPLES)
 app.add_typer(models_app, name="models", epilog=models.EXAMPLES)
 app.command(cls=options.Command, epilog=doctor.EXAMPLES)(doctor.doctor)
+rag_app.command(cls=options.Command, epilog=rag.INDEX_EXAMPLES)(rag.index)
+rag_app.command(cls=options.Command, epilog=rag.ASK_EXAMPLES)(rag.ask)
+rag_app.command(cls=options.Command, epilog=rag.CHAT_EXAMPLES)(rag.chat)
+rag_app.command(cls=options.Command, epilog=rag.STATS_EXAMPLES)(rag.stats)
+rag_app.command(cls=options.Command, epilog=rag.REMOVE_EXAMPLES)(rag.remove)
+rag_app.command(cls=options.Command, epilog=rag.VERIFY_EXAMPLES)(rag.verify)
 models_app.command("list", cls=options.Command, epilog=models.LIST_EXAMPLES)(models.list_models)
 models_app.command(cls=options.Command, epilog=models.INFO_EXAMPLES)(models.info)
 models_app.command(cls=options.Command, epilog=models.PULL_EXAMPLES)(models.pull)

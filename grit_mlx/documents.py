@@ -218,7 +218,7 @@ def texts_from_lines(
     if by == "file":
         return joined_rows(rows)
     return (
-        replace(part, line=row.line, end_line=row.end_line)
+        replace(part, line=row.line, end_line=row.end_line, fields=row.fields)
         for row in rows
         for part in split(_newlines_only(row.text).split("\n"))
     )

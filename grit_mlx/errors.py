@@ -17,6 +17,8 @@
     │   └── NonFiniteError                the model computed NaN or infinity
     ├── MemoryLimitError (MemoryError)    one text alone does not fit into the device's memory
     ├── DocumentError                     a file of the user's cannot be read (has .path and .line)
+    ├── StoreError                        a store of passages cannot be opened, or is another model's
+    │   └── StoreBusyError                another process writes to it
     ├── OutputError                       a result cannot be written
     └── DependencyError (ImportError)     an optional package is not installed
 
@@ -44,6 +46,8 @@ __all__ = [
     "ModelNotFoundError",
     "NonFiniteError",
     "OutputError",
+    "StoreBusyError",
+    "StoreError",
     "TextError",
     "TokenizerError",
 ]
@@ -125,6 +129,14 @@ class DocumentError(GritError):
         super().__init__(message)
         self.path = str(path)
         self.line = line
+
+
+class StoreError(GritError):
+    """A store of passages cannot be opened, or belongs to another model."""
+
+
+class StoreBusyError(StoreError):
+    """Another process writes to the store."""
 
 
 class OutputError(GritError):

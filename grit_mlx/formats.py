@@ -23,6 +23,7 @@ __all__ = [
     "chat_tokens",
     "embedding_prompt",
     "literal_tokens",
+    "neutralised",
     "rag_prompt",
     "tokenize_texts",
 ]
@@ -140,6 +141,41 @@ def literal_tokens(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
 
 
+# GRIT's markers, in any letter case and with any blanks inside, such as "<|User |>".
+_MARKERS = re.compile(r"<(?=\s*\|\s*(?:user|assistant|embed|system)\s*\|\s*>)", re.IGNORECASE)
+
+
+def neutralised(tokenizer: Any, text: str) -> str:
+    """``text`` in which no marker of GRIT's and no special token of the tokenizer's is left.
+
+    A blank is put behind the first character of each: ``< |user|>``, ``< /s>``. Readers, model included, see what
+    was meant, but the tokens are no longer those that begin a turn or end one. For texts that come from documents:
+    the markers are plain text, so spelling out special tokens alone (``literal_tokens``) does not stop them.
+
+    Marked difference from the official code, where a document can end its own turn.
+    """
+    text = _MARKERS.sub("< ", text)
+    special = _special_pattern(tokenizer)
+    if special is None:
+        return text
+    # More than once only if a blank brings two halves of another token together.
+    for _ in range(3):
+        if special.search(text) is None:
+            return text
+        text = special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+    return special.sub("", text)
+
+
+def _special_pattern(tokenizer: Any) -> re.Pattern[str] | None:
+    """Finds the special tokens of a tokenizer, the longest first; None where it has none."""
+    special = sorted(
+        (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special),
+        key=len,
+        reverse=True,
+    )
+    return re.compile("|".join(map(re.escape, special))) if special else None
+
+
 def chat_tokens(
     tokenizer: Any,
     messages: Sequence[Message],
@@ -173,12 +209,7 @@ def _encode_untrusted(
     contents: Sequence[str],
 ) -> list[int]:
     """Tokens of ``render(contents)``, in which only what ``render`` itself wrote can be a special token."""
-    special = sorted(
-        (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special),
-        key=len,
-        reverse=True,
-    )
-    pattern = re.compile("|".join(map(re.escape, special))) if special else None
+    pattern = _special_pattern(tokenizer)
     if pattern is None or not any(pattern.search(content) for content in contents):
         return list(tokenizer.encode(render(contents), add_special_tokens=False))
     # Hide each such string behind a mark that no one can guess, render, then encode the pieces between the marks

@@ -14,6 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx_lm.generate import GenerationResponse, batch_generate, stream_generate
 from mlx_lm.models.cache import KVCache, can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
 from mlx_lm.sample_utils import make_logits_processors, make_sampler
@@ -21,7 +22,7 @@ from mlx_lm.sample_utils import make_logits_processors, make_sampler
 from grit_mlx.backend import is_out_of_memory
 from grit_mlx.errors import ArgumentError, MemoryLimitError, NonFiniteError
 
-__all__ = ["DocumentLayers", "GenerationOptions", "PromptCache", "generate_batch", "stream_responses"]
+__all__ = ["DocumentLayers", "GenerationOptions", "PromptCache", "copied_layers", "generate_batch", "stream_responses"]
 
 # Keys and values that a document left behind, one mlx-lm cache for each layer.
 DocumentLayers = Sequence[KVCache]
@@ -107,12 +108,17 @@ class PromptCache:
     Give the same object to every turn: each prompt is compared with the tokens that the cache holds, and only
     what follows the common beginning is computed. Any prompt is right, an unrelated one just starts anew.
 
+    Args:
+        base: keys and values of documents that every prompt continues; they are left as they are. ``tokens`` and
+            prompts do not count them.
+
     Attributes:
         tokens: the tokens whose keys and values are held.
         reused: how many tokens the last prompt did not have to compute.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, base: DocumentLayers = ()) -> None:
+        self.base = base
         self.tokens: list[int] = []
         self.reused = 0
         self.layers: list[Any] = []
@@ -135,7 +141,7 @@ class PromptCache:
         elif surplus:
             common = 0
         if not common:
-            self.layers = make_prompt_cache(model)
+            self.layers = copied_layers(self.base) or make_prompt_cache(model)
         self.tokens = list(tokens[:common])
         self.reused = common
         return list(tokens[common:])
@@ -146,7 +152,7 @@ class PromptCache:
         if offset is None:  # a recurrent state cannot tell, and cannot go back
             self.reset()
         else:
-            self.tokens = list(tokens[:offset])
+            self.tokens = list(tokens[: offset - (self.base[0].offset if self.base else 0)])
 
 
 def stream_responses(
@@ -182,7 +188,7 @@ def stream_responses(
         computed = cache.prepare(model, tokens)
         layers = cache.layers
     else:
-        layers = make_prompt_cache(model) if cache is None else [_copied(c) for c in cache]
+        layers = make_prompt_cache(model) if cache is None else copied_layers(cache)
     responses = stream_generate(
         model,
         tokenizer,
@@ -256,7 +262,8 @@ def _started(responses: Iterator[GenerationResponse]) -> Iterator[GenerationResp
         if "quantiz" in str(error) or "group size" in str(error):
             raise ArgumentError(f"The keys and values of this model cannot be quantised this way: {error}") from error
         raise
-    if not mx.all(mx.isfinite(mx.max(first.logprobs))).item():
+    # Not by an operation of mlx's: it would stand in line behind the next token, and hold this one back until then.
+    if not np.isfinite(np.max(np.array(first.logprobs.tolist()))):
         raise NonFiniteError(
             "The model computes NaN or infinity: its weights are damaged, or overflow their dtype. "
             "Download or convert it again, or load it with dtype='float32'."
@@ -290,6 +297,11 @@ def _begun(text: str, stop: Sequence[str]) -> int:
 
 def _cut(text: str, stop: Sequence[str]) -> str:
     return text[: min((at for at in map(text.find, stop) if at >= 0), default=len(text))]
+
+
+def copied_layers(layers: DocumentLayers) -> list[Any]:
+    """Caches that can grow while the document's own stay as they are."""
+    return [_copied(layer) for layer in layers]
 
 
 def _copied(cache: Any) -> Any:

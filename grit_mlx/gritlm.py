@@ -101,6 +101,7 @@ class GritLM:
         self.model = loaded.model
         self.config = loaded.config
         self.folder = loaded.folder
+        self.adapter = loaded.adapter
         # Programs written for the official package call the tokenizer itself; mlx-lm wants its wrapper.
         self.tokenizer = loaded.tokenizer._tokenizer
         self._engine_tokenizer = loaded.tokenizer

@@ -71,6 +71,7 @@ class LoadedModel:
         folder: where the model came from.
         shape: number of caches of one pass and E; None where embedding was not asked for.
         projection: weight ``(P, E)`` and bias ``(P,)`` or None, applied before pooling; None where there is none.
+        adapter: the folder of the adapter that was put on the model, if any.
     """
 
     model: nn.Module
@@ -80,6 +81,7 @@ class LoadedModel:
     folder: Path
     shape: tuple[int, int] | None
     projection: tuple[mx.array, mx.array | None] | None
+    adapter: Path | None = None
 
 
 def load(
@@ -138,6 +140,7 @@ def load(
         folder=folder,
         shape=shape,
         projection=_load_projection(*([] if adapter is None else [adapter]), folder),
+        adapter=adapter,
     )
 
 

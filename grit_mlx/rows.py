@@ -57,12 +57,12 @@ def _jsonl_rows(lines: Iterable[str], *, source: str, field: str | None, kind: s
         if line[end:].strip():
             problem = f"the JSON value ends before column {end + 1}. Put one value on each line."
             raise failure(problem, source, number)
-        yield Text(_row_text(value, field=field, source=source, line=number), source, number, number)
+        yield Text(_row_text(value, field=field, source=source, line=number), source, number, number, _fields(value))
 
 
 def _json_rows(lines: Iterable[str], *, source: str, field: str | None, kind: str) -> Iterator[Text]:
     for value, first, last in _json_values("\n".join(lines), source=source):
-        yield Text(_row_text(value, field=field, source=source, line=first), source, first, last)
+        yield Text(_row_text(value, field=field, source=source, line=first), source, first, last, _fields(value))
 
 
 def _json_values(text: str, *, source: str) -> Iterator[tuple[object, int, int]]:
@@ -120,6 +120,10 @@ def _json_value(decoder: json.JSONDecoder, text: str, start: int, *, source: str
     except ValueError as error:  # such as an integer of more digits than Python converts
         raise failure(f"the JSON value cannot be read ({error}).", source, line) from error
     return value, end
+
+
+def _fields(value: object) -> dict[str, object] | None:
+    return value if isinstance(value, dict) else None
 
 
 def _row_text(value: object, *, field: str | None, source: str, line: int) -> str:
@@ -182,7 +186,7 @@ def _csv_rows(lines: Iterable[str], *, source: str, field: str | None, kind: str
             counts = f"the row has {len(row)} columns, but the header has {len(header)}"
             advice = f'Put texts that contain {delimiter!r} into "quotes".'
             raise failure(f"{counts}. {advice}", source, first)
-        yield Text(row[column], source, first, reader.line_num)
+        yield Text(row[column], source, first, reader.line_num, dict(zip(header, row, strict=True)))
 
 
 def _csv_lines(lines: Iterable[str], *, source: str) -> Iterator[str]:

@@ -6,8 +6,8 @@ Nothing is held beyond the text being built, except by ``split_file``.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
 
 from grit_mlx.errors import ArgumentError
@@ -40,12 +40,15 @@ class Text:
         source: the path as given, or "-" for standard input.
         line: the first line it was taken from, from 1.
         end_line: the last line it was taken from, inclusive.
+        fields: of a row of JSON or CSV, all its fields, the text's own included; None elsewhere. Two texts are
+            equal whatever theirs are.
     """
 
     text: str
     source: str
     line: int
     end_line: int
+    fields: Mapping[str, object] | None = field(default=None, compare=False, repr=False)
 
 
 def check_chunking(chunk_size: int, overlap: int) -> None:

@@ -33,6 +33,7 @@ whole.
 | variable | meaning |
 |---|---|
 | `GRIT_MODEL` | the model to use where none is named; comes before the choice of `grit models use` |
+| `GRIT_STORE` | the store that `grit rag` uses where none is named |
 | `GRIT_HOME` | the folder in which that choice is kept |
 | `GRIT_BLAS` | on Linux: `bundled` for mlx's own BLAS, or the name of a library to load instead |
 | `HF_HOME`, `HF_TOKEN`, `HF_HUB_OFFLINE` | the hub's cache, its login, and `1` for never asking the network |
@@ -50,6 +51,13 @@ COMMANDS = (
     "convert",
     "train",
     "fuse",
+    "rag",
+    "rag index",
+    "rag ask",
+    "rag chat",
+    "rag stats",
+    "rag remove",
+    "rag verify",
     "models",
     "models list",
     "models info",

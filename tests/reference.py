@@ -37,20 +37,30 @@ def load_weights(folder: Path) -> dict[str, Array]:
     return weights
 
 
-def states(weights: Mapping[str, Array], config: Mapping[str, Any], ids: list[int], *, causal: bool) -> Array:
-    """Normed hidden states (L, E) of one sequence."""
+def states(
+    weights: Mapping[str, Array],
+    config: Mapping[str, Any],
+    ids: list[int],
+    *,
+    causal: bool,
+    seen: NDArray[np.bool_] | None = None,
+    positions: NDArray[np.int64] | None = None,
+) -> Array:
+    """Normed hidden states (L, E) of one sequence; ``seen`` (L, L) says who sees whom in place of ``causal``."""
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     size = config["hidden_size"] // heads
     length = len(ids)
     h = weights["model.embed_tokens.weight"][ids]
-    seen = np.tril(np.ones((length, length), dtype=bool)) if causal else np.ones((length, length), dtype=bool)
+    if seen is None:
+        seen = np.tril(np.ones((length, length), dtype=bool)) if causal else np.ones((length, length), dtype=bool)
+    positions = np.arange(length) if positions is None else positions
     for layer in range(config["num_hidden_layers"]):
         w = _below(weights, f"model.layers.{layer}.")
         x = _norm(h, w["input_layernorm.weight"], config["rms_norm_eps"])
         q, k, v = (
             (x @ w[f"self_attn.{name}_proj.weight"].T).reshape(length, -1, size).transpose(1, 0, 2) for name in "qkv"
         )  # (heads, L, D)
-        q, k = (_rotate(part, config["rope_theta"]) for part in (q, k))
+        q, k = (_rotate(part, config["rope_theta"], positions) for part in (q, k))
         k, v = (np.repeat(part, heads // kv_heads, axis=0) for part in (k, v))
         scores = np.where(seen, q @ k.transpose(0, 2, 1) / np.sqrt(size), -np.inf)
         attended = (_softmax(scores) @ v).transpose(1, 0, 2).reshape(length, -1)
@@ -63,6 +73,36 @@ def states(weights: Mapping[str, Array], config: Mapping[str, Any], ids: list[in
 def logits(weights: Mapping[str, Array], config: Mapping[str, Any], ids: list[int]) -> Array:
     """Logits (L, V) of one sequence, causal."""
     return states(weights, config, ids, causal=True) @ weights["lm_head.weight"].T
+
+
+def cached_logits(
+    weights: Mapping[str, Array],
+    config: Mapping[str, Any],
+    texts: list[list[int]],
+    ids: list[int],
+    *,
+    consecutive: bool,
+) -> Array:
+    """Logits (L, V) of ``ids`` that continue texts which were cached: each of these sees itself alone, and whole.
+
+    Args:
+        texts: the tokens of the cached texts.
+        ids: what follows them.
+        consecutive: whether each text stands after the one before; else all begin at position 0, as officially.
+    """
+    lengths = [*map(len, texts), len(ids)]
+    held, total = sum(lengths[:-1]), sum(lengths)
+    seen = np.zeros((total, total), dtype=bool)
+    positions = np.arange(total)
+    for i, length in enumerate(lengths[:-1]):
+        start = sum(lengths[:i])
+        seen[start : start + length, start : start + length] = True
+        if not consecutive:
+            positions[start : start + length] = np.arange(length)
+    seen[held:] = np.tril(np.ones((total, total), dtype=bool))[held:]
+    whole = [token for text in texts for token in text] + ids
+    h = states(weights, config, whole, causal=True, seen=seen, positions=positions)
+    return h[held:] @ weights["lm_head.weight"].T
 
 
 def greedy(weights: Mapping[str, Array], config: Mapping[str, Any], ids: list[int], count: int) -> list[int]:
@@ -117,10 +157,10 @@ def _experts(x: Array, w: Mapping[str, Array], config: Mapping[str, Any]) -> Arr
     return out
 
 
-def _rotate(x: Array, theta: float) -> Array:
+def _rotate(x: Array, theta: float, positions: NDArray[np.int64]) -> Array:
     """Rotary positions, the half-split form of Hugging Face's checkpoints; x is (heads, L, D)."""
     half = x.shape[-1] // 2
-    angles = np.arange(x.shape[1])[:, None] / theta ** (np.arange(half) / half)
+    angles = positions[:, None] / theta ** (np.arange(half) / half)
     first, second = x[..., :half], x[..., half:]
     return np.concatenate(
         [first * np.cos(angles) - second * np.sin(angles), second * np.cos(angles) + first * np.sin(angles)], axis=-1

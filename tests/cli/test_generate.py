@@ -192,7 +192,7 @@ def test_ctrl_c_stops_an_answer_and_keeps_what_came(
 
 
 def test_a_second_ctrl_c_interrupts(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(KeyboardInterrupt), chat_command._interruptible() as stopped:
+    with pytest.raises(KeyboardInterrupt), chat_command.interruptible() as stopped:
         os.kill(os.getpid(), signal.SIGINT)
         assert stopped()
         os.kill(os.getpid(), signal.SIGINT)

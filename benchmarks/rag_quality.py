@@ -1,0 +1,122 @@
+"""Quality of retrieval and of answers: nDCG@10 by way of searching, match by cache mode.
+
+    python benchmarks/rag_quality.py [--model NAME] [--answers N]
+
+Retrieval: each set of ../shared/data/dev goes into a store of its own, and is searched by words (BM25), by meaning
+(dense) and by both (hybrid). A document that was split counts where its first passage stands.
+
+Answers: "match" as in the paper (the gold answer, normalised as SQuAD does, stands in the answer of 16 tokens to the
+prompt with "The answer is" behind it). The development sets name documents and no answers, so questions with a short
+answer are taken from ../shared/data/train/generative/fairytaleqa_train: a model that was trained on these has seen
+them, and what can be compared are the modes of one model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import random
+import re
+import string
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import grit_mlx  # noqa: F401 - before mlx: it arranges the BLAS
+
+# isort: split
+import numpy as np
+from common import CORPORA, SHARED, machine, save
+
+from grit_mlx import GritLM
+from grit_mlx.evaluation.metrics import ndcg
+from grit_mlx.evaluation.retrieval import load_set
+from grit_mlx.formats import literal_tokens
+from grit_mlx.rag import Answerer, Document, Store
+from grit_mlx.rag.modes import MODES
+
+DEPTH = 10
+METHODS = ("bm25", "dense", "hybrid")
+ANSWERS = SHARED / "data" / "train" / "generative" / "fairytaleqa_train.jsonl.gz"
+
+
+def retrieval(model: GritLM, name: str, folder: Path) -> dict[str, Any]:
+    data: Any = load_set(SHARED / "data" / "dev" / name)
+    path = folder / f"{name}.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for key, text in data.documents.items():
+            file.write(json.dumps({"text": text, "id": key}) + "\n")
+    store = Store(folder / name, model)
+    store.index([path])
+    asked = [query for query in data.queries if data.relevant.get(query)]
+    vectors = model.encode_queries([data.queries[query] for query in asked])
+    scores: dict[str, float] = {}
+    for method in METHODS:
+        found = []
+        for query, vector in zip(asked, vectors, strict=True):
+            hits = store.search(data.queries[query], top=4 * DEPTH, method=method, vector=vector)
+            keys = [one.removeprefix("id=") for hit in hits for one in hit.row.passage.metadata if one[:3] == "id="]
+            found.append(ndcg(list(dict.fromkeys(keys)), data.relevant[query], depth=DEPTH))
+        scores[method] = round(float(np.mean(found)), 4)
+    row = {"set": name, "documents": len(data.documents), "passages": len(store), "queries": len(asked), **scores}
+    print(row, file=sys.stderr)
+    return row
+
+
+def normalised(text: str) -> str:
+    """As SQuAD's evaluation does: lower case, no punctuation, no articles, single blanks."""
+    text = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def questions(count: int) -> list[tuple[str, str, str]]:
+    """Document, question and answer; the answer is short and stands in the document."""
+    kept = []
+    with gzip.open(ANSWERS, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            asked, answer = json.loads(line)["text"]
+            document, _, question = asked.rpartition("\n\n")
+            if (
+                document
+                and len(answer.split()) <= 4
+                and normalised(answer)
+                and normalised(answer) in normalised(document)
+            ):
+                kept.append((document, question, answer))
+    return random.Random(0).sample(kept, count)
+
+
+def answers(model: GritLM, count: int) -> dict[str, Any]:
+    answerer = Answerer(model)
+    ending = literal_tokens(model.tokenizer, "The answer is")
+    asked = questions(count)
+    match: dict[str, float] = {}
+    for mode in MODES:
+        right = 0
+        for document, question, answer in asked:
+            layers, tokens = answerer.prompt(question, [Document(document)], cache=mode)
+            text = model.generate([*tokens, *ending], max_tokens=16, cache=layers or None)
+            right += normalised(answer) in normalised(text)
+        match[mode] = round(100 * right / count, 2)
+        print(f"{mode}: match {match[mode]}", file=sys.stderr)
+    return {"questions": count, "match": match}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(SHARED / "models" / "stories260k"))
+    parser.add_argument("--answers", type=int, default=100, help="questions that are answered; 0 for none")
+    options = parser.parse_args()
+    model = GritLM(options.model)
+    with TemporaryDirectory() as name:
+        rows = [retrieval(model, corpus, Path(name)) for corpus in CORPORA]
+    results = {"model": Path(options.model).name, "sets": rows}
+    if options.answers:
+        results["answers"] = answers(model, options.answers)
+    save(f"rag_quality-{machine()['device']}", results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""Keys and values of one text as a safetensors file: as they are, or in 8 or 4 bits.
+
+Shapes: H heads, L length, D head size.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.models.cache import KVCache
+
+from grit_mlx.atomic import atomic_path
+from grit_mlx.errors import OutputError
+
+__all__ = ["PRECISIONS", "bytes_of", "checksum", "load_layers", "rounded", "save_layers"]
+
+# Bits of a number at rest; None keeps what the model computed.
+PRECISIONS: Final[dict[str, int | None]] = {"full": None, "8": 8, "4": 4}
+
+_GROUP: Final = 64  # numbers that share a scale
+
+# What can be in a file, by safetensors' names: as NumPy reads it, and as mlx computes with it. NumPy has no bfloat16.
+_DTYPES: Final[dict[str, tuple[type[np.generic], mx.Dtype]]] = {
+    "F32": (np.float32, mx.float32),
+    "F16": (np.float16, mx.float16),
+    "BF16": (np.uint16, mx.bfloat16),
+    "U32": (np.uint32, mx.uint32),
+}
+
+
+def save_layers(path: Path, layers: Sequence[KVCache], *, precision: str) -> None:
+    """Write the caches of a text, a layer each; the file is whole or not there.
+
+    Raises:
+        OutputError: it cannot be written, as on a full disk.
+    """
+    arrays: dict[str, mx.array] = {}
+    for number, layer in enumerate(layers):
+        for name, kept in zip(("keys", "values"), _filled(layer), strict=True):
+            for part, array in _packed(kept, PRECISIONS[precision]).items():
+                arrays[f"{name}.{number}{part}"] = array
+    first, _ = _filled(layers[0])
+    metadata = {
+        "precision": precision,
+        "dtype": next(name for name, (_, dtype) in _DTYPES.items() if dtype == first.dtype),
+        "shapes": json.dumps([[array.shape for array in _filled(layer)] for layer in layers]),
+    }
+    with atomic_path(path) as temporary:
+        try:
+            mx.save_safetensors(str(temporary), arrays, metadata)
+        except RuntimeError as error:  # mlx's word for every failure to write
+            raise OutputError(f"Cannot write {path}: the disk is full or fails ({error}).") from error
+
+
+def load_layers(path: Path, *, crc: int) -> list[KVCache]:
+    """The caches in a file, which is mapped into memory: what is checked is what is computed with.
+
+    Args:
+        path: a file of ``save_layers``.
+        crc: its ``checksum``.
+
+    Raises:
+        ValueError: it was changed.
+        OSError: it cannot be read.
+    """
+    content = _mapped(path)
+    if zlib.crc32(content) != crc:
+        raise ValueError(f"{path} has changed since it was written")
+    start = 8 + int.from_bytes(content[:8], "little")
+    header: dict[str, Any] = json.loads(content[8:start])
+    about = header.pop("__metadata__")
+    arrays = {name: _array(content, start, entry) for name, entry in header.items()}
+    bits, (_, dtype) = PRECISIONS[about["precision"]], _DTYPES[about["dtype"]]
+    layers = []
+    for number, shapes in enumerate(json.loads(about["shapes"])):
+        named = zip((f"keys.{number}", f"values.{number}"), shapes, strict=True)
+        layers.append(_cache(*(_unpacked(arrays, name, shape, bits, dtype) for name, shape in named)))
+    mx.eval([(layer.keys, layer.values) for layer in layers])
+    return layers
+
+
+def rounded(layers: Sequence[KVCache], *, precision: str) -> list[KVCache]:
+    """The caches as they come back from a file of some precision."""
+    bits = PRECISIONS[precision]
+
+    def once(array: mx.array) -> mx.array:
+        packed = {f"x{part}": value for part, value in _packed(array, bits).items()}
+        return _unpacked(packed, "x", array.shape, bits, array.dtype)
+
+    return [_cache(*map(once, _filled(layer))) for layer in layers]
+
+
+def checksum(path: Path) -> int:
+    """CRC-32 of a file: gigabytes a second, and no accident gets past it."""
+    return zlib.crc32(_mapped(path))
+
+
+def bytes_of(layers: Sequence[KVCache], *, precision: str = "full") -> int:
+    """Bytes that the numbers of some caches take, in memory or in a file of some precision."""
+    bits = PRECISIONS[precision]
+    # Nothing is computed: mlx knows the size of an array before its numbers.
+    return sum(part.nbytes for layer in layers for array in _filled(layer) for part in _packed(array, bits).values())
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _array(content: mmap.mmap, start: int, entry: Mapping[str, Any]) -> mx.array:
+    stored, computed = _DTYPES[entry["dtype"]]
+    begin, end = entry["data_offsets"]
+    numbers = np.frombuffer(content, stored, count=(end - begin) // np.dtype(stored).itemsize, offset=start + begin)
+    array = mx.array(numbers.reshape(entry["shape"]))  # a copy
+    return array.view(computed) if computed == mx.bfloat16 else array
+
+
+def _filled(layer: KVCache) -> tuple[mx.array, mx.array]:
+    """A cache's keys and values ``(1, H, L, D)``, without the room that mlx-lm keeps behind them."""
+    assert layer.keys is not None and layer.values is not None
+    return layer.keys[..., : layer.offset, :], layer.values[..., : layer.offset, :]
+
+
+def _cache(keys: mx.array, values: mx.array) -> KVCache:
+    layer = KVCache()
+    layer.keys, layer.values, layer.offset = keys, values, keys.shape[2]
+    return layer
+
+
+def _packed(array: mx.array, bits: int | None) -> dict[str, mx.array]:
+    """``(1, H, L, D)`` as the arrays that are stored, by the ends of their names."""
+    if bits is None:
+        return {"": mx.contiguous(array)}
+    # Token by token, the heads of a token side by side: heads may be smaller than a group.
+    flat = array.transpose(0, 2, 1, 3).reshape(-1)
+    rows = mx.pad(flat, (0, -flat.size % _GROUP)).reshape(-1, _GROUP)
+    weights, scales, *biases = mx.quantize(rows, group_size=_GROUP, bits=bits)
+    return {"": weights, ".scales": scales, ".biases": biases[0]}
+
+
+def _unpacked(
+    arrays: Mapping[str, mx.array], name: str, shape: Sequence[int], bits: int | None, dtype: mx.Dtype
+) -> mx.array:
+    if bits is None:
+        return arrays[name]
+    _, H, L, D = shape
+    rows = mx.dequantize(
+        arrays[name], arrays[f"{name}.scales"], arrays[f"{name}.biases"], group_size=_GROUP, bits=bits
+    ).astype(dtype)
+    return rows.reshape(-1)[: H * L * D].reshape(1, L, H, D).transpose(0, 2, 1, 3)

@@ -1,0 +1,222 @@
+"""``grit rag``: indexing, asking, talking, looking after a store; every failure a sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grit_mlx.cli.rag import bytes_of_size
+from grit_mlx.errors import GritError
+from grit_mlx.rag import Answerer
+
+Grit = Any
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to index, in which the commands run."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GRIT_STORE", raising=False)
+    root = tmp_path / "notes"
+    root.mkdir()
+    (root / "ships.md").write_text("# Ships\n\nA keel keeps a ship upright.\n\nThe mast carries the sails.\n")
+    (root / "bread.txt").write_text("Bread rises because yeast eats sugar.\n")
+    (root / "rows.jsonl").write_text(
+        '{"text": "An anchor holds.", "year": 1999}\n{"text": "A buoy floats.", "year": 1}\n'
+    )
+    return root
+
+
+@pytest.fixture
+def indexed(grit: Grit, folder: Path) -> Path:
+    assert grit("rag", "index", folder).code == 0
+    return folder
+
+
+def test_index_tells_what_it_did(grit: Grit, folder: Path) -> None:
+    (folder / "bad.txt").write_bytes(bytes(range(256)))
+    run = grit("rag", "index", "notes")
+    assert run.code == 0
+    assert run.out.startswith("Files: 3 new. 4 passages embedded in ") and run.out.endswith("; .grit holds 4.\n")
+    assert "bad.txt: " in run.err and "skipped: 1 binary or damaged" in run.err
+    (folder / "bread.txt").unlink()
+    (folder / "ships.md").write_text("Sails.\n")
+    values = json.loads(grit("rag", "index", "notes", "--json").out)
+    assert (values["changed"], values["removed"], values["unchanged"], values["total"]) == (1, 1, 1, 3)
+    assert values["problems"][0]["source"] == str(folder / "bad.txt") and values["skipped"] == {"binary": 1}
+
+
+def test_dry_run_counts_only(grit: Grit, folder: Path) -> None:
+    run = grit("rag", "index", "notes", "--dry-run")
+    assert run.out.startswith("3 files to embed, 0 unchanged: 4 passages, ")
+    assert not Path(".grit").exists()
+    values = json.loads(grit("rag", "index", "notes", "--dry-run", "--json").out)
+    assert values["cache_bytes"]["full"] > values["cache_bytes"]["8"] > values["cache_bytes"]["4"] > 0
+    assert grit("rag", "index", "notes", "--cache-ahead", "all").code == 0
+    files = list(Path(".grit/caches").glob("??/*.safetensors"))
+    held = sum(path.stat().st_size - 8 - int.from_bytes(path.read_bytes()[:8], "little") for path in files)
+    assert len(files) == 4 and held == pytest.approx(values["cache_bytes"]["full"], rel=0.05)
+
+
+def test_ask_answers_and_names_its_sources(grit: Grit, indexed: Path) -> None:
+    run = grit("rag", "ask", "What keeps a ship upright?", "--min-score", -1, "--max-tokens", 4, "--top", 4, "-v")
+    answer, _, sources = run.out.partition("\n\nSources:\n")
+    assert answer and len(sources.splitlines()) == 4
+    assert "notes/ships.md:1-5  0." in sources and "notes/rows.jsonl:2  0." in sources
+    assert "from caches" in run.err and "--max-tokens allows more" in run.err
+    again = grit(
+        "rag", "ask", "What keeps a ship upright?", "--min-score", -1, "--max-tokens", 4, "--cache", "doc", "-v"
+    )
+    assert again.out.startswith(answer)
+    assert "--cache doc: 0 tokens" not in again.err  # the first answer left them behind
+
+
+def test_ask_in_json(grit: Grit, indexed: Path) -> None:
+    for cache in ("none", "doc", "query", "doc-query", "query-doc", "auto"):
+        run = grit("rag", "ask", "What floats?", "--json", "--min-score", -1, "--max-tokens", 3, "--cache", cache)
+        values = json.loads(run.out)
+        assert values["mode"] == cache or cache == "auto"
+        assert values["answer"] and values["relevant"] and values["generated_tokens"] == 3
+        source = next(one for one in values["sources"] if one["source"].endswith("rows.jsonl") and one["line"] == 2)
+        assert source["text"] == "A buoy floats." and source["end_line"] == 2 and -1 <= source["cosine"] <= 1
+        assert 0 < values["seconds_to_first_token"] <= values["seconds"]
+
+
+def test_sources_alone(grit: Grit, indexed: Path) -> None:
+    run = grit("rag", "ask", "yeast", "--sources-only", "--method", "bm25")
+    assert run.out.startswith("notes/bread.txt:1  ") and run.out.count("\n") == 1
+    run = grit("rag", "ask", "yeast", "--no-generate", "--method", "bm25")
+    assert run.out.splitlines()[1] == "    Bread rises because yeast eats sugar."
+    run = grit("rag", "ask", "yeast", "--no-generate", "--min-score", -1, "--json", "--rerank", "--top", 2)
+    assert len(json.loads(run.out)["sources"]) == 2
+    run = grit("rag", "ask", "anchor", "--sources-only", "--min-score", -1, "--where", "year=1999")
+    assert run.out.startswith("notes/rows.jsonl:1  ") and run.out.count("\n") == 1
+    run = grit("rag", "ask", "anchor", "--sources-only", "--min-score", -1, "--path", "notes/*.md")
+    assert run.out.startswith("notes/ships.md:1-5  ") and run.out.count("\n") == 1
+
+
+def test_bm25_needs_no_model(grit: Grit, indexed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRIT_MODEL", "no-such-model")
+    assert grit("rag", "ask", "yeast", "--sources-only", "--method", "bm25").code == 0
+    for command in (["stats"], ["verify"], ["remove", "notes/bread.txt"]):
+        assert grit("rag", *command).code == 0
+
+
+def test_nothing_relevant_is_said(grit: Grit, indexed: Path) -> None:
+    run = grit("rag", "ask", "What floats?", "--min-score", 1)
+    assert (run.code, run.out) == (0, "Nothing relevant was found among 4 passages.\n")
+    assert "must be exceeded; --min-score -1 takes any" in run.err
+    values = json.loads(grit("rag", "ask", "What floats?", "--min-score", 1, "--json").out)
+    assert values == {"answer": None, "question": "What floats?", "relevant": False, "sources": []}
+
+
+def test_chat(grit: Grit, indexed: Path) -> None:
+    lines = "What floats?\n/sources\nAnd what holds?\n/help\n/reset\n/quit\nnot read\n"
+    run = grit("rag", "chat", "--min-score", -1, "--max-tokens", 3, "--top", 1, stdin=lines)
+    assert run.code == 0
+    assert run.out.count("Sources:\n") == 2 and "/sources    where" in run.out
+    assert "the conversation is forgotten" in run.err
+    run = grit("rag", "chat", "--min-score", -1, stdin="/dance\n")
+    assert run.code == 1 and "There is no command /dance" in run.err
+
+
+def test_ctrl_c_stops_the_answer_and_keeps_the_sources(
+    grit: Grit, indexed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Answerer._written
+
+    def pressed(self: Answerer, *args: Any) -> Any:
+        for number, piece in enumerate(original(self, *args)):
+            if number == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield piece
+
+    monkeypatch.setattr(Answerer, "_written", pressed)
+    run = grit("rag", "ask", "What floats?", "--min-score", -1, "--max-tokens", 400)
+    assert run.code == 0 and "Sources:\nnotes/" in run.out
+
+
+def test_ctrl_c_while_indexing(grit: Grit, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from grit_mlx.rag.store import Store
+
+    original = Store._read
+
+    def pressed(self: Store, path: Path, field: str | None) -> Any:
+        if path.name == "ships.md":
+            raise KeyboardInterrupt
+        return original(self, path, field)
+
+    monkeypatch.setattr(Store, "_read", pressed)
+    run = grit("rag", "index", "notes")
+    assert run.code == 130 and "goes on from there" in run.err
+    assert grit("rag", "stats").code == 1  # nothing was published
+    monkeypatch.setattr(Store, "_read", original)
+    assert "holds 4." in grit("rag", "index", "notes").out
+
+
+def test_stats_remove_verify(grit: Grit, indexed: Path) -> None:
+    assert "passages        4 of at most 256 tokens, overlap 32\n" in grit("rag", "stats").out
+    values = json.loads(grit("rag", "stats", "--json").out)
+    assert (values["files"], values["passages"], values["model"]) == (3, 4, "mistral")
+    run = grit("rag", "verify")
+    assert (run.code, run.out) == (0, "")
+    (indexed / "bread.txt").write_text("changed")
+    run = grit("rag", "verify")
+    assert run.code == 1 and run.out == f"{indexed / 'bread.txt'} has changed since it was indexed.\n"
+    run = grit("rag", "remove", "notes/bread.txt", "notes/*.md")
+    assert run.code == 0 and "2 files removed from .grit" in run.err
+    assert json.loads(grit("rag", "stats", "--json").out)["files"] == 1
+
+
+def test_another_model_is_refused(grit: Grit, indexed: Path, tiny_mixtral: Path) -> None:
+    run = grit("rag", "ask", "What floats?", "--model", tiny_mixtral)
+    assert run.code == 1 and run.out == ""
+    assert "was made with another model (mistral; now mixtral). What differs: the weights" in run.err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["ask", "x"], "There is no store at"),
+        (["stats", "--store", "elsewhere"], "There is no store at"),
+        (["ask", " "], "The question is empty."),
+        (["index", "nothing"], "There is no file or folder 'nothing'."),
+        (["index", "notes", "--passage-tokens", "16", "--overlap", "16"], "overlap must be from 0"),
+    ],
+)
+def test_failures_are_sentences(grit: Grit, folder: Path, args: list[str], message: str) -> None:
+    run = grit("rag", *args)
+    assert (run.code, run.out) == (1, "")
+    assert run.err.startswith("error: ") and message in run.err and run.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["index", "notes", "--cache-budget", "much"], "'much' is no size"),
+        (["index", "notes", "--cache-ahead", "some"], "'some' is neither a number nor 'all'"),
+        (["ask", "x", "--cache", "both"], "'both' is not one of"),
+        (["ask", "x", "--top", "0"], "Invalid value for '--top'"),
+    ],
+)
+def test_wrong_usage(grit: Grit, folder: Path, args: list[str], message: str) -> None:
+    run = grit("rag", *args)
+    assert run.code == 2 and message in " ".join(run.err.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("0", 0), ("500MB", 500_000_000), ("1.5 gb", 1_500_000_000), ("7k", 7000), ("none", None)]
+)
+def test_sizes(text: str, count: int | None) -> None:
+    assert bytes_of_size(text) == count
+
+
+def test_errors_of_the_library_are_of_one_tree() -> None:
+    from grit_mlx.errors import StoreBusyError, StoreError
+
+    assert issubclass(StoreBusyError, StoreError) and issubclass(StoreError, GritError)
