@@ -17,5 +17,8 @@ grit() {
     "$python" -c 'from grit_mlx.cli.main import main; main()' "$@"
 }
 grit train --config $recipe/train.yaml
-grit convert runs/grit-tiny/run -o runs/grit-tiny/grit-tiny -q --q-bits 6 --quant-predicate uniform
-"$python" $recipe/score.py runs/grit-tiny/run runs/grit-tiny/grit-tiny
+"$python" $recipe/finish.py runs/grit-tiny/run/checkpoints/step-00000575 runs/grit-tiny/final --layers 0.8
+grit convert runs/grit-tiny/final -o runs/grit-tiny/grit-tiny -q --q-bits 6 --quant-predicate uniform
+cp $recipe/CARD.md runs/grit-tiny/grit-tiny/README.md
+cp runs/grit-tiny/grit-tiny/* grit_mlx/models/grit-tiny
+"$python" $recipe/score.py --hybrid runs/grit-tiny/grit-tiny
