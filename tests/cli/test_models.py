@@ -89,6 +89,7 @@ def test_list_marks_the_default(grit: Grit, tmp_path: Path, monkeypatch: pytest.
 
 def test_list_of_nothing_tells_what_to_do(grit: Grit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "local_models", lambda: iter(()))
+    monkeypatch.setattr(hub, "embedded_model", lambda: None)
     monkeypatch.delenv("GRIT_MODEL")
     run = grit("models", "list")
     assert (run.code, run.out) == (0, "")
