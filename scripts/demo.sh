@@ -20,6 +20,6 @@ grit() {
 # No model is named: these use grit-tiny, which is inside the package, and no network.
 grit embed README.md
 grit search "how do I run the tests" README.md --top 3
-grit search "what keeps a boat upright?" scripts/demo.txt --top 1
+grit search "what makes dough get bigger?" scripts/demo.txt --top 1
 grit similarity "The cat sat on the mat." "A kitten lay on the rug."
 grit generate "What is a keel?" --max-tokens 40
