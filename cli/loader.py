@@ -11,7 +11,13 @@ from grit_mlx.cli import console
 if TYPE_CHECKING:
     from grit_mlx.gritlm import GritLM
 
-__all__ = ["load_model", "model_name"]
+__all__ = ["EMBEDDED", "load_model", "model_name"]
+
+# Said by each command that uses the embedded model without being told to.
+EMBEDDED = (
+    "This is grit-tiny, the small English model inside grit-mlx: fit to try search, a beginner at writing. "
+    "For the real one: grit models pull gritlm-7b --bits 4, then grit models use gritlm-7b-4bit"
+)
 
 
 def load_model(
@@ -41,6 +47,8 @@ def load_model(
         GritError: as ``GritLM``.
     """
     folder = hub.resolve(name, revision=revision, trust_remote_code=trust_remote_code)
+    if name is None and folder == hub.embedded_model():
+        console.note(EMBEDDED)
     with console.status(f"Loading {model_name(name)}"):
         # Here, because it brings mlx and transformers: 1.2 seconds that a wrong name need not cost.
         from grit_mlx.gritlm import GritLM

@@ -226,11 +226,12 @@ class Embedder:
         causal = ATTENTION[self.settings.attn] == "causal"
         caches: Any = make_caches(self._layers, padding, causal=causal)
         states = self._states(mx.array(ids), cache=caches)  # (B, L, E)
-        if self._projection is not None:
-            weight, bias = self._projection
-            states = states.astype(mx.float32) @ weight.T
-            states = states if bias is None else states + bias
         vectors = pool(states, mx.array(pooled), self.settings.pooling)
+        if self._projection is not None:
+            # Every pooling is a weighted mean, so this is the official map of each state, at a fraction of the work.
+            weight, bias = self._projection
+            vectors = vectors @ weight.T
+            vectors = vectors if bias is None else vectors + bias
         mx.eval(vectors)
         return np.array(vectors), split_document_caches(caches, lengths.tolist()) if keep else []
 

@@ -74,7 +74,7 @@ def test_downloads(server: FakeHub, tmp_path: Path) -> None:
     assert "GritLM--GritLM-7B" in str(alias[0])
     assert missing[0] == "ModelNotFoundError" and "The hub has no model 'own/none', or it is private" in str(missing[1])
     assert gated[0] == "DownloadError" and "accept its terms on its page on the hub, then log in" in str(gated[1])
-    assert local == ["GritLM/GritLM-7B", "own/tiny"]
+    assert local == ["grit-tiny", "GritLM/GritLM-7B", "own/tiny"]
 
 
 def test_revisions_are_pinned(server: FakeHub, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def test_quantized_weights_stay_or_are_widened(
     def names(**options: Any) -> set[str]:
         return set(parameters(load(folder, **options).model))
 
-    with caplog.at_level(logging.INFO, logger="grit_mlx"):
+    with caplog.at_level(logging.DEBUG, logger="grit_mlx"):
         widened = names()
     assert not any(name.endswith(".scales") for name in widened)
     assert "widened to float32" in caplog.text
@@ -104,6 +105,32 @@ def test_quantized_weights_stay_or_are_widened(
     with caplog.at_level(logging.WARNING, logger="grit_mlx"):
         assert any(name.endswith(".scales") for name in names())
     assert "The weights stay as they are stored, which computes slowly on a CPU" in caplog.text
+
+
+def test_a_token_table_that_is_only_looked_up_stays_packed(model_copy: Copy, tmp_path: Path) -> None:
+    folder = tmp_path / "quantized"
+    mlx_convert(str(model_copy()), str(folder), quantize=True, q_bits=4, q_group_size=32)
+    looked_up, whole = (GritLM(folder, mode=mode, dtype="float32") for mode in ("embedding", "unified"))
+    if backend.device().kind == "cpu":
+        assert "model.embed_tokens.scales" in parameters(looked_up.model)
+        assert "model.embed_tokens.scales" not in parameters(whole.model)
+    np.testing.assert_array_equal(looked_up.encode(TEXTS), whole.encode(TEXTS))
+
+
+def test_matrices_turned_for_the_reference_blas_are_the_same(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = GritLM(tiny_model, dtype="float32")
+    device = replace(backend.device(), blas="bundled")
+    monkeypatch.setattr(backend, "device", lambda: device)
+    turned = GritLM(tiny_model, dtype="float32")
+    np.testing.assert_allclose(turned.encode(TEXTS), before.encode(TEXTS), atol=1e-6)
+    for name, value in parameters(turned.model).items():
+        assert np.array_equal(value, parameters(before.model)[name]), name
+    mx.save_safetensors(str(tmp_path / "saved.safetensors"), parameters(turned.model))
+    saved: Any = mx.load(str(tmp_path / "saved.safetensors"))
+    for name, value in parameters(before.model).items():
+        assert np.array_equal(value, saved[name]), name
 
 
 def test_bfloat16_is_widened_on_a_cpu(model_copy: Copy, tiny_model: Path) -> None:

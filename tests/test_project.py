@@ -51,7 +51,7 @@ WITHIN_A_LAYER: frozenset[tuple[str, str]] = frozenset()
 PICKLES = {"_pickle", "cloudpickle", "dill", "joblib", "pickle", "shelve"}
 
 # Tracked files above 1 MiB that have a reason.
-LARGE_FILES: frozenset[str] = frozenset()
+LARGE_FILES = frozenset({"grit_mlx/models/grit-tiny/model.safetensors"})
 
 # Paths that exist on one machine only, and addresses that only one network or one account can reach.
 PRIVATE = {

@@ -18,6 +18,7 @@ import numpy as np
 
 from grit_mlx.attention import backbone, embedding_caches
 from grit_mlx.batching import plan_batches
+from grit_mlx.errors import ArchitectureError
 from grit_mlx.pooling import AVERAGING, pool
 from grit_mlx.settings import ATTENTION, Settings
 from grit_mlx.training import losses
@@ -29,7 +30,7 @@ from grit_mlx.training.router import Routers, expert_sums
 from grit_mlx.training.settings import TrainingSettings
 from grit_mlx.training.tokens import TokenizedChat, TokenizedText
 
-__all__ = ["StepResult", "Trainee", "TrainingStep"]
+__all__ = ["StepResult", "Trainee", "TrainingStep", "plain_head"]
 
 # Where mx.compile is used, lengths are rounded up to this: each new shape is compiled anew.
 _COMPILED_LENGTHS = 64
@@ -96,6 +97,7 @@ class _Chunk:
         ids: ``(B, L)``.
         real: ``(B, L)`` boolean, false on padding.
         marked: ``(B, L)``: tokens to be pooled (boolean), or labels.
+        before: ``(N,)``: positions in the flat batch whose next token is learned; None for rows that are embedded.
         seed: of the dropout, so that it is the same in both passes of GradCache.
     """
 
@@ -104,6 +106,7 @@ class _Chunk:
     real: mx.array
     marked: mx.array
     seed: int
+    before: mx.array | None = None
 
 
 class TrainingStep:
@@ -140,6 +143,8 @@ class TrainingStep:
         self._routers = routers
         self._router_factor = router_factor
         self._length_step = _COMPILED_LENGTHS if compiled else 1
+        # Their number differs from chunk to chunk, and mx.compile would compile each anew.
+        self._head = None if compiled or not training.generates else plain_head(trainee.model)
         state = [trainee.state, mx.random.state]
         wrap: Callable[..., Any] = partial(mx.compile, inputs=state, outputs=state) if compiled else _same
         self._represent = wrap(self._representations)
@@ -265,7 +270,7 @@ class TrainingStep:
         for chunk in self._generative_chunks(batch, seed):
             mx.random.seed(chunk.seed)
             scale = self._scale(batch)
-            (_, parts), gradients = self._next_tokens(chunk.ids, chunk.real, chunk.marked, scale, shares)
+            (_, parts), gradients = self._next_tokens(chunk.ids, chunk.real, chunk.marked, chunk.before, scale, shares)
             total = add_gradients(total, gradients)
             found = {name: found.get(name, mx.array(0.0)) + value for name, value in parts.items()}
             mx.eval(found)
@@ -277,7 +282,9 @@ class TrainingStep:
         shares = self._expert_shares(batch, seed=0)
         found: dict[str, mx.array] = {}
         for chunk in self._generative_chunks(batch, seed=0):
-            _, parts = self._generative_chunk(chunk.ids, chunk.real, chunk.marked, self._scale(batch), shares)
+            _, parts = self._generative_chunk(
+                chunk.ids, chunk.real, chunk.marked, chunk.before, self._scale(batch), shares
+            )
             found = {name: found.get(name, mx.array(0.0)) + value for name, value in parts.items()}
             mx.eval(found)
         return _numbers(self._world.sum(found))
@@ -289,7 +296,9 @@ class TrainingStep:
             ids, real = _padded([chats[i].ids for i in rows], self._length_step)
             learned, _ = _padded([chats[i].learned for i in rows], self._length_step)
             labels = np.where(learned.astype(bool), ids, losses.IGNORED)
-            chunks.append(_Chunk(rows, mx.array(ids), mx.array(real), mx.array(labels), self._seed(seed + 1, rows)))
+            before = np.flatnonzero(np.pad(labels[:, 1:] != losses.IGNORED, ((0, 0), (0, 1))))
+            arrays = mx.array(ids), mx.array(real), mx.array(labels)
+            chunks.append(_Chunk(rows, *arrays, self._seed(seed + 1, rows), mx.array(before)))
         return chunks
 
     def _scale(self, batch: Sequence[TokenizedChat]) -> mx.array:
@@ -315,18 +324,36 @@ class TrainingStep:
         return {"share": self._world.sum({"counts": counts})["counts"] / tokens, "tokens": tokens}
 
     def _generative_chunk(
-        self, ids: mx.array, real: mx.array, labels: mx.array, scale: mx.array, shares: Mapping[str, mx.array]
+        self,
+        ids: mx.array,
+        real: mx.array,
+        labels: mx.array,
+        before: mx.array | None,
+        scale: mx.array,
+        shares: Mapping[str, mx.array],
     ) -> tuple[mx.array, dict[str, mx.array]]:
         if self._routers is None:
-            found = {"generative": losses.next_token_sum(self.trainee.model(ids), labels) * scale}
+            found = {"generative": self._next_token_sum(ids, labels, before) * scale}
             total = found["generative"] * self.training.generative_factor
         else:
             with self._routers.noting() as logits:
-                found = {"generative": losses.next_token_sum(self.trainee.model(ids), labels) * scale}
+                found = {"generative": self._next_token_sum(ids, labels, before) * scale}
             probability = expert_sums(logits, real, self._routers.experts_per_token)[0] / shares["tokens"]
             found["router"] = losses.balance_loss(probability, shares["share"])
             total = found["generative"] * self.training.generative_factor + found["router"] * self._router_factor
         return total, {**found, "total": total}
+
+    def _next_token_sum(self, ids: mx.array, labels: mx.array, before: mx.array | None) -> mx.array:
+        """Sum of the cross entropy of the learned tokens.
+
+        The head is most of a small model's work, and most tokens of a prompt are not learned: where the head is
+        known, it is computed for the others only.
+        """
+        if self._head is None or before is None:
+            return losses.next_token_sum(self.trainee.model(ids), labels)
+        states = backbone(self.trainee.model)(ids).reshape(ids.size, -1)[before]  # (N, E)
+        logits = self._head(states).astype(mx.float32)
+        return nn.losses.cross_entropy(logits, labels.reshape(-1)[before + 1], reduction="sum")
 
     # Chunks
 
@@ -336,6 +363,23 @@ class TrainingStep:
 
     def _seed(self, seed: int, rows: Sequence[int]) -> int:
         return int(np.random.default_rng([seed, self._world.rank, rows[0]]).integers(1 << 62))
+
+
+def plain_head(model: Any) -> Callable[[mx.array], mx.array] | None:
+    """The map from normed hidden states to logits, if it is one matrix and nothing else; proven on a few tokens.
+
+    Some architectures scale or cap what the matrix gives, and have no name for the whole.
+    """
+    try:
+        body: Any = backbone(model)
+    except ArchitectureError:
+        return None
+    head = getattr(model, "lm_head", None) or getattr(getattr(body, "embed_tokens", None), "as_linear", None)
+    if head is None:
+        return None
+    ids = mx.array([[0, 1, 2]])
+    same = mx.allclose(head(body(ids)), model(ids), rtol=1e-4, atol=1e-4)
+    return head if same.item() else None
 
 
 _DISTILLATION = {"cosine": losses.cosine_distillation, "similarity": losses.similarity_distillation}
