@@ -3,7 +3,8 @@
     python benchmarks/rag_quality.py [--model NAME] [--answers N]
 
 Retrieval: each set of ../shared/data/dev goes into a store of its own, and is searched by words (BM25), by meaning
-(dense) and by both (hybrid). A document that was split counts where its first passage stands.
+(dense) and by both, fused by ranks (rrf) and by scores (hybrid). A document that was split counts where its first
+passage stands.
 
 Answers: "match" as in the paper (the gold answer, normalised as SQuAD does, stands in the answer of 16 tokens to the
 prompt with "The answer is" behind it). The development sets name documents and no answers, so questions with a short
@@ -38,7 +39,7 @@ from grit_mlx.rag import Answerer, Document, Store
 from grit_mlx.rag.modes import MODES
 
 DEPTH = 10
-METHODS = ("bm25", "dense", "hybrid")
+METHODS = ("bm25", "dense", "rrf", "hybrid")
 ANSWERS = SHARED / "data" / "train" / "generative" / "fairytaleqa_train.jsonl.gz"
 
 

@@ -294,7 +294,7 @@ def rag_index(results: dict[str, Any]) -> str:
 
 
 def rag_quality(results: dict[str, Any]) -> str:
-    keys = ("set", "documents", "passages", "queries", "bm25", "dense", "hybrid")
+    keys = ("set", "documents", "passages", "queries", "bm25", "dense", "rrf", "hybrid")
     head = ["nDCG@10", *keys[1:]]
     parts = [described(results), table(head, [[row[key] for key in keys] for row in results["sets"]])]
     if "answers" in results:

@@ -78,7 +78,7 @@ def evaluate(
         typer.Option(
             "--hybrid",
             rich_help_panel=BASELINES,
-            help="Also each model's ranking fused with BM25's by reciprocal rank (extra 'eval').",
+            help="Also each model's ranking fused with BM25's, by their scores (extra 'eval').",
         ),
     ] = False,
     sentence_transformers: Annotated[

@@ -102,11 +102,11 @@ Top = Annotated[
     int, typer.Option("--top", "-n", metavar="COUNT", min=1, rich_help_panel=STORE, help="Passages to answer from.")
 ]
 Method = Annotated[
-    Literal["hybrid", "dense", "bm25"],
+    Literal["hybrid", "rrf", "dense", "bm25"],
     typer.Option(
-        metavar="hybrid|dense|bm25",
+        metavar="hybrid|rrf|dense|bm25",
         rich_help_panel=STORE,
-        help="Look for meaning (dense), for words (bm25), or for both and fuse the ranks.",
+        help="Look for meaning (dense), for words (bm25), or for both, fused by scores (hybrid) or by ranks (rrf).",
     ),
 ]
 Paths = Annotated[

@@ -29,7 +29,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # itself is its __init__ of public names.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"blas", "errors"}),
-    frozenset({"atomic", "attention", "backend", "batching", "checkpoints", "formats", "pooling", "progress"}),
+    frozenset(
+        {"atomic", "attention", "backend", "batching", "checkpoints", "formats", "fusion", "pooling", "progress"}
+    ),
     frozenset({"hub", "settings", "splitting", "vectors"}),
     frozenset({"rows", "vector_files"}),
     frozenset({"documents"}),

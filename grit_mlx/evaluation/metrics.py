@@ -12,24 +12,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["fused", "ndcg", "pearson", "ranked", "ranks", "recall", "reciprocal_rank", "spearman"]
-
-# Cormack, Clarke and Büttcher 2009, Reciprocal Rank Fusion: the constant they found good on all their data.
-_FUSION = 60
+__all__ = ["ndcg", "pearson", "ranked", "ranks", "recall", "reciprocal_rank", "spearman"]
 
 
 def ranked(scores: Mapping[str, float]) -> list[str]:
     """Ids of documents, best first; equal scores are ordered by id, the larger first, as trec_eval does."""
     return sorted(scores, key=lambda document: (scores[document], document), reverse=True)
-
-
-def fused(rankings: Sequence[Sequence[str]]) -> list[str]:
-    """Several rankings as one: each document's score is the sum of 1 / (60 + its rank) over those that hold it."""
-    scores: dict[str, float] = {}
-    for ranking in rankings:
-        for rank, document in enumerate(ranking, start=1):
-            scores[document] = scores.get(document, 0.0) + 1 / (_FUSION + rank)
-    return ranked(scores)
 
 
 def ndcg(ranking: Sequence[str], relevant: Mapping[str, float], *, depth: int = 10) -> float:

@@ -13,15 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from time import perf_counter
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from grit_mlx.evaluation.answers import AnswerLoss
-from grit_mlx.evaluation.metrics import fused, ndcg, pearson, recall, reciprocal_rank, spearman
+from grit_mlx.evaluation.metrics import ndcg, pearson, ranked, recall, reciprocal_rank, spearman
 from grit_mlx.evaluation.sets import LabelledSet, PairSet, RetrievalSet
 from grit_mlx.evaluation.systems import BM25System, DenseSystem, Rankings, System, Watch, unwatched
+from grit_mlx.fusion import fuse
 
 __all__ = ["Score", "evaluate", "fuse_rankings", "kind_of_set", "score_answers", "score_pairs", "score_rankings"]
 
@@ -132,7 +134,7 @@ def score_rankings(rankings: Rankings, data: RetrievalSet, depth: int) -> dict[s
     metrics = {"nDCG": ndcg, "MRR": reciprocal_rank, "recall": recall}
     return {
         f"{name}@{depth}": float(
-            np.mean([metric(rankings[query], data.relevant[query], depth=depth) for query in data.asked])
+            np.mean([metric(list(rankings[query]), data.relevant[query], depth=depth) for query in data.asked])
         )
         for name, metric in metrics.items()
     }
@@ -149,5 +151,9 @@ def score_answers(loss: AnswerLoss) -> dict[str, float]:
 
 
 def fuse_rankings(rankings: Sequence[Rankings], depth: int) -> Rankings:
-    """Rankings of the same queries as one, by reciprocal rank; the first 100 documents of each count."""
-    return {query: fused([one[query][:_FUSED_DEPTH] for one in rankings])[:depth] for query in rankings[0]}
+    """Rankings of the same queries as one, by their scores; the first 100 documents of each count."""
+    fused: Rankings = {}
+    for query in rankings[0]:
+        scores = fuse([dict(islice(one[query].items(), _FUSED_DEPTH)) for one in rankings])
+        fused[query] = {document: scores[document] for document in ranked(scores)[:depth]}
+    return fused

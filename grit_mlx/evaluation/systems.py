@@ -19,14 +19,15 @@ from grit_mlx.evaluation.answers import AnswerLoss, answer_loss
 from grit_mlx.evaluation.optional import optional
 from grit_mlx.evaluation.sets import AnswerSet, PairSet, RetrievalSet
 from grit_mlx.formats import embedding_prompt
+from grit_mlx.fusion import score_shares
 from grit_mlx.gritlm import GritLM
 from grit_mlx.progress import Progress
 from grit_mlx.vectors import largest
 
 __all__ = ["BM25System", "DenseSystem", "GritSystem", "Rankings", "SentenceTransformerSystem", "System", "Watch"]
 
-# For each query the ids of documents, best first.
-Rankings = dict[str, list[str]]
+# For each query the ids of documents, best first, with their scores: 1 for the best, 0 for the worst of all documents.
+Rankings = dict[str, dict[str, float]]
 
 # Shows work: called with what is being done and how much of it there is, it lends what is called as it goes on.
 Watch = Callable[[str, int], AbstractContextManager[Progress]]
@@ -85,9 +86,15 @@ class _Scoring(System):
             window = asked[at : at + _WINDOW]
             for query, scores in zip(window, score([data.queries[one] for one in window]), strict=True):
                 best = largest(scores, depth + 1)
-                names = [documents[i] for i in best if np.isfinite(scores[i])]
-                found[query] = [name for name in names if not _is_itself(data, query, name)][:depth]
+                hits = {documents[i]: float(scores[i]) for i in best if np.isfinite(scores[i])}
+                others = [name for name in hits if not _is_itself(data, query, name)][:depth]
+                lowest = self._lowest(scores)
+                found[query] = score_shares({name: hits[name] for name in others}, lowest)
         return found
+
+    def _lowest(self, scores: NDArray[np.float32]) -> float:
+        """The score of the worst document of a query, ``(D,)``."""
+        return float(scores.min(initial=np.inf, where=np.isfinite(scores)))
 
     @abstractmethod
     def _scorer(
@@ -312,6 +319,9 @@ class BM25System(_Scoring):
             return np.where(scores > 0, scores, -np.inf).astype(np.float32)
 
         return score
+
+    def _lowest(self, scores: NDArray[np.float32]) -> float:
+        return 0.0  # of a document without any word of the query
 
     def _words(self, texts: list[str]) -> list[list[str]]:
         stop = "en" if self._language == "english" else None

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from grit_mlx.rag.modes import choose_mode
     from grit_mlx.rag.passages import Passage, passages_of
     from grit_mlx.rag.rag import Found, Rag, Response
-    from grit_mlx.rag.retrieval import Hit, fuse, place_of
+    from grit_mlx.rag.retrieval import Hit, place_of
     from grit_mlx.rag.rotation import Rotation
     from grit_mlx.rag.store import Estimate, Store, StoreStats
     from grit_mlx.rag.walking import walk
@@ -71,7 +71,6 @@ __all__ = [
     "StoreStats",
     "Turn",
     "choose_mode",
-    "fuse",
     "passages_of",
     "place_of",
     "walk",

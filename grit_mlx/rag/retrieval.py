@@ -18,18 +18,18 @@ from numpy.typing import NDArray
 
 from grit_mlx import backend
 from grit_mlx.errors import ArgumentError
+from grit_mlx.fusion import fuse, rank_shares, score_shares
 from grit_mlx.rag.table import PassageTable, Row, is_remote, sql_text
 from grit_mlx.rag.walking import stored_name
 from grit_mlx.vectors import top_k
 
-__all__ = ["METHODS", "ExactIndex", "Hit", "Retriever", "condition", "exact_budget", "fuse", "place_of"]
+__all__ = ["METHODS", "ExactIndex", "Hit", "Retriever", "condition", "exact_budget", "place_of"]
 
-METHODS: Final = ("hybrid", "dense", "bm25")
+# Fused by scores, fused by ranks, by meaning, by words.
+METHODS: Final = ("hybrid", "rrf", "dense", "bm25")
 
-# Reciprocal rank fusion: Cormack, Clarke and Büttcher 2009, with their constant.
-_RRF: Final = 60
-# Ranks that each side contributes.
-_DEPTH: Final = 50
+# Items that each side contributes to what is fused.
+_DEPTH: Final = 100
 
 _LARGEST_EXACT: Final = 4 << 30  # bytes
 _EXACT_FRACTION: Final = 0.25  # of the free memory
@@ -163,31 +163,37 @@ class Retriever:
             raise ArgumentError(f"top must be at least 1, not {top}.")
         if not len(self.table):
             return []
-        depth = top if method != "hybrid" else max(_DEPTH, 2 * top)
+        depth = max(_DEPTH, 2 * top) if method in ("hybrid", "rrf") else top
         words = self.table.matching(question, depth, where) if method != "dense" else []
         if method == "bm25":
             return self._hits(words[:top], {}, dict(words))
         assert vector is not None
-        vectors, cosines_of = self._dense(vector, depth, where)
+        vectors, cosines_of, lowest = self._dense(vector, depth, where)
         if method == "dense":
             return self._hits(vectors[:top], dict(vectors), {})
-        ranked = fuse([[row for row, _ in vectors], [row for row, _ in words]])[:top]
         known = dict(vectors)
-        known.update(cosines_of([row for row, _ in ranked if row not in known]))
-        return self._hits(ranked, known, dict(words))
+        known.update(cosines_of([row for row, _ in words if row not in known]))
+        if method == "rrf":
+            sides = [rank_shares([row for row, _ in found]) for found in (vectors, words)]
+        else:
+            sides = [score_shares(known, lowest), score_shares(dict(words), 0.0)]
+        return self._hits(list(fuse(sides).items())[:top], known, dict(words))
 
     def _dense(
         self, vector: NDArray[np.float32], depth: int, where: str | None
-    ) -> tuple[list[tuple[int, float]], Callable[[Sequence[int]], Mapping[int, float]]]:
-        """The nearest rows, and what tells the cosines of any others."""
+    ) -> tuple[list[tuple[int, float]], Callable[[Sequence[int]], Mapping[int, float]], float]:
+        """The nearest rows, what tells the cosines of any others, and the lowest cosine of all."""
         unit = vector / max(float(np.linalg.norm(vector)), 1e-12)
         if self.approximate:
-            return self.table.nearest(unit, depth, where), lambda rows: self.table.cosines(rows, unit)
+            # Unrelated texts have a cosine of 0 or more with most models; only the shares' scale depends on it.
+            return self.table.nearest(unit, depth, where), lambda rows: self.table.cosines(rows, unit), 0.0
         scores = self.exact.cosines(unit)
         allowed = None if where is None else self.table.row_ids(where)
-        return self.exact.nearest(scores, depth, allowed), lambda rows: {
-            row: float(scores[self.exact.position(row)]) for row in rows
-        }
+        return (
+            self.exact.nearest(scores, depth, allowed),
+            lambda rows: {row: float(scores[self.exact.position(row)]) for row in rows},
+            float(scores.min(initial=1.0)),
+        )
 
     def _hits(
         self, ranked: Sequence[tuple[int, float]], cosines: Mapping[int, float], words: Mapping[int, float]
@@ -197,19 +203,6 @@ class Retriever:
             Hit(row, score, cosines.get(number), words.get(number))
             for row, (number, score) in zip(rows, ranked, strict=True)
         ]
-
-
-def fuse(rankings: Sequence[Sequence[int]]) -> list[tuple[int, float]]:
-    """Reciprocal rank fusion: what stands high in any ranking, and higher what stands high in several.
-
-    Returns:
-        Items and their scores, best first; of equals the one that an earlier ranking knows better.
-    """
-    scores: dict[int, float] = {}
-    for ranking in rankings:
-        for rank, item in enumerate(ranking, start=1):
-            scores[item] = scores.get(item, 0.0) + 1 / (_RRF + rank)
-    return sorted(scores.items(), key=lambda pair: -pair[1])  # stable
 
 
 def reranked(hits: Sequence[Hit], scores: Sequence[float]) -> list[Hit]:

@@ -412,7 +412,8 @@ class Store:
         Args:
             question: what to look for.
             top: most hits.
-            method: "hybrid" (both fused), "dense" (by meaning) or "bm25" (by words; needs no model).
+            method: "hybrid" (both, fused by scores), "rrf" (by ranks), "dense" (by meaning) or "bm25" (by words; needs
+                no model).
             paths: only these files, folders or patterns such as ``docs/*.md``.
             metadata: only rows with all of these "key=value".
             vector: the question's, where it was embedded already.

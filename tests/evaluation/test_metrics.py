@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from grit_mlx.evaluation.metrics import fused, ndcg, pearson, ranked, ranks, recall, reciprocal_rank, spearman
+from grit_mlx.evaluation.metrics import ndcg, pearson, ranked, ranks, recall, reciprocal_rank, spearman
 
 
 def test_ndcg() -> None:
@@ -27,13 +27,6 @@ def test_first_hit_and_recall() -> None:
 
 def test_equal_scores_are_ordered_as_trec_eval_does() -> None:
     assert ranked({"a": 1, "c": 1, "b": 2, "B": 1}) == ["b", "c", "a", "B"]
-
-
-def test_fusing() -> None:
-    # a: 1/61 + 1/62, b: 1/62 + 1/61, c: 1/63, d: 1/63; equal ones by id, the larger first
-    assert fused([["a", "b", "c"], ["b", "a", "d"]]) == ["b", "a", "d", "c"]
-    # in both at rank 2 beats first in one only
-    assert fused([["x", "m"], ["y", "m"]]) == ["m", "y", "x"]
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from grit_mlx import GritLM, embedding_prompt
 from grit_mlx.errors import DependencyError, DocumentError, ModelError
-from grit_mlx.evaluation.metrics import fused, ndcg, spearman
+from grit_mlx.evaluation.metrics import ndcg, ranked, spearman
 from grit_mlx.evaluation.plots import plot_scores
 from grit_mlx.evaluation.retrieval import evaluate_set
 from grit_mlx.evaluation.scoring import Score, evaluate
 from grit_mlx.evaluation.sets import PairSet, RetrievalSet, find_sets, load_set
 from grit_mlx.evaluation.systems import BM25System, GritSystem, SentenceTransformerSystem
+from grit_mlx.fusion import fuse
 from grit_mlx.progress import Progress
 
 # What the data came with: nDCG@10 of BM25, with an English stemmer.
@@ -111,7 +112,7 @@ def test_a_query_does_not_find_itself_and_nobody_finds_an_empty_document(model: 
 
 def test_equal_documents_are_ordered_as_trec_eval_does(model: GritLM) -> None:
     data = RetrievalSet("set", {"a": "A boat.", "c": "A boat.", "b": "A boat."}, {"q": "boat"}, {"q": {"a": 1}})
-    assert GritSystem(model).rankings(data, 2) == {"q": ["c", "b"]}
+    assert GritSystem(model).rankings(data, 2) == {"q": {"c": 1, "b": 1}}
 
 
 def test_bm25_and_fusion(beir: Path, model: GritLM) -> None:
@@ -119,11 +120,15 @@ def test_bm25_and_fusion(beir: Path, model: GritLM) -> None:
     data = retrieval(beir)
     lexical = BM25System().rankings(data, 10)
     # "boats" is stemmed; "does", "a" and "what" are no words that count; "moon" shares none with either query
-    assert lexical == {"q1": ["keel", "tack"], "q2": ["yeast"]}
+    assert {query: list(found) for query, found in lexical.items()} == {"q1": ["keel", "tack"], "q2": ["yeast"]}
+    assert lexical["q1"]["keel"] == 1 and 0 < lexical["q1"]["tack"] < 1
     found = {score.system: score for score in evaluate([lambda: GritSystem(model, name="m")], [data], hybrid=True)}
     assert list(found) == ["m", "m+BM25"]
     dense = GritSystem(model).rankings(data, 100)
-    expected = [ndcg(fused([dense[query], lexical[query]]), data.relevant[query]) for query in ("q1", "q2")]
+    for scores in map(list, map(dict.values, dense.values())):
+        assert scores[0] == 1 and scores[-1] == 0 and scores == sorted(scores, reverse=True)
+    both = {query: ranked(fuse([dense[query], lexical[query]])) for query in ("q1", "q2")}
+    expected = [ndcg(both[query], data.relevant[query]) for query in both]
     assert found["m+BM25"].values["nDCG@10"] == pytest.approx(np.mean(expected))
     no_words = replace(data, documents={"keel": "?", "tack": "!", "yeast": ".", "moon": ""})
     with pytest.raises(DocumentError, match="without words"):

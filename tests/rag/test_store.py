@@ -111,7 +111,7 @@ def test_filters(make_store: MakeStore, folder: Path, monkeypatch: pytest.Monkey
     store = make_store()
     store.index([folder])
     monkeypatch.chdir(folder)
-    for method in ("hybrid", "dense", "bm25"):
+    for method in ("hybrid", "rrf", "dense", "bm25"):
         hits = store.search("ship anchor tide", method=method, paths=["code", "rows.*"])
         assert {Path(hit.row.name).name for hit in hits} <= {"tide.py", "rows.jsonl"}, method
         assert hits, method
@@ -123,7 +123,21 @@ def test_filters(make_store: MakeStore, folder: Path, monkeypatch: pytest.Monkey
         store.search("ship", metadata=["year"])
 
 
-def test_hybrid_is_both_fused(make_store: MakeStore, folder: Path) -> None:
+def test_hybrid_is_both_fused_by_scores(make_store: MakeStore, folder: Path) -> None:
+    store = make_store()
+    store.index([folder])
+    question = "Why does bread rise?"
+    dense = {hit.row.id: hit.score for hit in store.search(question, method="dense", top=50)}
+    words = {hit.row.id: hit.score for hit in store.search(question, method="bm25", top=50)}
+    low, high, best = min(dense.values()), max(dense.values()), max(words.values())
+    scores = {row: (dense[row] - low) / (high - low) + words.get(row, 0.0) / best for row in dense}
+    hits = store.search(question, top=50)
+    assert [hit.score for hit in hits] == pytest.approx(sorted(scores.values(), reverse=True), abs=1e-4)
+    assert all(hit.score == pytest.approx(scores[hit.row.id], abs=1e-4) for hit in hits)
+    assert all(hit.cosine is not None for hit in hits)
+
+
+def test_rrf_is_both_fused_by_ranks(make_store: MakeStore, folder: Path) -> None:
     store = make_store()
     store.index([folder])
     question = "Why does bread rise?"
@@ -133,10 +147,9 @@ def test_hybrid_is_both_fused(make_store: MakeStore, folder: Path) -> None:
         row: sum(1 / (61 + ranking.index(row)) for ranking in (dense, words) if row in ranking)
         for row in {*dense, *words}
     }
-    hits = store.search(question, top=50)
+    hits = store.search(question, method="rrf", top=50)
     assert [hit.score for hit in hits] == pytest.approx(sorted(scores.values(), reverse=True))
     assert all(hit.score == pytest.approx(scores[hit.row.id]) for hit in hits)
-    assert all(hit.cosine is not None for hit in hits)
 
 
 def test_dense_is_the_cosine(make_store: MakeStore, model: GritLM, folder: Path) -> None:

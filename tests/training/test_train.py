@@ -419,18 +419,18 @@ def test_bad_input_is_a_sentence(settings: Make, data: Path, tmp_path: Path) -> 
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    from grit_mlx.training import losses
+    from grit_mlx.training.step import TrainingStep
 
     made = settings(iters=5, save_every=1)
     folder = Path(made.adapter_path)
     calls = []
-    original = losses.next_token_sum
+    original = TrainingStep._next_token_sum
 
-    def poisoned(logits: mx.array, labels: mx.array) -> mx.array:
+    def poisoned(step: TrainingStep, ids: mx.array, labels: mx.array, before: mx.array | None) -> mx.array:
         calls.append(1)
-        return original(logits, labels) * (math.nan if len(calls) == 3 else 1.0)
+        return original(step, ids, labels, before) * (math.nan if len(calls) == 3 else 1.0)
 
-    monkeypatch.setattr(losses, "next_token_sum", poisoned)
+    monkeypatch.setattr(TrainingStep, "_next_token_sum", poisoned)
     message = refused(made, NonFiniteError)
     assert "The generative loss of step 3 is not finite" in message and str(folder / "stopped") in message
     saved = json.loads((folder / "stopped" / "step-00000003.json").read_text())
