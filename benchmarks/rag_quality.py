@@ -107,13 +107,13 @@ def answers(model: GritLM, count: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(SHARED / "models" / "stories260k"))
+    parser.add_argument("--model", help="a folder or a name; without it the embedded model")
     parser.add_argument("--answers", type=int, default=100, help="questions that are answered; 0 for none")
     options = parser.parse_args()
     model = GritLM(options.model)
     with TemporaryDirectory() as name:
         rows = [retrieval(model, corpus, Path(name)) for corpus in CORPORA]
-    results = {"model": Path(options.model).name, "sets": rows}
+    results = {"model": model.folder.name, "sets": rows}
     if options.answers:
         results["answers"] = answers(model, options.answers)
     save(f"rag_quality-{machine()['device']}", results)

@@ -21,4 +21,4 @@ grit train --config $recipe/train.yaml
 grit convert runs/grit-tiny/final -o runs/grit-tiny/grit-tiny -q --q-bits 6 --quant-predicate uniform
 cp $recipe/CARD.md runs/grit-tiny/grit-tiny/README.md
 cp runs/grit-tiny/grit-tiny/* grit_mlx/models/grit-tiny
-"$python" $recipe/score.py --hybrid runs/grit-tiny/grit-tiny
+grit eval ../shared/data/dev --model runs/grit-tiny/grit-tiny --bm25 --hybrid
