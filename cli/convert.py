@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -13,7 +12,7 @@ import typer
 
 from grit_mlx import hub
 from grit_mlx.cli import console, options
-from grit_mlx.cli.wording import number_of, size_of
+from grit_mlx.cli.wording import bytes_of_size, number_of, size_of
 from grit_mlx.errors import ArgumentError, OutputError
 
 if TYPE_CHECKING:
@@ -34,7 +33,6 @@ Examples:
 QUANTIZING = "Quantising"
 PROOF = "Proof"
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _PHASES = {"measure": "Measuring", "write": "Converting", "verify": "Verifying"}
 _DRIFT = {
     "cosine_mean": "mean cosine",
@@ -187,7 +185,7 @@ def convert(
         "mode": q_mode,
         "recipe": quant_predicate,
         "target_bits": q_target_bits,
-        "fit_bytes": None if fit is None else _bytes(fit),
+        "fit_bytes": None if fit is None else bytes_of_size(fit, option="--fit"),
     }
     chosen = {name: value for name, value in chosen.items() if value is not None}
     wanted = _texts(texts) if texts is not None else None
@@ -257,16 +255,6 @@ def _bars() -> Iterator[Any]:
 
 
 # Reading options
-
-
-def _bytes(text: str) -> int:
-    """``16GB``, ``8.5G`` or ``16GiB`` in bytes."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", text.strip(), flags=re.IGNORECASE)
-    if match is None or (match[3] and not match[2]):
-        raise typer.BadParameter(f"{text!r} is no size. Write it like 16GB.", param_hint="--fit")
-    if match[3]:
-        return int(float(match[1]) * 1024 ** "KMGT".index(match[2].upper()) * 1024)
-    return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
 def _texts(name: str) -> tuple[str, ...]:

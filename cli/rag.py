@@ -13,7 +13,7 @@ from grit_mlx.cli import console, options
 from grit_mlx.cli.chat import interruptible, piped_lines, typed_lines
 from grit_mlx.cli.generate import show_piece
 from grit_mlx.cli.loader import load_model
-from grit_mlx.cli.wording import number_of, one_line, size_of
+from grit_mlx.cli.wording import bytes_of_size, number_of, one_line, size_of
 from grit_mlx.errors import ArgumentError, GritError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ __all__ = [
     "STATS_EXAMPLES",
     "VERIFY_EXAMPLES",
     "ask",
-    "bytes_of_size",
+    "budget_of",
     "chat",
     "index",
     "remove",
@@ -243,7 +243,7 @@ def index(
     the end. What .gitignore excludes is left out. An interrupted run is gone on from by the next.
     """
     console.set_up(quiet=quiet, verbose=verbose)
-    budget, ahead = bytes_of_size(cache_budget), _count_or_all(cache_ahead)
+    budget, ahead = budget_of(cache_budget), _count_or_all(cache_ahead)
     grit = load_model(
         model,
         mode="embedding",
@@ -339,7 +339,7 @@ def ask(
         revision=revision,
         trust_remote_code=trust_remote_code,
         cache_precision=cache_bits,
-        cache_budget=bytes_of_size(cache_budget),
+        cache_budget=budget_of(cache_budget),
     )
     filters: dict[str, Any] = {"paths": path or (), "metadata": where or ()}
     if grit is None or grit.mode == "embedding":
@@ -395,7 +395,7 @@ def chat(
         revision=revision,
         trust_remote_code=trust_remote_code,
         cache_precision=cache_bits,
-        cache_budget=bytes_of_size(cache_budget),
+        cache_budget=budget_of(cache_budget),
     )
     from grit_mlx.rag import Rag
 
@@ -534,19 +534,9 @@ def _count_or_all(text: str) -> int | str:
     return int(text)
 
 
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-
-
-def bytes_of_size(text: str) -> int | None:
-    """``"500MB"``, ``"1.5 GB"``, ``"0"`` in bytes, powers of 1000; None for ``"none"``."""
-    if text.strip().lower() == "none":
-        return None
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)b?\s*", text.lower())
-    if match is None:
-        raise typer.BadParameter(
-            f"{text!r} is no size. Write it as 500MB, 10GB, 0 or none.", param_hint="--cache-budget"
-        )
-    return int(float(match[1]) * _UNITS[match[2]])
+def budget_of(text: str) -> int | None:
+    """The bytes of ``--cache-budget``; None for no limit."""
+    return None if text.strip().lower() == "none" else bytes_of_size(text, option="--cache-budget")
 
 
 # Finding and answering

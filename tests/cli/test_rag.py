@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from grit_mlx.cli.rag import bytes_of_size
+from grit_mlx.cli.rag import budget_of
 from grit_mlx.errors import GritError
 from grit_mlx.rag import Answerer
 
@@ -213,7 +213,7 @@ def test_wrong_usage(grit: Grit, folder: Path, args: list[str], message: str) ->
     ("text", "count"), [("0", 0), ("500MB", 500_000_000), ("1.5 gb", 1_500_000_000), ("7k", 7000), ("none", None)]
 )
 def test_sizes(text: str, count: int | None) -> None:
-    assert bytes_of_size(text) == count
+    assert budget_of(text) == count
 
 
 def test_errors_of_the_library_are_of_one_tree() -> None:
