@@ -17,9 +17,12 @@ grit() {
     .venv/bin/grit "$@"
 }
 
-# No model is named: these use grit-tiny, which is inside the package, and no network.
-grit embed README.md
-grit search "how do I run the tests" README.md --top 3
-grit search "what makes dough get bigger?" scripts/demo.txt --top 1
-grit similarity "The cat sat on the mat." "A kitten lay on the rug."
-grit generate "What is a keel?" --max-tokens 40
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+
+# No model is named: these use grit-tiny, which is inside the package, and no network. The first says so.
+grit embed README.md --output "$folder/vectors.npy"
+grit search "how do I run the tests" README.md --top 3 --quiet
+grit search "what makes dough get bigger?" scripts/demo.txt --top 1 --quiet
+grit similarity "The cat sat on the mat." "A kitten lay on the rug." --quiet
+grit generate "What is a keel?" --max-tokens 40 --quiet
