@@ -13,8 +13,8 @@ from grit_mlx.convert.reading import Source, read_rows
 
 __all__ = ["Block", "Delta", "Stream"]
 
-# Numbers of a block: 32 MB in half precision, so that a block with its copies stays near 100 MB.
-BLOCK = 16 * 2**20
+# Numbers of a block: 4 MB in half precision. Smaller than most weights, so that several are under way at once.
+BLOCK = 2 * 2**20
 
 # Rows (n, width) of a weight, and their first row's number -> the rows with an adapter's part added.
 Delta = Callable[[mx.array, int], mx.array]
@@ -45,13 +45,27 @@ class Stream:
         self._model = model
         self._deltas = deltas or {}
         self._computed: dict[str, mx.array] | None = None
+        # mlx quantises on one core for each stream.
+        cpu = mx.default_device() == mx.Device(mx.cpu)
+        self._streams = (
+            [mx.new_stream(mx.default_device()) for _ in range(2)] if cpu else [mx.default_stream(mx.default_device())]
+        )
 
     def blocks(self, weight: Weight) -> Iterator[Block]:
         """A weight's tensors from the first row to the last, as evaluated arrays ``(rows, ...)``."""
-        for start, stop in self._ranges(weight):
-            arrays = self._block_of(weight, start, stop)
-            mx.eval(arrays)
-            yield start, arrays
+        # While mlx computes a block, the next one is read and computed beside it, and the one before is written.
+        waiting: Block | None = None
+        for number, (start, stop) in enumerate(self._ranges(weight)):
+            with mx.stream(self._streams[number % len(self._streams)]):
+                arrays = self._block_of(weight, start, stop)
+            mx.async_eval(arrays)
+            if waiting is not None:
+                mx.eval(waiting[1])
+                yield waiting
+            waiting = start, arrays
+        if waiting is not None:
+            mx.eval(waiting[1])
+            yield waiting
         if self._computed is not None:
             for name in self._stored_names(weight):
                 self._computed.pop(name, None)
