@@ -45,11 +45,10 @@ class Stream:
         self._model = model
         self._deltas = deltas or {}
         self._computed: dict[str, mx.array] | None = None
-        # mlx quantises on one core for each stream.
-        cpu = mx.default_device() == mx.Device(mx.cpu)
-        self._streams = (
-            [mx.new_stream(mx.default_device()) for _ in range(2)] if cpu else [mx.default_stream(mx.default_device())]
-        )
+        device = mx.default_device()
+        self._streams = [mx.default_stream(device)]
+        if device.type == mx.cpu:
+            self._streams.append(mx.new_stream(device))  # a CPU gives each stream one core to quantise on
 
     def blocks(self, weight: Weight) -> Iterator[Block]:
         """A weight's tensors from the first row to the last, as evaluated arrays ``(rows, ...)``."""

@@ -418,6 +418,17 @@ def test_bad_input_is_a_sentence(settings: Make, data: Path, tmp_path: Path) -> 
     assert "c.jsonl, line 2: pos must be a list" in refused(settings(mode="embedding"), DocumentError)
 
 
+@pytest.mark.parametrize("limit", [0.5, None])
+def test_gradients_are_clipped_as_one(limit: float | None, settings: Make, tiny_model: Path) -> None:
+    """A step of plain descent at rate 1 moves all weights together by the gradient's norm, or by the limit."""
+    made = settings(iters=1, optimizer="sgd", fine_tune_type="full", learning_rate=1.0, max_grad_norm=limit)
+    [step] = run(made).steps
+    before, after = (read_arrays(folder / "model.safetensors") for folder in (tiny_model, Path(made.adapter_path)))
+    moved = math.sqrt(sum(float(np.sum(np.square(np.array(after[name] - before[name])))) for name in before))
+    assert step.gradient_norm > 1, "there is something to clip"
+    assert moved == pytest.approx(step.gradient_norm if limit is None else limit, rel=1e-3)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     from grit_mlx.training.step import TrainingStep
 
