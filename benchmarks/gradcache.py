@@ -21,13 +21,13 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from grit_mlx.datasets.tokens import TokenizedText
 from grit_mlx.settings import Settings
 from grit_mlx.training import TrainingSettings
 from grit_mlx.training.data import EmbeddingBatch
 from grit_mlx.training.distributed import World
 from grit_mlx.training.scratch import random_model
 from grit_mlx.training.step import Trainee, TrainingStep
-from grit_mlx.training.tokens import TokenizedText
 
 CHUNK = 32
 CONFIG = {

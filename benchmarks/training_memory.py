@@ -22,6 +22,7 @@ import numpy as np
 from mlx_lm.utils import quantize_model
 
 from grit_mlx import backend
+from grit_mlx.datasets.tokens import TokenizedChat, TokenizedText
 from grit_mlx.settings import Settings
 from grit_mlx.training import TrainingSettings
 from grit_mlx.training.adapters import AdapterLayout, attach_adapter, choose_keys, unfreeze_for_full
@@ -32,7 +33,6 @@ from grit_mlx.training.optimizers import make_optimizer, make_schedule
 from grit_mlx.training.recompute import checkpoint_layers
 from grit_mlx.training.scratch import random_model
 from grit_mlx.training.step import Trainee, TrainingStep, merged
-from grit_mlx.training.tokens import TokenizedChat, TokenizedText
 
 
 @dataclass(frozen=True, kw_only=True)

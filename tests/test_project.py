@@ -38,9 +38,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"loading"}),
     frozenset({"embedding", "generation"}),
     frozenset({"gritlm"}),
-    frozenset({"training.rows"}),  # the formats of data and their tokens, which evaluation reads as well
-    frozenset({"training.tokens"}),
-    frozenset({"evaluation", "rag"}),
+    frozenset({"datasets", "rag"}),
+    frozenset({"evaluation"}),
     frozenset({"training"}),  # validates by evaluation
     frozenset({"grit_mlx"}),
     frozenset({"convert"}),
@@ -127,10 +126,9 @@ def import_graph() -> dict[str, frozenset[str]]:
 
 
 def unit(module: str) -> str:
-    """The name under which LAYERS knows a module: the first part below grit_mlx, unless it is named apart."""
+    """The name under which LAYERS knows a module: the first part below grit_mlx."""
     parts = module.split(".")
-    own = ".".join(parts[1:])
-    return own if any(own in layer for layer in LAYERS) else parts[min(1, len(parts) - 1)]
+    return parts[min(1, len(parts) - 1)]
 
 
 # Imports

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from grit_mlx.datasets.rows import EMBEDDING, GENERATIVE
+from grit_mlx.datasets.tokens import TokenizedChat, TokenizedText
 from grit_mlx.errors import ArgumentError
-from grit_mlx.training.rows import EMBEDDING, GENERATIVE
 from grit_mlx.training.sampling import Sampler, choose_passages
 from grit_mlx.training.token_files import (
     TokenFile,
@@ -25,7 +26,6 @@ from grit_mlx.training.token_files import (
     tokenize_file,
     tokenizer_fingerprint,
 )
-from grit_mlx.training.tokens import TokenizedChat, TokenizedText
 
 __all__ = ["EmbeddingBatch", "EmbeddingData", "Files", "GenerativeData", "load_files", "split_files"]
 

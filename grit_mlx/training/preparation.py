@@ -12,6 +12,7 @@ import mlx.core as mx
 import mlx.optimizers as optim
 
 from grit_mlx import backend
+from grit_mlx.datasets.rows import EMBEDDING, GENERATIVE
 from grit_mlx.errors import ArgumentError, DocumentError
 from grit_mlx.loading import LoadedModel, load
 from grit_mlx.training import adapters
@@ -31,7 +32,6 @@ from grit_mlx.training.optimizers import Schedule, make_optimizer, make_schedule
 from grit_mlx.training.peft import load_any_adapter
 from grit_mlx.training.recompute import checkpoint_layers
 from grit_mlx.training.router import Routers, find_routers
-from grit_mlx.training.rows import EMBEDDING, GENERATIVE
 from grit_mlx.training.scratch import write_random_model
 from grit_mlx.training.settings import TrainingSettings
 from grit_mlx.training.step import Trainee, TrainingStep

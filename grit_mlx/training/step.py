@@ -18,6 +18,7 @@ import numpy as np
 
 from grit_mlx.attention import backbone, embedding_caches
 from grit_mlx.batching import plan_batches
+from grit_mlx.datasets.tokens import TokenizedChat, TokenizedText
 from grit_mlx.errors import ArchitectureError
 from grit_mlx.pooling import AVERAGING, pool
 from grit_mlx.settings import ATTENTION, Settings
@@ -28,7 +29,6 @@ from grit_mlx.training.distributed import World
 from grit_mlx.training.gradcache import Gradients, add_gradients, cached_gradients, vector_jacobian
 from grit_mlx.training.router import Routers, expert_sums
 from grit_mlx.training.settings import TrainingSettings
-from grit_mlx.training.tokens import TokenizedChat, TokenizedText
 
 __all__ = ["StepResult", "Trainee", "TrainingStep", "plain_head"]
 

@@ -25,15 +25,15 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from grit_mlx.errors import ArgumentError, DocumentError, OutputError
-from grit_mlx.training.rows import EMBEDDING, EmbeddingRow, Row, kind_of, row_from
-from grit_mlx.training.tokens import (
+from grit_mlx.datasets.rows import EMBEDDING, EmbeddingRow, Row, kind_of, row_from
+from grit_mlx.datasets.tokens import (
     RowError,
     TokenizedChat,
     TokenizedText,
     tokenize_chats,
     tokenize_embedding_rows,
 )
+from grit_mlx.errors import ArgumentError, DocumentError, OutputError
 
 logger = logging.getLogger("grit_mlx")
 

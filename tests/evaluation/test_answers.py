@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from grit_mlx import GritLM
+from grit_mlx.datasets.tokens import tokenize_chats
 from grit_mlx.errors import DocumentError, ModeError
 from grit_mlx.evaluation import answers as module
 from grit_mlx.evaluation.answers import AnswerLoss, answer_loss
 from grit_mlx.evaluation.sets import AnswerSet, load_set
 from grit_mlx.training.losses import IGNORED, next_token_sum
-from grit_mlx.training.tokens import tokenize_chats
 
 
 def loaded(path: Path) -> AnswerSet:

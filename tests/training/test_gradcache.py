@@ -11,6 +11,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
+from grit_mlx.datasets.tokens import TokenizedText
 from grit_mlx.loading import load
 from grit_mlx.settings import Settings
 from grit_mlx.training import TrainingSettings
@@ -22,7 +23,6 @@ from grit_mlx.training.gradcache import cached_gradients, vector_jacobian
 from grit_mlx.training.losses import contrastive_loss
 from grit_mlx.training.recompute import checkpoint_layers
 from grit_mlx.training.step import Trainee, TrainingStep
-from grit_mlx.training.tokens import TokenizedText
 
 
 def assert_equal_gradients(ours: Any, theirs: Any, tolerance: float = 1e-5) -> None:

@@ -11,6 +11,8 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
+from grit_mlx.datasets.rows import row_from
+from grit_mlx.datasets.tokens import TokenizedChat, tokenize_chats, tokenize_embedding_rows
 from grit_mlx.errors import ArgumentError
 from grit_mlx.loading import load
 from grit_mlx.settings import Settings
@@ -20,9 +22,7 @@ from grit_mlx.training.data import EmbeddingBatch
 from grit_mlx.training.distributed import World
 from grit_mlx.training.recompute import checkpoint_layers
 from grit_mlx.training.router import Routers, expert_sums
-from grit_mlx.training.rows import row_from
 from grit_mlx.training.step import StepResult, Trainee, TrainingStep, merged
-from grit_mlx.training.tokens import TokenizedChat, tokenize_chats, tokenize_embedding_rows
 from tests import reference
 
 QUERIES = [["Find it:", "what keeps the ship upright?"], ["", "bread"], ["Find it:", "wind and sails"]]

@@ -10,9 +10,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from grit_mlx.datasets.rows import ChatRow, EmbeddingRow, TextRow
+from grit_mlx.datasets.tokens import RowError, TokenizedChat, tokenize_chats, tokenize_embedding_rows
 from grit_mlx.formats import CHAT_TEMPLATE, embedding_prompt, tokenize_texts
-from grit_mlx.training.rows import ChatRow, EmbeddingRow, TextRow
-from grit_mlx.training.tokens import RowError, TokenizedChat, tokenize_chats, tokenize_embedding_rows
 from tests.conftest import GOLDEN, SHARED
 
 CHATML = (

@@ -1,0 +1,1 @@
+"""GRIT's data: the rows that training and evaluation read, and their tokens."""
