@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -129,11 +130,16 @@ def attach_adapter(model: nn.Module, layout: AdapterLayout) -> None:
         raise ArgumentError(f"This layer cannot be adapted: {error}") from error
 
 
-def unfreeze_for_full(model: nn.Module, num_layers: int) -> None:
+def unfreeze_for_full(model: nn.Module, num_layers: int, frozen: Sequence[str] = ()) -> None:
     """Train all weights, or those of the last ``num_layers`` blocks.
 
+    Args:
+        model: mlx-lm's model.
+        num_layers: 0 or less for all.
+        frozen: modules that stay as they are, by name or pattern (``model.norm``, ``model.layers.*.mlp``).
+
     Raises:
-        ArgumentError: the weights are quantised and so have no gradient.
+        ArgumentError: the weights are quantised and so have no gradient, or a pattern fits no module.
     """
     if any(name.endswith(".scales") for name, _ in named_arrays(model.parameters())):
         raise ArgumentError(
@@ -145,6 +151,12 @@ def unfreeze_for_full(model: nn.Module, num_layers: int) -> None:
         model.unfreeze()
     for layer in model.layers[-num_layers:] if num_layers > 0 else []:
         layer.unfreeze()
+    for pattern in frozen:
+        fitting = [module for name, module in model.named_modules() if name and fnmatchcase(name, pattern)]
+        if not fitting:
+            raise ArgumentError(f"frozen names {pattern!r}, which is no module of this model, such as model.norm.")
+        for module in fitting:
+            module.freeze()
 
 
 def count_trainable(model: nn.Module) -> Trainable:

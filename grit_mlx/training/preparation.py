@@ -160,7 +160,7 @@ def _choose_trained(model: Any, settings: TrainingSettings) -> AdapterLayout | N
     if settings.from_scratch or settings.fine_tune_type == "full":
         if settings.resume_adapter_file:
             raise ArgumentError("An adapter is no start for full tuning. Fuse it into the model first (grit fuse).")
-        adapters.unfreeze_for_full(model, settings.num_layers)
+        adapters.unfreeze_for_full(model, settings.num_layers, settings.frozen)
         return None
     if settings.resume_adapter_file:
         layout, weights = load_any_adapter(Path(settings.resume_adapter_file).expanduser(), len(model.layers))

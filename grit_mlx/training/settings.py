@@ -62,6 +62,9 @@ class TrainingSettings:
 
     fine_tune_type: str = _is("lora", "Model", "LoRA, DoRA or all weights.", choices=FINE_TUNE_TYPES)
     num_layers: int = _is(-1, "Model", "Tune only the last so many blocks; -1 for all.", least=-1)
+    frozen: list[str] = _is(
+        [], "Model", "Weights that full tuning leaves as they are: names or patterns, such as model.norm."
+    )
     lora_parameters: dict[str, Any] = _is(
         {"rank": 16, "scale": 4.0, "dropout": 0.0},
         "Model",
@@ -196,6 +199,10 @@ class TrainingSettings:
             (
                 bool(self.evaluate) and not self.embeds,
                 "Sets are scored by embedding, which mode generative does not train: leave evaluate out.",
+            ),
+            (
+                bool(self.frozen) and self.fine_tune_type != "full" and self.from_scratch is None,
+                "frozen is for full tuning: an adapter trains nothing but itself.",
             ),
             (
                 self.best == "score" and not self.evaluate,

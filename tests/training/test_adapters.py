@@ -95,6 +95,19 @@ def test_layer_selection(tiny_model: Path) -> None:
     assert all(name.startswith("model.layers.1.") for name, _ in named_arrays(full.trainable_parameters()))
 
 
+def test_frozen_modules_stay_as_they_are(tiny_model: Path) -> None:
+    model = load(tiny_model).model
+    adapters.unfreeze_for_full(model, -1, ["model.norm", "model.layers.*.mlp"])
+    left = {name for name, _ in named_arrays(model.parameters())}
+    left -= {name for name, _ in named_arrays(model.trainable_parameters())}
+    assert left == {name for name in left if name.startswith("model.norm.") or ".mlp." in name}
+    assert "model.norm.weight" in left and sum(".mlp." in name for name in left) == 2 * 3
+    adapters.unfreeze_for_full(model, 1, ["model.layers.1.mlp"])
+    assert not any(".mlp." in name for name, _ in named_arrays(model.trainable_parameters()))
+    with pytest.raises(ArgumentError, match="frozen names 'model.norms', which is no module of this model"):
+        adapters.unfreeze_for_full(model, -1, ["model.norms"])
+
+
 EXPERT_KEYS = ("self_attn.q_proj", "block_sparse_moe.switch_mlp.gate_proj", "block_sparse_moe.switch_mlp.down_proj")
 
 

@@ -64,6 +64,7 @@ def test_the_commented_file_holds_every_setting() -> None:
         ({"distillation": "cosine", "mode": "generative"}, "which mode generative leaves out."),
         ({"evaluate": ["set"], "mode": "generative"}, "leave evaluate out."),
         ({"best": "score"}, "best = 'score' needs sets to score: name some with evaluate."),
+        ({"frozen": ["model.norm"]}, "frozen is for full tuning"),
         ({"early_stopping": 2, "steps_per_eval": 0}, "need validations: set steps_per_eval above 0."),
         ({"lora_parameters": {"scale": 8}}, "lora_parameters needs a rank of 1 or more."),
         ({"warmup": 100}, "warmup is a part of the steps and must be below 1, not 100.0."),
