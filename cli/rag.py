@@ -444,7 +444,7 @@ def stats(
         "passages": f"{found.passages:,} of at most {found.passage_tokens} tokens, overlap {found.overlap}",
         "model": f"{found.model}, vectors of {found.embedding_size}",
         "search": search,
-        "relevant above": "not measured" if found.relevance is None else f"cosine {found.relevance:.3f}",
+        "relevant above": _thresholds(found.relevance, found.relevance_bm25),
         "disk": "on another machine" if found.bytes is None else size_of(found.bytes),
         "cached": f"{number_of(caches.files, 'document')}, {size_of(caches.bytes)}",
     }
@@ -539,6 +539,12 @@ def budget_of(text: str) -> int | None:
     return None if text.strip().lower() == "none" else bytes_of_size(text, option="--cache-budget")
 
 
+def _thresholds(cosine: float | None, bm25: float | None) -> str:
+    if cosine is None:
+        return "not measured"
+    return f"cosine {cosine:.3f}" + ("" if bm25 is None else f", or BM25 {bm25:.2f}")
+
+
 # Finding and answering
 
 
@@ -546,9 +552,7 @@ def _found(opened: Store, question: str, *, top: int, method: str, min_score: fl
     from grit_mlx.rag import Found
 
     hits = opened.search(question, top=top, method=method, **filters)
-    cosines = [hit.cosine for hit in hits if hit.cosine is not None]
-    needed = opened.relevance if min_score is None else min_score
-    return Found(question, hits, max(cosines, default=None), needed)
+    return Found.among(question, hits, opened, min_score=min_score)
 
 
 def _answer(response: Response, opened: Store, *, in_json: bool = False) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import mlx.core as mx
@@ -33,6 +33,8 @@ class Found:
         hits: the best first.
         best: the best cosine of them; None where no vectors were compared.
         needed: the cosine that counts as relevant; None where none was measured.
+        best_bm25: the best score of BM25; None where no hit shares a word with the question.
+        needed_bm25: BM25's score that counts as relevant whatever the cosine; None where none was measured.
         query_layers: the query's keys and values, from the pass that embedded it.
     """
 
@@ -40,14 +42,42 @@ class Found:
     hits: list[Hit]
     best: float | None
     needed: float | None
+    best_bm25: float | None = None
+    needed_bm25: float | None = None
     query_layers: Layers | None = None
+
+    @classmethod
+    def among(
+        cls,
+        question: str,
+        hits: list[Hit],
+        store: Store,
+        *,
+        min_score: float | None = None,
+        query_layers: Layers | None = None,
+    ) -> Found:
+        """Hits with the store's thresholds, or with the cosine that is asked for and no other."""
+        cosines = [hit.cosine for hit in hits if hit.cosine is not None]
+        scores = [hit.bm25 for hit in hits if hit.bm25 is not None]
+        measured = min_score is None
+        return cls(
+            question=question,
+            hits=hits,
+            best=max(cosines, default=None),
+            needed=store.relevance if measured else min_score,
+            best_bm25=max(scores, default=None),
+            needed_bm25=store.relevance_bm25 if measured else None,
+            query_layers=query_layers,
+        )
 
     @property
     def relevant(self) -> bool:
         """Whether there is anything to answer from."""
         if not self.hits:
             return False
-        return self.best is None or self.needed is None or self.best > self.needed
+        if self.best is None or self.needed is None or self.best > self.needed:
+            return True
+        return self.best_bm25 is not None and self.needed_bm25 is not None and self.best_bm25 > self.needed_bm25
 
 
 @dataclass
@@ -128,11 +158,10 @@ class Rag:
         hits = self.store.search(
             question, top=depth, method=self.method, paths=paths, metadata=metadata, vector=np.asarray(vector)
         )
-        cosines = [hit.cosine for hit in hits if hit.cosine is not None]
-        needed = self.store.relevance if self.min_score is None else self.min_score
+        found = Found.among(question, hits, self.store, min_score=self.min_score, query_layers=layers)
         if self.rerank and hits:
             hits = reranked(hits, self.likelihoods(question, hits))[: self.top]
-        return Found(question, hits, max(cosines, default=None), needed, layers)
+        return replace(found, hits=hits)
 
     def ask(
         self,
@@ -184,7 +213,7 @@ class Rag:
                 self._last = found.hits
         elif not self.history:
             return Response(found, None)
-        found = Found(question, self._last, found.best, found.needed)
+        found = replace(found, question=question, hits=self._last, query_layers=None)
         cache = self.cache if self.cache in ("none", "doc", "auto") else "auto"
         answer = self.answerer.answer(question, _documents(self._last), cache=cache, history=self.history, **options)
         return Response(found, answer)

@@ -1,10 +1,13 @@
-"""When is a passage relevant? A threshold that is measured for each store and model.
+"""When is a passage relevant? Thresholds that are measured for each store and model.
 
 What a good cosine is depends on the model: GritLM-7B scores unrelated texts around 0.1, a small or an untuned model
 0.8. So a store measures what questions that have nothing to do with it reach at best: two dozen questions from as
 many walks of life are asked, and the best cosine that each finds is noted. A question whose best passage does not
 score higher than the upper quartile of these has found nothing. The quartile, because a store may well be about
 what one or two of the questions ask for.
+
+Words can speak for a passage where vectors do not: a small model knows few names. But any question shares a word with
+something, so BM25 has to be better than for all of the questions that are asked.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from typing import Final
 
 import numpy as np
 
-__all__ = ["PROBES", "threshold"]
+__all__ = ["PROBES", "bm25_threshold", "threshold"]
 
 _QUANTILE: Final = 0.75
 
@@ -54,3 +57,12 @@ def threshold(best: Sequence[float]) -> float:
         best: the best cosine that each of ``PROBES`` found.
     """
     return float(np.quantile(np.asarray(best), _QUANTILE))
+
+
+def bm25_threshold(best: Sequence[float]) -> float:
+    """BM25's score above which a passage is relevant whatever its cosine.
+
+    Args:
+        best: the best score that each of ``PROBES`` found; 0 where it shares no word with any passage.
+    """
+    return max(best)

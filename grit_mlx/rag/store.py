@@ -27,7 +27,7 @@ from grit_mlx.rag.indexing import IndexReport, hash_of, plan_from, write_passage
 from grit_mlx.rag.kvfiles import PRECISIONS, bytes_of
 from grit_mlx.rag.locking import writing
 from grit_mlx.rag.passages import Passage, passages_of
-from grit_mlx.rag.relevance import PROBES, threshold
+from grit_mlx.rag.relevance import PROBES, bm25_threshold, threshold
 from grit_mlx.rag.retrieval import METHODS, Hit, Retriever, bytes_in_memory, condition, exact_budget
 from grit_mlx.rag.table import PassageTable, Row, is_remote
 from grit_mlx.rag.walking import walk
@@ -64,6 +64,7 @@ class StoreStats:
         overlap: tokens that a passage repeats.
         bytes: of the tables on disk; None on another machine.
         relevance: the cosine above which a passage is relevant; None before it was measured.
+        relevance_bm25: BM25's score above which it is relevant whatever its cosine.
         approximate: whether there is an approximate index of the vectors.
         recall: of that index, at 10, measured against exact search when it was built.
         caches: the cached documents.
@@ -77,6 +78,7 @@ class StoreStats:
     overlap: int
     bytes: int | None
     relevance: float | None
+    relevance_bm25: float | None
     approximate: bool
     recall: float | None
     caches: CacheStats
@@ -255,7 +257,7 @@ class Store:
                 self._open()
                 table.write_state(relevance=None)
             if table.read_state().get("relevance") is None:  # the last run may have been killed just before this
-                table.write_state(relevance=self._measured_threshold())
+                table.write_state(**self._measured_thresholds())
         if isinstance(cache_ahead, int):
             self.cache_most_used(cache_ahead)
         else:
@@ -341,13 +343,14 @@ class Store:
             table.build_vector_index()
             table.write_state(recall=_recall(table))
 
-    def _measured_threshold(self) -> float | None:
+    def _measured_thresholds(self) -> dict[str, float | None]:
         if not len(self):
-            return None
+            return {"relevance": None, "relevance_bm25": None}
         model = self._needed_model()
         vectors = model.encode_queries(list(PROBES), progress=False)
-        best = [self._search("", vector, "dense", 1, None)[0].score for vector in vectors]
-        return threshold(best)
+        cosines = [self._search("", vector, "dense", 1, None)[0].score for vector in vectors]
+        words = [hit.score for probe in PROBES for hit in self._search(probe, None, "bm25", 1, None)]
+        return {"relevance": threshold(cosines), "relevance_bm25": bm25_threshold([0.0, *words])}
 
     def cache_most_used(self, count: int) -> int:
         """Cache the documents that were answered from most often and are not cached; returns how many that were."""
@@ -441,7 +444,15 @@ class Store:
     @property
     def relevance(self) -> float | None:
         """The cosine above which a passage is relevant, as measured when the store was indexed."""
-        value = self._published().read_state().get("relevance")
+        return self._state_number("relevance")
+
+    @property
+    def relevance_bm25(self) -> float | None:
+        """BM25's score above which a passage is relevant whatever its cosine, likewise."""
+        return self._state_number("relevance_bm25")
+
+    def _state_number(self, name: str) -> float | None:
+        value = self._published().read_state().get(name)
         return None if value is None else float(value)
 
     def rows(self, paths: Sequence[str] = (), metadata: Sequence[str] = ()) -> Iterator[Row]:
@@ -461,6 +472,7 @@ class Store:
             overlap=self.overlap,
             bytes=table.bytes_on_disk,
             relevance=state.get("relevance"),
+            relevance_bm25=state.get("relevance_bm25"),
             approximate=table.has_vector_index,
             recall=state.get("recall"),
             caches=self.caches.stats(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 
 from grit_mlx import GritLM
 from grit_mlx.errors import ArgumentError, ModeError, StoreError
-from grit_mlx.rag import Rag, Store
+from grit_mlx.rag import Found, Rag, Store
 from tests.rag.conftest import FILES, rows_of
 
 MakeStore = Callable[..., Store]
@@ -205,6 +206,18 @@ def test_nothing_relevant_is_said(make_store: MakeStore, model: GritLM, folder: 
     asked = Rag(model, store, min_score=-1).ask("When is the boiler serviced?", max_tokens=4)
     assert asked.text and asked.sources == asked.found.hits
     assert store.relevance is not None and -1 <= store.relevance <= 1
+
+
+def test_words_speak_for_a_passage_that_its_vector_does_not(make_store: MakeStore, model: GritLM, folder: Path) -> None:
+    store = make_store()
+    store.index([folder])
+    assert store.relevance_bm25 is not None and store.stats().relevance_bm25 == store.relevance_bm25
+    words = " ".join(next(iter(store.rows())).passage.text.split()[:12])
+    found = Found.among(words, store.search(words), store)
+    assert found.best_bm25 is not None and found.best_bm25 > store.relevance_bm25
+    assert replace(found, best=-1.0).relevant
+    assert not replace(found, best=-1.0, best_bm25=store.relevance_bm25).relevant
+    assert not replace(Found.among(words, found.hits, store, min_score=0.5), best=0.4).relevant
 
 
 def test_answers_come_from_the_caches_of_the_store(make_store: MakeStore, model: GritLM, folder: Path) -> None:
