@@ -1,0 +1,283 @@
+"""A Mistral folder that embeds as the bags of tokens do and copies as induction heads do: where `grit train` starts.
+
+    python recipes/grit-tiny-next/write_model.py [--bags mixed] [--output runs/grit-tiny-next/start]
+
+Both are written into the weights by hand, because they are what a small model takes longest to find by descent, or
+never does:
+
+- A token's vector is the bag's, a code of its own, and a filling that brings all rows to one length, so that the norms
+  leave the bag's lengths, which are its weights of words, as they are. The projection before pooling, which GRIT models
+  may have, takes the bag's dimensions alone.
+- Layer 1 attends to the token before and the one before that, and writes down their codes. Layer 2 looks for a place
+  that follows what the present token and the one before it are, and writes the code of the token that stands there:
+  the tied head reads it (Olsson et al. 2022, In-context Learning and Induction Heads).
+- Layer 1 also attends to the same word elsewhere in the text, or to the start of the text where there is none, and to
+  the marker <|embed|>. From both the last layer's MLP makes a number that grows with a word's count. It stands in a
+  dimension that nothing reads; but the last norm divides by it, so repeated words weigh less, as in BM25. Without the
+  marker it is zero: a text that is written on is not concerned.
+
+All other heads begin small and random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import sources
+import words
+import yaml
+from tokenizers import Tokenizer
+
+HERE = Path(__file__).parent
+
+# Dimensions after the bag's: a token's code, in two parts, and what the layers write down. Each fills a group that
+# shares a scale when quantised.
+CODE, NOTES = 64, 64
+SHARED = 34  # of the code: the same for all tokens that are the same word
+# In the notes, by their first dimension: codes of the tokens before, and single numbers.
+BEFORE, BEFORE_THAT, CONSTANT, FILLING, START, ALONE, MARKED, COUNTED = 0, 34, 56, 57, 58, 59, 60, 61
+EARLIER = 20  # how much of the code of the token before the one before
+# Lengths, of a row's whole length: the code, a number that all tokens have, one that only <s> has.
+LENGTHS = {"code": 0.3, "constant": 0.25, "start": 0.25, "bag": 0.9}
+SHARE = 0.8  # of the code's length: what all tokens of a word share
+# Gains of the last norm: they make logits of a size that softmax can begin with. That of the bag's dimensions all but
+# keeps the head from reading them, and so writing from disturbing what is searched with.
+GAINS = {"bag": 2e-4, "code": 0.1, "notes": 0.0, "filling": 0.02}
+CONTROLS = 259  # tokens: <unk>, <s>, </s> and the bytes
+# Pairs of a head's dimensions by the speed of their rotation: positions are told by the fast ones, and what a token is
+# by those that hardly turn within a text.
+FAST, SLOW = 6, 14
+# Logits of attention: a token and the one before it; the same word, and what it is weighed against; the marker.
+POSITION, SAME, MARKER = 60.0, 11.0, 60.0
+MATCH, MATCH_BOTH = 20.0, 12.0
+COPIED = {"one": 1.0, "both": 1.5}
+SHARPNESS = 40.0
+NOTE = 0.1  # length of a number that layers write down, of a row's whole length: the norms must not feel it
+SMALL = 0.02
+
+
+def table(bags: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """``(V, D)`` to ``(V, D + CODE + NOTES)``, all rows with a root mean square of 1."""
+    tokens, size = bags.shape
+    length = np.sqrt(size + CODE + NOTES)
+    norms = np.linalg.norm(bags, axis=1)
+    longest = LENGTHS["bag"] * length
+    bags = bags * np.minimum(longest / np.quantile(norms, 0.999), longest / np.maximum(norms, 1e-9))[:, None]
+    shared = unit(rng.normal(size=(tokens, SHARED)))[groups]
+    own = unit(rng.normal(size=(tokens, CODE - SHARED)))
+    code = np.concatenate([SHARE * shared, (1 - SHARE**2) ** 0.5 * own], axis=1) * LENGTHS["code"] * length
+    code[1] = 0  # <s> is never written, and what attends to it is to copy nothing
+    notes = np.zeros((tokens, NOTES))
+    notes[:, CONSTANT] = LENGTHS["constant"] * length
+    notes[1, START] = LENGTHS["start"] * length
+    rows = np.concatenate([bags, code, notes], axis=1)
+    rows[:, size + CODE + FILLING] = np.sqrt(np.maximum(0, length**2 - (rows**2).sum(1)))
+    return rows
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+class Writer:
+    """Writes attention heads and an MLP into the weights of a Mistral model."""
+
+    def __init__(self, config: dict[str, int], rng: np.random.Generator) -> None:
+        self.config, self.rng = config, rng
+        self.size, self.width = config["hidden_size"], config["head_dim"]
+        self.shared = config["num_attention_heads"] // config["num_key_value_heads"]
+        self.length = np.sqrt(self.size)
+        self.bag = self.size - CODE - NOTES
+        self.code, self.notes = self.bag, self.bag + CODE
+        self.frequencies = config["rope_theta"] ** (-np.arange(self.width // 2) / (self.width // 2))
+        self.layers = [self._layer() for _ in range(config["num_hidden_layers"])]
+
+    def _layer(self) -> dict[str, np.ndarray]:
+        size, inner = self.size, self.config["intermediate_size"]
+        queries, keys = (self.config[name] * self.width for name in ("num_attention_heads", "num_key_value_heads"))
+
+        def random(rows: int) -> np.ndarray:
+            return self.rng.normal(0, size**-0.5, (rows, size))
+
+        return {
+            "self_attn.q_proj": random(queries),
+            "self_attn.k_proj": random(keys),
+            "self_attn.v_proj": random(keys),
+            "self_attn.o_proj": self.rng.normal(0, SMALL * size**-0.5, (size, queries)),
+            "mlp.gate_proj": random(inner),
+            "mlp.up_proj": random(inner),
+            "mlp.down_proj": self.rng.normal(0, SMALL * size**-0.5, (size, inner)),
+            "input_layernorm": np.ones(size),
+            "post_attention_layernorm": np.ones(size),
+        }
+
+    # Parts of a head. Queries and keys are given as if attention did not divide by the root of the width.
+
+    def clear(self, layer: int, name: str, head: int) -> np.ndarray:
+        """The rows of a head (columns of o_proj, turned), set to zero."""
+        weight = self.layers[layer][f"self_attn.{name}"]
+        part = weight.T if name == "o_proj" else weight
+        part = part[head * self.width : (head + 1) * self.width]
+        part[:] = 0
+        return part
+
+    @property
+    def constant(self) -> int:
+        return self.notes + CONSTANT
+
+    def slow(self, number: int) -> np.ndarray:
+        """The first dimensions of a head that turn slowly."""
+        pairs = np.arange(SLOW, self.width // 2 - 1)
+        return np.concatenate([pairs, pairs + self.width // 2])[:number]
+
+    @property
+    def sink(self) -> int:
+        """A dimension of a head that does not turn, for what attention falls back to."""
+        return self.width // 2 - 1
+
+    def offset_keys(self, layer: int, head: int) -> None:
+        self.clear(layer, "k_proj", head)[:FAST, self.constant] = 1 / (LENGTHS["constant"] * self.length)
+
+    def offset_query(self, layer: int, head: int, offset: int) -> None:
+        """Attend to the token ``offset`` before this one."""
+        rows = self.clear(layer, "q_proj", head)
+        angles = offset * self.frequencies[:FAST]
+        scale = POSITION * self.width**0.5 / FAST / (LENGTHS["constant"] * self.length)
+        rows[:FAST, self.constant] = scale * np.cos(angles)
+        rows[self.width // 2 : self.width // 2 + FAST, self.constant] = -scale * np.sin(angles)
+
+    def code_values(self, layer: int, head: int) -> np.ndarray:
+        rows = self.clear(layer, "v_proj", head)
+        rows[:, self.code : self.code + CODE] = np.eye(self.width, CODE)
+        return rows
+
+    def match(self, rows: np.ndarray, dimensions: np.ndarray, start: int, logit: float) -> None:
+        """Let dimensions of a head read part of a code, so that a query and a key that agree have this logit."""
+        length = LENGTHS["code"] * self.length * SHARE * (len(dimensions) / SHARED) ** 0.5
+        rows[dimensions, start + np.arange(len(dimensions))] = logit / length
+
+    # The parts of the model
+
+    def tokens_before(self) -> None:
+        self.offset_keys(0, 0)
+        self.code_values(0, 0)
+        for head, (start, number) in enumerate([(BEFORE, SHARED), (BEFORE_THAT, EARLIER)]):
+            self.offset_query(0, head, head + 1)
+            out = self.clear(0, "o_proj", head)
+            out[np.arange(number), self.notes + start + np.arange(number)] = 1
+
+    def counts(self, marker: int, rows: np.ndarray) -> None:
+        root, note = self.width**0.5, NOTE * self.length
+        keys = self.clear(0, "k_proj", 1)
+        slow = self.slow(SHARED)
+        self.match(keys, slow, self.code, 1.0)
+        keys[self.sink, self.notes + START] = 1 / (LENGTHS["start"] * self.length)
+        values = self.code_values(0, 1)
+        values[-1] = 0
+        values[-1, self.notes + START] = 1 / (LENGTHS["start"] * self.length)
+        same = self.clear(0, "q_proj", 2)
+        self.match(same, slow, self.code, SAME * root)
+        same[self.sink, self.constant] = (SAME + np.log(words.SINK)) * root / (LENGTHS["constant"] * self.length)
+        self.clear(0, "o_proj", 2)[-1, self.notes + ALONE] = note
+        looking = self.clear(0, "q_proj", 3)
+        read = keys @ rows[marker]
+        read[self.sink] = 0
+        looking[:, self.constant] = MARKER * root * read / (read @ read) / (LENGTHS["constant"] * self.length)
+        code = rows[marker, self.code : self.code + CODE - 1]
+        self.clear(0, "o_proj", 3)[: CODE - 1, self.notes + MARKED] = note * code / (code @ code)
+        # silu(sharp * (marked - 0.75)) * (1 - alone), in the last layer.
+        last = self.layers[-1]
+        for name in ("mlp.gate_proj", "mlp.up_proj"):
+            last[name][0] = 0
+        last["mlp.gate_proj"][0, self.notes + MARKED] = SHARPNESS / note
+        last["mlp.gate_proj"][0, self.constant] = -0.75 * SHARPNESS / (LENGTHS["constant"] * self.length)
+        last["mlp.up_proj"][0, self.constant] = 1 / (LENGTHS["constant"] * self.length)
+        last["mlp.up_proj"][0, self.notes + ALONE] = -1 / note
+        last["mlp.down_proj"][:, 0] = 0
+        last["mlp.down_proj"][self.notes + COUNTED, 0] = words.STRENGTH * self.length / (0.25 * SHARPNESS)
+
+    def induction(self) -> None:
+        root = self.width**0.5
+        present, earlier = self.slow(EARLIER), self.slow(SHARED)[EARLIER:]
+        keys = self.clear(1, "k_proj", 0)
+        self.match(keys, present, self.notes + BEFORE, 1.0)
+        self.match(keys, earlier, self.notes + BEFORE_THAT, 1.0)
+        keys[self.sink, self.notes + START] = 1 / (LENGTHS["start"] * self.length)
+        self.code_values(1, 0)
+        for head, (logit, name) in enumerate([(MATCH, "one"), (MATCH_BOTH, "both")]):
+            query = self.clear(1, "q_proj", head)
+            self.match(query, present, self.code, logit * root)
+            sink = 0.65 * logit
+            if name == "both":
+                self.match(query, earlier, self.notes + BEFORE, logit * root)
+                sink = 1.35 * logit
+            query[self.sink, self.constant] = sink * root / (LENGTHS["constant"] * self.length)
+            self.clear(1, "o_proj", head)[np.arange(CODE), self.code + np.arange(CODE)] = COPIED[name]
+        # What is written next is mostly not what was written last: its code is taken away again.
+        self.offset_keys(1, 1)
+        self.code_values(1, 1)
+        self.offset_query(1, 2, 0)
+        self.clear(1, "o_proj", 2)[np.arange(CODE), self.code + np.arange(CODE)] = -1
+
+    def arrays(self, rows: np.ndarray) -> dict[str, mx.array]:
+        gains = np.full(self.size, GAINS["bag"])
+        gains[self.code : self.notes] = GAINS["code"]
+        gains[self.notes :] = GAINS["notes"]
+        gains[self.notes + FILLING] = GAINS["filling"]
+        found = {"model.embed_tokens.weight": rows, "model.norm.weight": gains}
+        for i, layer in enumerate(self.layers):
+            found |= {f"model.layers.{i}.{name}.weight": value for name, value in layer.items()}
+        return {name: mx.array(value.astype(np.float32)) for name, value in found.items()}
+
+
+def weights(bags: np.ndarray, tokenizer: Tokenizer, config: dict[str, int], seed: int) -> dict[str, mx.array]:
+    rng = np.random.default_rng(seed)
+    # The teacher has one vector for all bytes and controls, and a writer must tell them apart.
+    spread = 0.1 * np.linalg.norm(bags, axis=1).mean() / bags.shape[1] ** 0.5
+    bags = bags.copy()
+    bags[:CONTROLS] += rng.normal(0, spread, bags[:CONTROLS].shape)
+    rows = table(bags, words.same_words(tokenizer), rng)
+    writer = Writer(config, rng)
+    writer.tokens_before()
+    marker = tokenizer.encode("<|embed|>", add_special_tokens=False)
+    writer.counts(next(i for i, piece in zip(marker.ids, marker.tokens, strict=True) if "embed" in piece), rows)
+    writer.induction()
+    return writer.arrays(rows)
+
+
+def write(folder: Path, bags: np.ndarray, config: dict[str, Any], tokenizer: Path) -> int:
+    """Writes the model's folder and returns how many numbers it has beside the token table."""
+    if (config["vocab_size"], config["hidden_size"]) != (bags.shape[0], bags.shape[1] + CODE + NOTES):
+        raise SystemExit(f"config.json does not fit bags of {bags.shape}.")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(tokenizer / name, folder / name)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    settings = yaml.safe_load((HERE / "settings.yaml").read_text(encoding="utf-8"))
+    (folder / "grit.json").write_text(json.dumps({"format": 1, **settings}, indent=2) + "\n", encoding="utf-8")
+    found = weights(bags, Tokenizer.from_file(str(folder / "tokenizer.json")), config, seed=1)
+    mx.save_safetensors(str(folder / "model.safetensors"), found, {"format": "mlx"})
+    projection = np.eye(bags.shape[1], config["hidden_size"], dtype=np.float16)
+    mx.save_safetensors(str(folder / "projection.safetensors"), {"weight": mx.array(projection)})
+    return sum(value.size for name, value in found.items() if "embed_tokens" not in name)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bags", default="mixed")
+    parser.add_argument("--output", type=Path, default=sources.WORK / "start")
+    options = parser.parse_args()
+    bags = np.load(sources.WORK / f"{options.bags}.npy")
+    config = json.loads((HERE / "config.json").read_text(encoding="utf-8"))
+    body = write(options.output, bags, config, sources.WORK / "tokenizer")
+    print(f"{options.output}: {body:,} numbers beside the token table")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""What recipes/grit-tiny-next writes into the weights by hand is what the model computes before any training."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from grit_mlx import GritLM, embedding_prompt, hub
+from grit_mlx.attention import backbone, embedding_caches
+
+RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "grit-tiny-next"
+SIZE = 64  # of the bags
+PASSAGE = (
+    "The keel is the beam along the bottom of a ship. Bread rises because yeast eats sugar and breathes out carbon "
+    "dioxide. In 1969 two astronauts of Apollo 11 walked on the Moon while a third one waited in orbit."
+)
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Iterator[dict[str, Any]]:
+    """The recipe's modules, which stand in no package."""
+    pytest.importorskip("Stemmer", reason="needs pystemmer (the extra eval)")
+    sys.path.insert(0, str(RECIPE))
+    names = ("sources", "words", "write_model")
+    yield {name: importlib.import_module(name) for name in names}
+    sys.path.remove(str(RECIPE))
+    for name in names:
+        del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def bags() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(16_384, SIZE)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def model(recipe: dict[str, Any], bags: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> GritLM:
+    write_model = recipe["write_model"]
+    config = json.loads((RECIPE / "config.json").read_text(encoding="utf-8"))
+    config["hidden_size"] = SIZE + write_model.CODE + write_model.NOTES
+    folder = tmp_path_factory.mktemp("start")
+    embedded = hub.embedded_model()
+    assert embedded is not None
+    write_model.write(folder, bags, config, embedded)
+    return GritLM(folder)
+
+
+@pytest.mark.parametrize(
+    ("begun", "goes_on"),
+    [
+        ("Bread rises", " because yeast eats sugar"),
+        ("In 1969 two", " astronauts of Apollo 11 walked"),
+        ("the beam along", " the bottom of a ship"),
+    ],
+)
+def test_it_goes_on_as_the_passage_does(model: GritLM, begun: str, goes_on: str) -> None:
+    tokenizer = model.tokenizer
+    expected = tokenizer.encode(goes_on.strip(), add_special_tokens=False)
+    ids = tokenizer.encode(f"<|user|>\n{PASSAGE}\n\nWhat then?\n<|assistant|>\n{begun}")
+    found: list[int] = []
+    for _ in expected:
+        found.append(int(mx.argmax(model.model(mx.array([ids + found]))[0, -1])))
+    assert found == expected
+
+
+def _weights(model: GritLM, text: str, *, marked: bool = True) -> tuple[np.ndarray, list[int]]:
+    """How much of each token's vector is left of it after the last norm, and the tokens."""
+    ids = model.tokenizer.encode((embedding_prompt() if marked else "<|user|>\n") + text)
+    caches = embedding_caches(len(model.model.layers), mx.ones((1, len(ids)), dtype=mx.bool_), causal=False)
+    states = backbone(model.model)(mx.array([ids]), cache=caches)[0, :, :SIZE]
+    rows = model.model.model.embed_tokens.weight[mx.array(ids), :SIZE]
+    return np.array((states * rows).sum(1) / (rows * rows).sum(1)), ids
+
+
+def test_repeated_words_weigh_less_each(model: GritLM, recipe: dict[str, Any]) -> None:
+    same = recipe["words"].same_words(model.tokenizer.backend_tokenizer)
+    text = "A ship, two ships, and a Ship: " + "boat " * 7 + "and the harbour of the city"
+    found, ids = _weights(model, text)
+    counts = Counter(same[ids])
+    expected = recipe["words"].saturation(np.array([counts[word] for word in same[ids]]))
+    begin = len(model.tokenizer.encode(embedding_prompt()))
+    ratio = found[begin:] / expected[begin:]
+    assert counts[same[model.tokenizer.encode("ship", add_special_tokens=False)[0]]] == 3
+    # Weights differ by a factor of three here, and codes of words are not quite at right angles.
+    assert expected[begin:].max() / expected[begin:].min() > 2
+    assert 0.8 < (ratio / ratio.mean()).min() <= (ratio / ratio.mean()).max() < 1.25, np.round(ratio / ratio.mean(), 2)
+
+
+def test_texts_that_are_written_on_are_not_concerned(model: GritLM) -> None:
+    text = "boat " * 9 + "city"
+    marked, _ = _weights(model, text)
+    unmarked, _ = _weights(model, text, marked=False)
+    assert marked[-2] / marked[-1] < 0.6 < 0.7 < unmarked[-2] / unmarked[-1]
+
+
+def test_an_embedding_is_a_bag(model: GritLM, bags: np.ndarray) -> None:
+    """Of words that are there once each: the mean of their vectors."""
+    text = "keel yeast sugar harbour"
+    ids = model.tokenizer.encode(text, add_special_tokens=False)
+    assert len(set(ids)) == len(ids)
+    rows = np.array(model.model.model.embed_tokens.weight)[ids, :SIZE]
+    mean = rows.sum(0) / np.linalg.norm(rows.sum(0))
+    assert model.encode(text, instruction=embedding_prompt()) @ mean > 0.99
