@@ -336,7 +336,7 @@ def test_nothing_private_to_one_machine() -> None:
         ("pip --" + "index-url x", True),
         ("https://huggingface.co/GritLM/GritLM-7B", False),
         ("https://example.org/home/page", False),
-        ("tests/" + "work/root/x and ~/" + "work/x", False),
+        ("tests/" + "Users" + "/" + "home" + "/x and ~/" + "Users" + "/x", False),
     ],
 )
 def test_the_patterns_find_what_they_are_for(text: str, private: bool) -> None:
