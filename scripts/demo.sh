@@ -25,4 +25,5 @@ grit embed README.md --output "$folder/vectors.npy"
 grit search "how do I run the tests" README.md --top 3 --quiet
 grit search "what makes dough get bigger?" scripts/demo.txt --top 1 --quiet
 grit similarity "The cat sat on the mat." "A kitten lay on the rug." --quiet
-grit generate "What is a keel?" --max-tokens 40 --quiet
+grit rag index scripts/demo.jsonl --store "$folder/store" --quiet
+grit rag ask "What is a keel?" --store "$folder/store" --quiet

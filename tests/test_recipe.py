@@ -1,9 +1,10 @@
-"""What recipes/grit-tiny-next writes into the weights by hand is what the model computes before any training."""
+"""What recipes/grit-tiny writes into the weights by hand is what the model computes before any training."""
 
 from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import pytest
 from grit_mlx import GritLM, embedding_prompt, hub
 from grit_mlx.attention import backbone, embedding_caches
 
-RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "grit-tiny-next"
+RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "grit-tiny"
 SIZE = 64  # of the bags
 PASSAGE = (
     "The keel is the beam along the bottom of a ship. Bread rises because yeast eats sugar and breathes out carbon "
@@ -30,7 +31,7 @@ def recipe() -> Iterator[dict[str, Any]]:
     """The recipe's modules, which stand in no package."""
     pytest.importorskip("Stemmer", reason="needs pystemmer (the extra eval)")
     sys.path.insert(0, str(RECIPE))
-    names = ("sources", "words", "write_model")
+    names = ("sources", "words", "write_model", "finish")
     yield {name: importlib.import_module(name) for name in names}
     sys.path.remove(str(RECIPE))
     for name in names:
@@ -43,7 +44,7 @@ def bags() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def model(recipe: dict[str, Any], bags: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> GritLM:
+def start(recipe: dict[str, Any], bags: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_model = recipe["write_model"]
     config = json.loads((RECIPE / "config.json").read_text(encoding="utf-8"))
     config["hidden_size"] = SIZE + write_model.CODE + write_model.NOTES
@@ -51,7 +52,12 @@ def model(recipe: dict[str, Any], bags: np.ndarray, tmp_path_factory: pytest.Tem
     embedded = hub.embedded_model()
     assert embedded is not None
     write_model.write(folder, bags, config, embedded)
-    return GritLM(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(start: Path) -> GritLM:
+    return GritLM(start)
 
 
 @pytest.mark.parametrize(
@@ -110,3 +116,23 @@ def test_an_embedding_is_a_bag(model: GritLM, bags: np.ndarray) -> None:
     rows = np.array(model.model.model.embed_tokens.weight)[ids, :SIZE]
     mean = rows.sum(0) / np.linalg.norm(rows.sum(0))
     assert model.encode(text, instruction=embedding_prompt()) @ mean > 0.99
+
+
+def test_what_was_trained_embeds_as_it_began(
+    recipe: dict[str, Any], start: Path, model: GritLM, tmp_path: Path
+) -> None:
+    before = mx.load(str(start / "model.safetensors"))
+    mx.random.seed(3)
+    frozen = ("model.norm", "model.layers.0.self_attn", "model.layers.0.input", "model.layers.1.post")
+    after = {
+        name: value if name.startswith(frozen) else value + 0.02 * mx.random.normal(value.shape)
+        for name, value in before.items()
+    }
+    vectors = model.encode(PASSAGE.split(". "))
+
+    def nearness(weights: dict[str, mx.array], name: str) -> float:
+        folder = shutil.copytree(start, tmp_path / name)
+        mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
+        return float((GritLM(folder).encode(PASSAGE.split(". ")) * vectors).sum(1).min())
+
+    assert nearness(recipe["finish"].finished(before, after), "finished") > 0.995 > 0.98 > nearness(after, "trained")

@@ -1,9 +1,8 @@
-"""The last checkpoint as a model: python recipes/grit-tiny/finish.py CHECKPOINT OUTPUT [--layers 1.0]
+"""What was trained, with what embeds as it began: python recipes/grit-tiny/finish.py TRAINED [--output FOLDER]
 
-`grit train` leaves the projection before pooling as it was, while the tied head changes the gains of the last norm for
-its own ends. The projection divides by them, so that an embedding weighs its dimensions as the bags did. --layers takes
-the layers' output matrices back towards the beginning, where they added next to nothing: less of it is a better search
-and a worse writer.
+Training teaches to write, and touches what the embedding is made of: the bags' dimensions of the token table and what
+the layers write there, and the numbers by which words are weighed. These are taken back. Writing does not miss them:
+the head hardly reads them (``GAINS`` in write_model.py).
 """
 
 from __future__ import annotations
@@ -16,35 +15,43 @@ import grit_mlx  # noqa: F401 - before mlx: it arranges the BLAS
 
 # isort: split
 import mlx.core as mx
-import numpy as np
 import sources
-from write_model import FILLING
+from write_model import CODE, CONSTANT, NEURONS, NOTES
 
-NORM = "model.norm.weight"
+COPIED = ("config.json", "grit.json", "tokenizer.json", "tokenizer_config.json", "projection.safetensors")
+
+
+def finished(before: dict[str, mx.array], after: dict[str, mx.array]) -> dict[str, mx.array]:
+    """The trained weights with what embeds as it was."""
+    table = "model.embed_tokens.weight"
+    size = before[table].shape[1]
+    bag, numbers = size - CODE - NOTES, size - NOTES + CONSTANT
+    last = max(name for name in after if name.endswith("mlp.down_proj.weight")).removesuffix("down_proj.weight")
+    found = dict(after)
+    for name, value in after.items():
+        old = before[name]
+        if name == table:
+            found[name] = mx.concatenate([old[:, :bag], value[:, bag:numbers], old[:, numbers:]], axis=1)
+        elif name.endswith(("o_proj.weight", "down_proj.weight")):
+            found[name] = mx.concatenate([old[:bag], value[bag:numbers], old[numbers:]], axis=0)
+        if name == f"{last}down_proj.weight":
+            found[name][:, :NEURONS] = old[:, :NEURONS]
+        elif name.startswith(last):
+            found[name][:NEURONS] = old[:NEURONS]
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--layers", type=float, default=1.0)
+    parser.add_argument("trained", type=Path)
+    parser.add_argument("--output", type=Path, default=sources.WORK / "final")
     options = parser.parse_args()
     start = sources.WORK / "start"
     options.output.mkdir(parents=True, exist_ok=True)
-    for name in ("config.json", "grit.json", "tokenizer.json", "tokenizer_config.json"):
+    for name in COPIED:
         shutil.copyfile(start / name, options.output / name)
-    before = mx.load(str(start / "model.safetensors"))
-    after = mx.load(str(options.checkpoint / "model.safetensors"))
-    for name in after:
-        if "o_proj" in name or "down_proj" in name:
-            after[name] = before[name] + options.layers * (after[name] - before[name])
-    mx.save_safetensors(str(options.output / "model.safetensors"), after, {"format": "mlx"})
-    gains = np.array(after[NORM])[:-FILLING]
-    gains = np.sign(gains) * np.maximum(np.abs(gains), 1e-3)
-    weight = np.zeros((len(gains), len(gains) + FILLING))
-    weight[np.arange(len(gains)), np.arange(len(gains))] = np.mean(np.abs(gains)) / gains
-    weight = mx.array(weight.astype(np.float16))
-    mx.save_safetensors(str(options.output / "projection.safetensors"), {"weight": weight})
+    before, after = (mx.load(str(folder / "model.safetensors")) for folder in (start, options.trained))
+    mx.save_safetensors(str(options.output / "model.safetensors"), finished(before, after), {"format": "mlx"})
 
 
 if __name__ == "__main__":

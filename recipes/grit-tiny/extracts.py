@@ -6,11 +6,12 @@ The sentence is the one that is nearest to the question by the bags of tokens, i
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import sources
+from bags import Encode
+from sources import sentences
 
 # Source: rows, and how its query becomes a question; None where it is one.
 HEADINGS = ("What is {}?", "what is {}", "Tell me about {}.", "What does the text say about {}?", "Explain {}.")
@@ -28,26 +29,28 @@ SOURCES: dict[str, tuple[int, tuple[str, ...] | None]] = {
     "dbpedia7.6k": (3_500, NAMES),
     "wiki_movies": (2_500, NAMES),
 }
-# The first two are the prompts of `grit rag` without caches.
-PROMPTS = (
-    ("{passages}\n\n{question}\n\nAnswer the prior query while optionally using the context prior to it", 0.4),
-    ("{question}\n\n{passages}\n\nOptionally using the prior context answer the query prior to it", 0.15),
-    ("{passages}\n\n{question}", 0.3),
-    ("{question}\n\n{passages}", 0.15),
+_AFTER = "Answer the prior query while optionally using the context prior to it"
+_BEFORE = "Optionally using the prior context answer the query prior to it"
+# Prompts, what stands between passages, and shares. Those of `grit rag`, as far as a chat has the markers of cached
+# documents and questions; and as one writes them by hand.
+PROMPTS: tuple[tuple[str, str, float], ...] = (
+    ("{passages}\n\n{question}\n\n" + _AFTER, "\n\n", 0.22),
+    ("{question}\n\n{passages}\n\n" + _BEFORE, "\n\n", 0.08),
+    ("{passages}\n<|user|>\n{question}\n\n" + _AFTER, "<|embed|>\n", 0.3),
+    (
+        "Given a question, retrieve passages that answer it\n<|embed|>\n{question}\n<|user|>\n{passages}\n\n" + _BEFORE,
+        "\n\n",
+        0.1,
+    ),
+    ("{passages}\n\n{question}", "\n\n", 0.22),
+    ("{question}\n\n{passages}", "\n\n", 0.08),
 )
 WORDS = (4, 45)  # of an answer
 LONGEST = 100  # words of all passages of a prompt
 # How often the passage begins with the answer where it does not of itself, and comes before the others, as what was
-# found best does. Choosing among sentences freely is too much for four layers in an hour: they learn to begin anywhere.
+# found best does. Choosing among sentences freely is too much for so few layers: they learn to begin anywhere.
 BEGINS, COMES_FIRST = 0.5, 0.85
-_ENDS = re.compile(r"(?<=[.!?])\s+(?=[\"'(]?[A-Z0-9])")
 _WORD = re.compile(r"[a-z0-9]{3,}")
-
-Encode = Callable[[list[str]], np.ndarray]
-
-
-def sentences(text: str) -> list[str]:
-    return [part.strip() for part in _ENDS.split(" ".join(text.split())) if part.strip()]
 
 
 def asked(query: str, forms: tuple[str, ...] | None, rng: np.random.Generator) -> str:
@@ -79,9 +82,9 @@ def extracts(encode: Encode, seed: int) -> list[dict[str, Any]]:
                 other = _cut(passages[int(j)], LONGEST // 3)
                 if j != i and other and sum(len(text.split()) for text in [*given, other]) <= LONGEST:
                     given.insert(len(given) if rng.random() < COMES_FIRST else 0, other)
-            form = PROMPTS[int(rng.choice(len(PROMPTS), p=[share for _, share in PROMPTS]))][0]
-            text = "\n\n".join(given)
-            rows.append({"text": [form.format(passages=text, question=question), answer]})
+            form, between, _ = PROMPTS[int(rng.choice(len(PROMPTS), p=[share for *_, share in PROMPTS]))]
+            prompt = form.replace("{question}", question).replace("{passages}", between.join(given))
+            rows.append({"text": [prompt, answer]})
     return [rows[i] for i in rng.permutation(len(rows))]
 
 

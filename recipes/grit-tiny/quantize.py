@@ -1,4 +1,4 @@
-"""The finished model in few bits: python recipes/grit-tiny-next/quantize.py FOLDER OUTPUT
+"""The finished model in few bits: python recipes/grit-tiny/quantize.py FOLDER OUTPUT
 
 The token table is most of the model and bears few bits: an embedding is a mean of many rows. What is written by hand
 into the layers does not, and is small.
@@ -13,7 +13,7 @@ from typing import Any
 
 from grit_mlx.convert import convert, quantization
 
-BITS = {"table": 4, "layers": 8}
+BITS = {"table": 6, "layers": 8}
 
 
 def table_apart(model: Any, base: quantization.Quantization) -> quantization.Predicate:
@@ -28,7 +28,13 @@ def main() -> None:
     quantization.RECIPES["table-apart"] = table_apart
     # In float16 the scales take half of the room, too; a CPU widens all of it when it is loaded.
     report = convert(
-        options.folder, options.output, quantize=True, bits=4, recipe="table-apart", dtype="float16", force=True
+        options.folder,
+        options.output,
+        quantize=True,
+        bits=BITS["table"],
+        recipe="table-apart",
+        dtype="float16",
+        force=True,
     )
     print(f"{report.output_bytes:,} bytes, {report.bits_per_weight:.2f} bits a weight; {report.drift}")
 
