@@ -121,7 +121,7 @@ def test_an_embedding_is_a_bag(model: GritLM, bags: np.ndarray) -> None:
 def test_what_was_trained_embeds_as_it_began(
     recipe: dict[str, Any], start: Path, model: GritLM, tmp_path: Path
 ) -> None:
-    before = mx.load(str(start / "model.safetensors"))
+    before: Any = mx.load(str(start / "model.safetensors"))
     mx.random.seed(3)
     frozen = ("model.norm", "model.layers.0.self_attn", "model.layers.0.input", "model.layers.1.post")
     after = {
