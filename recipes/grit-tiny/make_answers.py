@@ -18,7 +18,7 @@ import sources
 import torch
 import words
 from extracts import NAMES, asked, extracts
-from sources import sentences
+from sources import UNKNOWN, sentences
 from tokenizers import Tokenizer
 
 OUTPUT = sources.WORK / "data" / "generative"
@@ -40,8 +40,6 @@ SHORT: dict[str, int] = {
     "sgd_turns": 1_000,
     "selfinstruct_human": 426,
 }
-# A model of this size knows nothing by heart. It is to say so rather than to make something up, more often than not.
-UNKNOWN = "I answer from a passage only: put one before the question."
 # Rows whose prompt has no passage; none of those above.
 ASKED = {"medquad": 2_500, "openstax_qa": 1_500, "strategyqa": 1_500, "opentriviaqa": 2_500, "sgd_turns": 1_000}
 OPENINGS = ("Hello", "Hi", "hello there", "Good morning", "Thanks", "Who are you?", "What can you do?", "Help", "test")

@@ -57,6 +57,8 @@ GENERATIVE: dict[str, int] = {
     "selfinstruct_human": 426,
     "gsm8k_train": 1_000,
 }
+# A model of this size knows nothing by heart. It is to say so rather than to make something up, more often than not.
+UNKNOWN = "I answer from a passage only: put one before the question."
 _ENDS = re.compile(r"(?<=[.!?])\s+(?=[\"'(]?[A-Z0-9])")
 
 
