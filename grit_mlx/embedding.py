@@ -25,6 +25,7 @@ from grit_mlx.batching import halve, plan_batches
 from grit_mlx.errors import ArgumentError, MemoryLimitError, NonFiniteError, TextError
 from grit_mlx.formats import tokenize_texts
 from grit_mlx.pooling import AVERAGING, pool
+from grit_mlx.products import through_numpy
 from grit_mlx.settings import ATTENTION, Settings
 
 __all__ = ["LONG_TEXTS", "Embedder", "EmbeddingOptions", "Projection", "TextCaches"]
@@ -156,7 +157,7 @@ class Embedder:
         vectors = np.zeros((len(texts), self.size), dtype=np.float32)
         caches: list[TextCaches] = [[] for _ in texts] if options.get_cache else []
         done = 0
-        with backend.wired():
+        with backend.wired(), through_numpy():
             while plan:
                 batch = [pieces[i] for i in plan[-1]]
                 try:

@@ -20,7 +20,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm import utils as mlx_lm_utils
 from mlx_lm.utils import dequantize_model, get_total_parameters, load_adapters, load_model
 
-from grit_mlx import backend, hub
+from grit_mlx import backend, hub, products
 from grit_mlx.attention import check_both_modes
 from grit_mlx.checkpoints import read_config, read_header, read_headers
 from grit_mlx.errors import (
@@ -253,24 +253,12 @@ def _cast(model: nn.Module, target: mx.Dtype | None, *, lookups_only: bool = Fal
 
 def _materialize(model: nn.Module) -> None:
     """Read the weights, layer by layer: a cast then never holds more than one layer twice."""
-    turned = backend.device().blas == "bundled"
+    reference_blas = backend.device().blas == "bundled"
     for layer in model.layers:
         mx.eval(layer.parameters())
-        if turned:
-            _turn(layer)
+        if reference_blas:
+            products.prepare(layer)
     mx.eval(model.parameters())
-
-
-def _turn(layer: nn.Module) -> None:
-    """Store the matrices of linear layers by columns; they stay what they are, seen from outside.
-
-    The reference BLAS of mlx's Linux wheel multiplies by a matrix two to three times as fast as by a transposed one,
-    and ``x @ weight.T`` is the latter as weights are stored.
-    """
-    for _, module in layer.named_modules():
-        if type(module) is nn.Linear:
-            module.weight = mx.contiguous(module.weight.T).T
-    mx.eval(layer.parameters())
 
 
 def checked_adapter(folder: Path) -> Path:

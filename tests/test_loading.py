@@ -8,15 +8,18 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from mlx_lm import convert as mlx_convert
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import load_model
+from numpy.typing import NDArray
 
 from grit_mlx import GritLM, backend
 from grit_mlx.errors import (
@@ -131,6 +134,33 @@ def test_matrices_turned_for_the_reference_blas_are_the_same(
     saved: Any = mx.load(str(tmp_path / "saved.safetensors"))
     for name, value in parameters(before.model).items():
         assert np.array_equal(value, saved[name]), name
+
+
+def test_products_go_through_numpy_only_while_embedding(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = mx.array([[1, 5, 7]])
+
+    def gradient(model: GritLM) -> mx.array:
+        found = nn.value_and_grad(model.model, lambda it: it(ids).square().sum())(model.model)[1]
+        return found["model"]["layers"][0]["self_attn"]["q_proj"]["weight"]
+
+    before = GritLM(tiny_model, dtype="float32")
+    device = replace(backend.device(), blas="bundled")
+    monkeypatch.setattr(backend, "device", lambda: device)
+    prepared = GritLM(tiny_model, dtype="float32")
+    seen: list[Any] = []
+
+    def watched(values: mx.array) -> NDArray[np.float32]:
+        seen.append(values)
+        return real(values)
+
+    real = np.asarray
+    monkeypatch.setattr("grit_mlx.products.np", SimpleNamespace(asarray=watched))
+    np.testing.assert_allclose(prepared.encode(TEXTS), before.encode(TEXTS), atol=1e-6)
+    assert seen
+    seen.clear()
+    np.testing.assert_allclose(gradient(prepared), gradient(before), rtol=1e-4, atol=1e-5)
+    assert prepared.generate("a keel", max_tokens=3) == before.generate("a keel", max_tokens=3)
+    assert not seen
 
 
 def test_bfloat16_is_widened_on_a_cpu(model_copy: Copy, tiny_model: Path) -> None:

@@ -30,7 +30,18 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"blas", "errors"}),
     frozenset(
-        {"atomic", "attention", "backend", "batching", "checkpoints", "formats", "fusion", "pooling", "progress"}
+        {
+            "atomic",
+            "attention",
+            "backend",
+            "batching",
+            "checkpoints",
+            "formats",
+            "fusion",
+            "pooling",
+            "products",
+            "progress",
+        }
     ),
     frozenset({"hub", "settings", "splitting", "vectors"}),
     frozenset({"rows", "vector_files"}),
