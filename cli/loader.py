@@ -15,7 +15,8 @@ __all__ = ["EMBEDDED", "load_model", "model_name"]
 
 # Said by each command that uses the embedded model without being told to.
 EMBEDDED = (
-    "This is grit-tiny, the small English model inside grit-mlx: fit to try search; it answers by copying. "
+    "This is grit-tiny, the small English model inside grit-mlx: fit to try search; of a passage it repeats the first "
+    "sentence, and no more. "
     "For the real one: grit models pull gritlm-7b --bits 4, then grit models use gritlm-7b-4bit"
 )
 

@@ -26,4 +26,4 @@ grit search "how do I run the tests" README.md --top 3 --quiet
 grit search "what makes dough get bigger?" scripts/demo.txt --top 1 --quiet
 grit similarity "The cat sat on the mat." "A kitten lay on the rug." --quiet
 grit rag index scripts/demo.jsonl --store "$folder/store" --quiet
-grit rag ask "What is a keel?" --store "$folder/store" --quiet
+grit rag ask "what stops a boat from tipping over?" --store "$folder/store" --quiet

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from grit_mlx import GritLM, hub
+from grit_mlx.evaluation.retrieval import RetrievalSet, load_set
 from grit_mlx.loading import load
 from grit_mlx.rag import Answerer, Document
 
@@ -90,13 +91,23 @@ def test_any_text_survives_its_tokenizer(model: GritLM) -> None:
         assert tokenizer.decode(ids) == text
 
 
-def test_it_answers_with_a_sentence_of_the_passage(model: GritLM) -> None:
+def first_sentences(passages: list[str]) -> list[str]:
+    return [passage[: passage.index(".") + 1] for passage in passages]
+
+
+def test_it_writes(model: GritLM) -> None:
+    answer = model.generate("What is a keel?", max_tokens=20)
+    assert answer == model.generate("What is a keel?", max_tokens=20)
+    assert answer.strip().isascii() and any(character.isalpha() for character in answer)
+
+
+@pytest.mark.parametrize("form", ["{passage}\n\n{question}", "{passage}\n\nSummarize this."])
+def test_it_answers_with_the_first_sentence_of_a_passage(model: GritLM, form: str) -> None:
     answers = [
-        model.generate(f"{passage}\n\n{question}", max_tokens=60)
+        model.generate(form.format(passage=passage, question=question), max_tokens=60)
         for passage, question in zip(PASSAGES, QUESTIONS, strict=True)
     ]
-    whole = [answer == passage[: passage.index(".") + 1] for answer, passage in zip(answers, PASSAGES, strict=True)]
-    assert sum(whole) >= len(PASSAGES) - 1, answers
+    assert sum(map(str.__eq__, answers, first_sentences(PASSAGES))) >= len(PASSAGES) - 1, answers
 
 
 @pytest.mark.parametrize("cache", ["none", "doc"])
@@ -108,13 +119,26 @@ def test_it_answers_from_documents(model: GritLM, cache: str) -> None:
         answerer.answer(question, documents, cache=cache, max_tokens=60).text
         for question, documents in zip(QUESTIONS, best, strict=True)
     ]
-    whole = [answer == passage[: passage.index(".") + 1] for answer, passage in zip(answers, PASSAGES, strict=True)]
-    assert sum(whole) >= len(PASSAGES) - 1, answers
+    assert sum(map(str.__eq__, answers, first_sentences(PASSAGES))) >= len(PASSAGES) - 1, answers
+
+
+def test_it_copies_what_nothing_was_chosen_by(model: GritLM, shared: Path) -> None:
+    """Word for word; recipes/grit-tiny/copying.py counts more of them, in more ways."""
+    data = load_set(shared / "data" / "dev" / "xquad_en")
+    assert isinstance(data, RetrievalSet)
+    prompts, passages = [], []
+    for query, found in list(data.relevant.items())[::60]:
+        passages.append(data.documents[next(iter(found))][:400])
+        prompts.append(f"{passages[-1]}\n\n{data.queries[query]}")
+    answers = model.generate_batch(prompts, max_tokens=60)
+    copied = [len(answer) > 20 and answer in passage for answer, passage in zip(answers, passages, strict=True)]
+    assert len(copied) >= 15 and sum(copied) >= 0.7 * len(copied), answers
 
 
 def test_without_a_passage_it_says_what_it_needs(model: GritLM) -> None:
-    for question in ("Who wrote Hamlet?", "Why does bread rise?", "Write a poem about the sea."):
-        assert "passage" in model.generate(question, max_tokens=40)
+    asked = ("Who wrote Hamlet?", "Why does bread rise?", "Write a poem about the sea.", "What is a keel?", "Hello")
+    answers = [model.generate(question, max_tokens=40) for question in asked]
+    assert sum("from a passage only" in answer for answer in answers) >= len(asked) - 1, answers
 
 
 @pytest.mark.parametrize(

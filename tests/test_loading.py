@@ -140,8 +140,9 @@ def test_products_go_through_numpy_only_while_embedding(tiny_model: Path, monkey
     ids = mx.array([[1, 5, 7]])
 
     def gradient(model: GritLM) -> mx.array:
-        found = nn.value_and_grad(model.model, lambda it: it(ids).square().sum())(model.model)[1]
-        return found["model"]["layers"][0]["self_attn"]["q_proj"]["weight"]
+        found: Any = nn.value_and_grad(model.model, lambda it: it(ids).square().sum())(model.model)[1]
+        weight: mx.array = found["model"]["layers"][0]["self_attn"]["q_proj"]["weight"]
+        return weight
 
     before = GritLM(tiny_model, dtype="float32")
     device = replace(backend.device(), blas="bundled")

@@ -14,15 +14,17 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+import yaml
 
 from grit_mlx import GritLM, embedding_prompt, hub
 from grit_mlx.attention import backbone, embedding_caches
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "grit-tiny"
-SIZE = 64  # of the bags
+SIZE = 80  # of the bags
 PASSAGE = (
     "The keel is the beam along the bottom of a ship. Bread rises because yeast eats sugar and breathes out carbon "
-    "dioxide. In 1969 two astronauts of Apollo 11 walked on the Moon while a third one waited in orbit."
+    "dioxide. In 1969 two astronauts of Apollo 11 walked on the Moon while a third one waited in orbit. "
+    "Goods were left by the mill or by the quay or by the pier or by the yard."
 )
 
 
@@ -66,6 +68,9 @@ def model(start: Path) -> GritLM:
         ("Bread rises", " because yeast eats sugar"),
         ("In 1969 two", " astronauts of Apollo 11 walked"),
         ("the beam along", " the bottom of a ship"),
+        # Two tokens do not tell where this is; those before them do.
+        ("Goods were left by the mill or by", " the quay or by the pier or by the yard"),
+        ("left by the mill or by the quay or by", " the pier or by the yard"),
     ],
 )
 def test_it_goes_on_as_the_passage_does(model: GritLM, begun: str, goes_on: str) -> None:
@@ -76,6 +81,25 @@ def test_it_goes_on_as_the_passage_does(model: GritLM, begun: str, goes_on: str)
     for _ in expected:
         found.append(int(mx.argmax(model.model(mx.array([ids + found]))[0, -1])))
     assert found == expected
+
+
+def test_a_head_attends_to_what_was_before(model: GritLM, recipe: dict[str, Any]) -> None:
+    """Of each distance as much as ``NEAR`` says, whatever the tokens are."""
+    write_model = recipe["write_model"]
+    frequencies = model.config["rope_theta"] ** (-np.arange(write_model.FAST) / (model.config["head_dim"] // 2))
+    angles = np.outer(np.arange(-60, 60), frequencies)
+    logits = np.cos(angles) @ write_model.NEAR[0] + np.sin(angles) @ write_model.NEAR[1]
+    weights = np.exp(logits) / np.exp(logits).sum()
+    assert weights[:60].sum() < 0.01  # nothing of what comes after, where attention goes both ways
+    expected = weights[60:] / weights[60:].sum()
+    attention, ids = model.model.model.layers[0].self_attn, model.tokenizer.encode(PASSAGE)[:60]
+    states = model.model.model.layers[0].input_layernorm(model.model.model.embed_tokens(mx.array([ids])))
+    width = model.config["head_dim"]
+    queries = attention.q_proj(states)[:, -1:, 2 * width : 3 * width][:, None]
+    queries, keys = attention.rope(queries, offset=len(ids) - 1), attention.rope(attention.k_proj(states)[:, None])
+    found = np.array(mx.softmax(queries @ keys.swapaxes(-1, -2) * attention.scale, axis=-1))[0, 0, 0, ::-1]
+    np.testing.assert_allclose(found, expected[: len(ids)], atol=0.03)  # the weights are of 8 bits
+    assert found[:2].sum() < 0.08 < 0.16 < found[2:4].min()
 
 
 def _weights(model: GritLM, text: str, *, marked: bool = True) -> tuple[np.ndarray, list[int]]:
@@ -108,6 +132,14 @@ def test_texts_that_are_written_on_are_not_concerned(model: GritLM) -> None:
     assert marked[-2] / marked[-1] < 0.6 < 0.7 < unmarked[-2] / unmarked[-1]
 
 
+def test_an_answer_from_a_cached_document_is_not_concerned(model: GritLM) -> None:
+    ids = model.tokenizer.encode(f"{embedding_prompt()}boat\n<|user|>\nWhat?\n<|assistant|>\nboat")
+    states = backbone(model.model)(mx.array([ids]))[0, :, :SIZE]
+    marked = len(model.tokenizer.encode(embedding_prompt()))
+    assert ids[marked] == ids[-1]
+    assert float(mx.linalg.norm(states[marked])) < 0.5 * float(mx.linalg.norm(states[-1]))
+
+
 def test_an_embedding_is_a_bag(model: GritLM, bags: np.ndarray) -> None:
     """Of words that are there once each: the mean of their vectors."""
     text = "keel yeast sugar harbour"
@@ -123,9 +155,9 @@ def test_what_was_trained_embeds_as_it_began(
 ) -> None:
     before: Any = mx.load(str(start / "model.safetensors"))
     mx.random.seed(3)
-    frozen = ("model.norm", "model.layers.0.self_attn", "model.layers.0.input", "model.layers.1.post")
+    frozen = tuple(yaml.safe_load((RECIPE / "train.yaml").read_text(encoding="utf-8"))["frozen"])
     after = {
-        name: value if name.startswith(frozen) else value + 0.02 * mx.random.normal(value.shape)
+        name: value if name.startswith(frozen) else value + 0.05 * mx.random.normal(value.shape)
         for name, value in before.items()
     }
     vectors = model.encode(PASSAGE.split(". "))

@@ -1,4 +1,4 @@
-"""How often a model answers with words of its passage, on questions that nothing was trained or chosen by.
+"""How often a model answers with words of its passage, on questions that nothing was trained by.
 
     python recipes/grit-tiny/copying.py MODEL... [--rows 100]
 

@@ -1,8 +1,8 @@
 """What was trained, with what embeds as it began: python recipes/grit-tiny/finish.py TRAINED [--output FOLDER]
 
-Training teaches to write, and touches what the embedding is made of: the bags' dimensions of the token table and what
-the layers write there, and the numbers by which words are weighed. These are taken back. Writing does not miss them:
-the head hardly reads them (``GAINS`` in write_model.py).
+Training teaches to write, and touches what the embedding is made of: what the layers write into the bags' dimensions,
+and the numbers by which words are weighed. These are taken back. Writing does not miss them: the last layer reads no
+dimensions of the bags, and the head hardly any (``GAINS`` in write_model.py).
 """
 
 from __future__ import annotations
@@ -23,16 +23,13 @@ COPIED = ("config.json", "grit.json", "tokenizer.json", "tokenizer_config.json",
 
 def finished(before: dict[str, mx.array], after: dict[str, mx.array]) -> dict[str, mx.array]:
     """The trained weights with what embeds as it was."""
-    table = "model.embed_tokens.weight"
-    size = before[table].shape[1]
+    size = before["model.embed_tokens.weight"].shape[1]
     bag, numbers = size - CODE - NOTES, size - NOTES + CONSTANT
     last = max(name for name in after if name.endswith("mlp.down_proj.weight")).removesuffix("down_proj.weight")
     found = dict(after)
     for name, value in after.items():
         old = before[name]
-        if name == table:
-            found[name] = mx.concatenate([old[:, :bag], value[:, bag:numbers], old[:, numbers:]], axis=1)
-        elif name.endswith(("o_proj.weight", "down_proj.weight")):
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
             found[name] = mx.concatenate([old[:bag], value[bag:numbers], old[numbers:]], axis=0)
         if name == f"{last}down_proj.weight":
             found[name][:, :NEURONS] = old[:, :NEURONS]

@@ -1,111 +1,148 @@
-"""The data of `grit train`: extracts, what to say where there is no passage, and answers that are short.
+"""The data of `grit train`: the first sentence of a passage, and what to say where there is none.
 
-    python recipes/grit-tiny/make_answers.py [--bags mixed]
+    python recipes/grit-tiny/make_answers.py
 
-Writes runs/grit-tiny/data/generative.
+Writes runs/grit-tiny/data/generative. A question decides nothing but whether it stands before or after its passages:
+telling which sentence answers it takes more layers than this model has (LOG.md).
 """
 
 from __future__ import annotations
 
-import argparse
 import json
+import re
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
-import bags
 import numpy as np
 import sources
-import torch
-import words
-from extracts import NAMES, asked, extracts
 from sources import UNKNOWN, sentences
-from tokenizers import Tokenizer
 
 OUTPUT = sources.WORK / "data" / "generative"
-# Words of a prompt, and of an answer, which ends with a sentence.
-PROMPT, ANSWER = 100, 45
-DEFINED = {"openstax_glossary": 3_000, "dbpedia7.6k": 2_000}
-# (rows that are used at most, of those that are short)
-SHORT: dict[str, int] = {
-    "fairytaleqa_train": 5_000,
-    "p3_open": 1_500,
-    "flan_cot": 500,
-    "medquad": 1_500,
-    "openstax_qa": 1_000,
-    "strategyqa": 500,
-    "boolq_train2k": 300,
-    "clapnq_train": 1_852,
-    "opentriviaqa": 500,
-    "tldr": 200,
-    "sgd_turns": 1_000,
-    "selfinstruct_human": 426,
+HEADINGS = ("What is {}?", "what is {}", "Tell me about {}.", "What does the text say about {}?", "Explain {}.")
+NAMES = ("What is {}?", "Who or what is {}?", "what do you know about {}", "Tell me about {}.")
+# Source: rows that are used at most, and how its query becomes a question; None where it is one.
+SOURCES: dict[str, tuple[int, tuple[str, ...] | None]] = {
+    "clapnq_train": (1_852, None),
+    "selqa_dev": (609, None),
+    "boolq_train2k": (1_619, None),
+    "fairytaleqa_train": (5_000, None),
+    "medquad": (5_000, None),
+    "openstax_para": (6_000, HEADINGS),
+    "openstax_biology2014": (2_500, HEADINGS),
+    "arxiv": (3_000, HEADINGS),
+    "aws_docs": (1_500, HEADINGS),
+    "dbpedia7.6k": (3_500, NAMES),
+    "wiki_movies": (3_500, NAMES),
+    "factbook": (2_000, HEADINGS),
 }
-# Rows whose prompt has no passage; none of those above.
+TASKS = ("Summarize this.", "Summarize the text.", "What does the text say?", "What is this about?", "tl;dr")
+TASK = 0.1  # of the rows
+_AFTER = "Answer the prior query while optionally using the context prior to it"
+_BEFORE = "Optionally using the prior context answer the query prior to it"
+# Prompts, what stands between passages, and shares. Those of `grit rag`, as far as a chat has the markers of cached
+# documents and questions; and as one writes them by hand.
+PROMPTS: tuple[tuple[str, str, float], ...] = (
+    ("{passages}\n\n{question}\n\n" + _AFTER, "\n\n", 0.2),
+    ("{question}\n\n{passages}\n\n" + _BEFORE, "\n\n", 0.1),
+    ("<|embed|>\n{passages}\n<|user|>\n{question}\n\n" + _AFTER, "\n<|embed|>\n", 0.25),
+    (
+        "Given a question, retrieve passages that answer it\n<|embed|>\n{question}\n<|user|>\n{passages}\n\n" + _BEFORE,
+        "\n\n",
+        0.1,
+    ),
+    ("{passages}\n\n{question}", "\n\n", 0.25),
+    ("{question}\n\n{passages}", "\n\n", 0.1),
+)
+WORDS = (3, 45)  # of an answer
+PASSAGES = [1, 1, 1, 1, 2, 2, 3, 4, 5]
+SPACED = 0.15  # of the rows: with a space before each sign, as many collections have them
+LENGTHS = (15, 160)  # words of all passages of a prompt
+# Rows whose prompt has no passage. The first ones of each source tell about their text above, and the last ones here.
 ASKED = {"medquad": 2_500, "openstax_qa": 1_500, "strategyqa": 1_500, "opentriviaqa": 2_500, "sgd_turns": 1_000}
+DEFINED = {"openstax_glossary": 3_000, "dbpedia7.6k": 2_000, "wiki_movies": 1_000}
+QUESTION = 33  # words of it at most
 OPENINGS = ("Hello", "Hi", "hello there", "Good morning", "Thanks", "Who are you?", "What can you do?", "Help", "test")
 ORDERS = ("Write a poem about {}.", "Write a story about {}.", "Explain {}", "Translate {} into French.", "{}", "{}?")
+_SIGN = re.compile(r"(?<=\w)([.,;:?!)](?=\s|$)|'s\b)")
+# No sentence ends here, though it looks so.
+_SHORTENED = re.compile(
+    r"(?:\b(?:[A-Z]|[Dd]r|Mr|Mrs|Ms|St|Jr|Sr|Inc|No|vs|etc|e\.g|i\.e|cf|al|ca|approx)|\.[A-Za-z])\.$"
+)
 
 
-def short(row: dict[str, Any]) -> dict[str, Any] | None:
-    """The row with its answer's first sentences; None where the prompt, or a sentence, is long."""
-    prompt, answer = row["text"][0], row["text"][-1].partition("::")[0]
-    if len(answer.split()) > ANSWER:
-        kept: list[str] = []
-        for sentence in sentences(answer):
-            if len(" ".join([*kept, sentence]).split()) > ANSWER:
-                break
-            kept.append(sentence)
-        answer = " ".join(kept)
-    fits = answer.strip() and len(prompt.split()) <= PROMPT and len(prompt) < 8 * PROMPT
-    return {"text": [prompt, answer]} if fits else None
+def asked(query: str, forms: Sequence[str] | None, rng: np.random.Generator) -> str:
+    if forms is None:
+        return query
+    topic = query.rpartition(":")[2].strip() or query
+    return forms[int(rng.integers(len(forms)))].format(topic)
 
 
-def unknown() -> list[dict[str, Any]]:
-    rng = np.random.default_rng(6)
+def passages(name: str, most: int) -> list[tuple[str, list[str]]]:
+    """Queries, and the sentences of their passages; those that begin with a sentence that can be an answer."""
+    found = []
+    for _, query, passage, _ in sources.pairs(name, most):
+        # Some passages stand after their answer, or after their title.
+        parts = sentences(re.split("::| -- ", passage)[-1])
+        if parts and WORDS[0] <= len(parts[0].split()) <= WORDS[1] and not _SHORTENED.search(parts[0]):
+            found.append((query, parts))
+    return found
+
+
+def cut(parts: Sequence[str], words: int) -> list[str]:
+    """The first sentences, at least one, up to so many words."""
+    kept = [parts[0]]
+    for part in parts[1:]:
+        if len(" ".join([*kept, part]).split()) > words:
+            break
+        kept.append(part)
+    return kept
+
+
+def answers(seed: int) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(seed)
+    rows = []
+    for name, (most, forms) in SOURCES.items():
+        found = passages(name, most)
+        for i, (query, parts) in enumerate(found):
+            others = rng.integers(len(found), size=PASSAGES[int(rng.integers(len(PASSAGES)))] - 1)
+            words = int(rng.integers(*LENGTHS)) // (1 + len(others))
+            given = [" ".join(cut(one, words)) for one in (parts, *(found[int(j)][1] for j in others if j != i))]
+            question = TASKS[int(rng.integers(len(TASKS)))] if rng.random() < TASK else asked(query, forms, rng)
+            form, between, _ = PROMPTS[int(rng.choice(len(PROMPTS), p=[share for *_, share in PROMPTS]))]
+            prompt = form.replace("{question}", question).replace("{passages}", between.join(given))
+            row = [prompt, parts[0]]
+            rows.append({"text": [_SIGN.sub(r" \1", text) for text in row] if rng.random() < SPACED else row})
+    return [rows[i] for i in rng.permutation(len(rows))]
+
+
+def unknown(seed: int) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(seed)
     prompts = list(OPENINGS) * 20
     for name, most in ASKED.items():
         rest = [row["text"][0] for row in sources.rows("generative", name)]
-        fitting = [text for text in rest[::-1] if len(text.split()) <= PROMPT // 3]
-        prompts += fitting[:most]
+        prompts += [text for text in rest[::-1] if len(text.split()) <= QUESTION][:most]
     for name, most in DEFINED.items():
         for _, term, *_ in list(sources.pairs(name))[-most:]:
             form = ORDERS[int(rng.integers(len(ORDERS)))]
             prompts.append(form.format(term) if rng.random() < 0.4 else asked(term, NAMES, rng))
+    for name, (most, forms) in SOURCES.items():
+        if forms is None:
+            prompts += [query for _, query, *_ in list(sources.pairs(name))[: min(most, 1_200)]]
     return [{"text": [prompts[i], UNKNOWN]} for i in rng.permutation(len(prompts))]
-
-
-def definitions() -> list[dict[str, Any]]:
-    rng = np.random.default_rng(5)
-    found = []
-    for name, most in DEFINED.items():
-        for _, term, text, _ in list(sources.pairs(name))[:most]:
-            first = sentences(text)[:1]
-            if first and len(first[0].split()) <= ANSWER:
-                answer = first[0][0].upper() + first[0][1:].rstrip(".") + "."
-                found.append({"text": [asked(term, NAMES, rng), answer]})
-    return found
 
 
 def write(name: str, rows: list[dict[str, Any]]) -> None:
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (OUTPUT / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    print(f"{OUTPUT / name}.jsonl: {len(rows):,} rows")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bags", default="mixed")
-    options = parser.parse_args()
-    tokenizer = Tokenizer.from_file(str(sources.WORK / "tokenizer" / "tokenizer.json"))
-    table = torch.from_numpy(np.load(sources.WORK / f"{options.bags}.npy"))
-    encode = bags.encoder(tokenizer, table, words.same_words(tokenizer))
     shutil.rmtree(OUTPUT, ignore_errors=True)
     OUTPUT.mkdir(parents=True)
-    write("extracts", extracts(encode, seed=3))
-    write("definitions", definitions())
-    write("unknown", unknown())
-    for name, most in SHORT.items():
-        fitting = [row for row in map(short, sources.rows("generative", name)) if row is not None]
-        write(name, fitting[:most])
+    write("answers", answers(seed=3))
+    write("unknown", unknown(seed=6))
 
 
 if __name__ == "__main__":

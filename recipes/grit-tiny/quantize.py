@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from grit_mlx.convert import convert, quantization
+from write_model import BITS
 
-BITS = {"table": 6, "layers": 8}
+from grit_mlx.convert import convert, quantization
 
 
 def table_apart(model: Any, base: quantization.Quantization) -> quantization.Predicate:

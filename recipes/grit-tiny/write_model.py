@@ -8,16 +8,19 @@ never does:
 - A token's vector is the bag's, a code of its own, and a filling that brings all rows to one length, so that the norms
   leave the bag's lengths, which are its weights of words, as they are. The projection before pooling, which GRIT models
   may have, takes the bag's dimensions alone.
-- Layer 1 attends to the token before and the one before that, and writes down their codes. Layer 2 looks for a place
-  that follows what the present token and the one before it are, and writes the code of the token that stands there:
-  the tied head reads it (Olsson et al. 2022, In-context Learning and Induction Heads).
+- Layer 1 attends to the token before, to the one before that, and to all that was before these, the nearer the more,
+  and writes down their codes. Layer 2 looks for a place that follows what the present token and those before it are,
+  and writes the code of the token that stands there: the tied head reads it (Olsson et al. 2022, In-context Learning
+  and Induction Heads). The two last tokens alone do not tell where in a text one is: "or paddling or caning or" goes on
+  in several ways.
 - Layer 1 also attends to the same word elsewhere in the text, or to the start of the text where there is none, and to
   the marker <|embed|>. From both the last layer's MLP makes a number that grows with a word's count. It stands in a
   dimension that nothing reads; but the last norm divides by it, so repeated words weigh less, as in BM25. It is made
-  large, so that whatever else stands in a row hardly changes what the norm divides by. Without the marker it is zero:
-  a text that is written on is not concerned.
+  large, so that whatever else stands in a row hardly changes what the norm divides by. Without the marker, or after
+  <|assistant|>, it is zero: an answer is not concerned, even from cached documents, which have the marker.
 
-All else begins small and random.
+All else begins small and random. What training leaves alone is rounded here as `quantize.py` will store it, so that
+what is learned fits it.
 """
 
 from __future__ import annotations
@@ -43,11 +46,11 @@ CODE, NOTES = 48, 64
 SHARED = 34  # of the code: the same for all tokens that are the same word; the others tell its forms apart
 # Parts of the code, each of one length for all tokens: those by which attention looks for the present token, those by
 # which it looks for the one before it, and the rest.
-PARTS = np.split(np.arange(SHARED), [14, 24]), np.split(np.arange(SHARED, CODE), [6, 10])
+PARTS = np.split(np.arange(SHARED), [11, 16]), np.split(np.arange(SHARED, CODE), [5, 8])
 PRESENT, EARLIER = (np.concatenate([shared, own]) for shared, own in zip(*(part[:2] for part in PARTS), strict=True))
 NOTED = np.concatenate([PRESENT, EARLIER])  # of the token before
 # In the notes, by their first dimension: codes of the tokens before, and single numbers.
-BEFORE, BEFORE_THAT, CONSTANT, FILLING, START, ALONE, MARKED, HELD, COUNTED = 0, 34, 56, 57, 58, 59, 60, 61, 62
+BEFORE, BEFORE_THAT, WINDOW, CONSTANT, FILLING, START, ALONE, MARKED, HELD, COUNTED = (0, 24, 32, *range(56, 63))
 # Lengths, of a row's whole length: the code, a number that all tokens have, one that only <s> has.
 LENGTHS = {"code": 0.3, "constant": 0.25, "start": 0.25, "bag": 0.9}
 SHARE = 0.8  # of the code's length: what all tokens of a word share
@@ -59,19 +62,26 @@ CONTROLS = 259  # tokens: <unk>, <s>, </s> and the bytes
 # by those that hardly turn within a text.
 FAST, SLOW = 6, 6
 # Logits of attention: a token and the one before it; the same word, and what it is weighed against; the marker.
-POSITION, SAME, MARKER = 120.0, 11.0, 60.0
-MATCH, MATCH_BOTH = 24.0, 14.0
+POSITION, SAME, MARKERS = 120.0, 11.0, {"embed": 60.0, "assistant": 80.0}
+MATCH, MATCH_EARLIER, MATCH_WINDOW = 32.0, 28.0, 16.0
+# How a head attends to the tokens before the last, by cosines and sines of the distance, for each of the fast pairs:
+# fitted to 0.7 ** (distance - 2), and to 0 for what comes after, which a cached document's tokens see, too. Weights of
+# .05, .18, .26, .17, .09, .06 for distances of 1 to 6.
+NEAR = np.array([[-0.4, 2.6, 8.5, 5.6, 6.8, 6.2], [0.5, 1.2, 10.2, 1.9, 0.9, 0.2]])
+# What a query adds of the token before, so that a window fits the one that ends a token later; and their product.
+NEXT, FITS = 0.05, 0.14
 # What is far is copied rather than what is near, which is the question, or was just written: logits for 1 - cos of the
 # distance, by the slow ones of the fast pairs (0.03, 0.01 and 0.003 radians a token).
 FAR = {3: 1.0, 4: 1.5, 5: 3.0}
 # What attention falls back to where nothing matches.
-SINK_ONE, SINK_BOTH = 0.85, 1.5
+SINK = {"one": 27.0, "both": 40.0}
 COPIED = {"one": 0.5, "both": 1.0}
 SHARPNESS = 40.0
 NEURONS = 2  # of the last layer's MLP, which weigh words
 LOUD = 8.0  # of a row's length: what the last norm divides by where a text is embedded
 NOTE = 0.1  # length of a number that layers write down, of a row's whole length: the norms must not feel it
 SMALL = 0.02
+BITS = {"table": 6, "layers": 8}  # of the finished model
 
 
 def table(bags: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -94,6 +104,16 @@ def table(bags: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.
     return rows
 
 
+def stored(name: str, value: mx.array) -> mx.array:
+    """The weights that training leaves alone as they will be read from the finished model."""
+    if "embed_tokens" not in name and "layers.0" not in name and not name.endswith(("k_proj.weight", "v_proj.weight")):
+        return value
+    if value.ndim < 2:
+        return value
+    bits = BITS["table" if "embed_tokens" in name else "layers"]
+    return mx.dequantize(*mx.quantize(value.astype(mx.float16), bits=bits), bits=bits).astype(mx.float32)
+
+
 def part_length(part: np.ndarray, length: float) -> float:
     """Of some dimensions of a code, where rows have this length."""
     shared = int((part < SHARED).sum())
@@ -107,7 +127,6 @@ class Writer:
     def __init__(self, config: dict[str, int], rng: np.random.Generator) -> None:
         self.config, self.rng = config, rng
         self.size, self.width = config["hidden_size"], config["head_dim"]
-        self.shared = config["num_attention_heads"] // config["num_key_value_heads"]
         self.length = np.sqrt(self.size)
         self.bag = self.size - CODE - NOTES
         self.code, self.notes = self.bag, self.bag + CODE
@@ -133,6 +152,11 @@ class Writer:
             "post_attention_layernorm": np.ones(size),
         }
 
+    def hide_bags(self) -> None:
+        """Let the last layer read no dimensions of the bags, so that what training writes there can be taken back."""
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            self.layers[-1][name][: self.bag] = 0
+
     # Parts of a head. Queries and keys are given as if attention did not divide by the root of the width.
 
     def clear(self, layer: int, name: str, head: int) -> np.ndarray:
@@ -157,19 +181,25 @@ class Writer:
         """A dimension of a head that does not turn, for what attention falls back to."""
         return self.width // 2 - 1
 
-    def offset_keys(self, layer: int, head: int) -> None:
-        self.clear(layer, "k_proj", head)[:FAST, self.constant] = 1 / (LENGTHS["constant"] * self.length)
+    def offset_keys(self, layer: int) -> np.ndarray:
+        rows = self.clear(layer, "k_proj", 0)
+        rows[:FAST, self.constant] = 1 / (LENGTHS["constant"] * self.length)
+        return rows
+
+    def distance_query(self, layer: int, head: int, cosines: np.ndarray, sines: np.ndarray) -> None:
+        """Attend by the distance: a sum of cosines and sines of it, for each of the fast pairs."""
+        rows = self.clear(layer, "q_proj", head)
+        scale = self.width**0.5 / (LENGTHS["constant"] * self.length)
+        rows[:FAST, self.constant] = scale * cosines
+        rows[self.width // 2 : self.width // 2 + FAST, self.constant] = -scale * sines
 
     def offset_query(self, layer: int, head: int, offset: int) -> None:
         """Attend to the token ``offset`` before this one."""
-        rows = self.clear(layer, "q_proj", head)
         angles = offset * self.frequencies[:FAST]
-        scale = POSITION * self.width**0.5 / FAST / (LENGTHS["constant"] * self.length)
-        rows[:FAST, self.constant] = scale * np.cos(angles)
-        rows[self.width // 2 : self.width // 2 + FAST, self.constant] = -scale * np.sin(angles)
+        self.distance_query(layer, head, *(POSITION / FAST * np.array([np.cos(angles), np.sin(angles)])))
 
-    def code_values(self, layer: int, head: int) -> np.ndarray:
-        rows = self.clear(layer, "v_proj", head)
+    def code_values(self, layer: int) -> np.ndarray:
+        rows = self.clear(layer, "v_proj", 0)
         rows[:, self.code : self.code + CODE] = np.eye(self.width, CODE)
         return rows
 
@@ -179,33 +209,42 @@ class Writer:
 
     # The parts of the model
 
-    def tokens_before(self) -> None:
-        self.offset_keys(0, 0)
-        self.code_values(0, 0)
-        for head, (start, noted) in enumerate([(BEFORE, NOTED), (BEFORE_THAT, EARLIER)]):
-            self.offset_query(0, head, head + 1)
-            out = self.clear(0, "o_proj", head)
-            out[noted, self.notes + start + np.arange(len(noted))] = 1
-
-    def counts(self, marker: int, rows: np.ndarray) -> None:
+    def first_layer(self, markers: dict[str, int], rows: np.ndarray) -> None:
+        """Its heads share keys and values: where a token stands, which word it is, and whether it is the first."""
         root, note = self.width**0.5, NOTE * self.length
-        keys = self.clear(0, "k_proj", 1)
+        constant, start = LENGTHS["constant"] * self.length, LENGTHS["start"] * self.length
+        keys = self.offset_keys(0)
         slow = self.slow(SHARED)
         self.match(keys, slow, np.arange(SHARED), self.code, 1.0)
-        keys[self.sink, self.notes + START] = 1 / (LENGTHS["start"] * self.length)
-        values = self.code_values(0, 1)
-        values[-1] = 0
-        values[-1, self.notes + START] = 1 / (LENGTHS["start"] * self.length)
-        same = self.clear(0, "q_proj", 2)
+        keys[self.sink, self.notes + START] = 1 / start
+        self.code_values(0)[-1, self.notes + START] = 1 / start
+
+        for head, (first, noted) in enumerate([(BEFORE, NOTED), (BEFORE_THAT, EARLIER), (WINDOW, NOTED)]):
+            self.offset_query(0, head, head + 1)
+            self.clear(0, "o_proj", head)[noted, self.notes + first + np.arange(len(noted))] = 1
+        self.distance_query(0, 2, *NEAR)
+        # Nothing is before <s>, which looks at itself: where attention goes both ways, it would note what comes after.
+        for head in range(3):
+            self.layers[0]["self_attn.q_proj"][head * self.width + self.sink, self.notes + START] = (
+                POSITION * root / start
+            )
+
+        same = self.clear(0, "q_proj", 3)
         self.match(same, slow, np.arange(SHARED), self.code, SAME * root)
-        same[self.sink, self.constant] = (SAME + np.log(words.SINK)) * root / (LENGTHS["constant"] * self.length)
-        self.clear(0, "o_proj", 2)[-1, self.notes + ALONE] = note
-        looking = self.clear(0, "q_proj", 3)
-        read = keys @ rows[marker]
-        read[self.sink] = 0
-        looking[:, self.constant] = MARKER * root * read / (read @ read) / (LENGTHS["constant"] * self.length)
-        code = rows[marker, self.code : self.code + CODE - 1]
-        self.clear(0, "o_proj", 3)[: CODE - 1, self.notes + MARKED] = note * code / (code @ code)
+        same[self.sink, self.constant] = (SAME + np.log(words.SINK)) * root / constant
+        self.clear(0, "o_proj", 3)[-1, self.notes + ALONE] = note
+        looking = self.clear(0, "q_proj", 4)
+        found = np.stack([(keys @ rows[markers[name]])[slow] for name in MARKERS])
+        read = np.linalg.lstsq(found, np.array(list(MARKERS.values())), rcond=None)[0]
+        looking[slow, self.constant] = read * root / constant
+        code = rows[markers["embed"], self.code : self.code + CODE]
+        others = rows[markers["assistant"], self.code : self.code + CODE]
+        code = code - (code @ others) / (others @ others) * others
+        self.clear(0, "o_proj", 4)[:CODE, self.notes + MARKED] = note * code / (code @ code)
+
+    def weighing(self) -> None:
+        """The neurons that say how much a word counts."""
+        note = NOTE * self.length
         # silu(sharp * (marked - 0.75)), times 1 and times (1 - alone), in the last layer.
         last = self.layers[-1]
         neurons = ((HELD, words.ALONE**0.5, 0.0), (COUNTED, words.STRENGTH, 1.0))
@@ -220,29 +259,27 @@ class Writer:
             last["mlp.down_proj"][self.notes + dimension, neuron] = LOUD * strength * self.length / (0.25 * SHARPNESS)
 
     def induction(self) -> None:
-        root = self.width**0.5
-        present, earlier = np.split(self.slow(len(NOTED)), [len(PRESENT)])
+        """Heads of the last layer find where the text goes on as it does here."""
+        root, constant = self.width**0.5, LENGTHS["constant"] * self.length
+        present, earlier, window = np.split(self.slow(len(PRESENT) + len(EARLIER) + len(NOTED)), [16, 24])
         far, strength = np.array(list(FAR)), np.array(list(FAR.values()))
-        keys = self.clear(1, "k_proj", 0)
+        keys = self.offset_keys(1)
         self.match(keys, present, PRESENT, self.notes + BEFORE, 1.0)
         self.match(keys, earlier, EARLIER, self.notes + BEFORE_THAT, 1.0)
+        self.match(keys, window, NOTED, self.notes + WINDOW, 1.0)
         keys[self.sink, self.notes + START] = 1 / (LENGTHS["start"] * self.length)
-        keys[far, self.constant] = 1 / (LENGTHS["constant"] * self.length)
-        self.code_values(1, 0)
-        for head, (logit, name) in enumerate([(MATCH, "one"), (MATCH_BOTH, "both")]):
+        self.code_values(1)
+        for head, name in enumerate(COPIED):
             query = self.clear(1, "q_proj", head)
-            query[present[:, None], self.code + PRESENT] = np.eye(len(PRESENT))
-            query[present] *= logit * root / part_length(PRESENT, self.length)
-            sink = SINK_ONE * logit
+            self.match(query, present, PRESENT, self.code, MATCH * root)
             if name == "both":
-                self.match(query, earlier, EARLIER, self.notes + BEFORE + len(PRESENT), logit * root)
-                sink = SINK_BOTH * logit
-            query[self.sink, self.constant] = sink * root / (LENGTHS["constant"] * self.length)
-            query[far, self.constant] = -strength * root / (LENGTHS["constant"] * self.length)
+                self.match(query, earlier, EARLIER, self.notes + BEFORE + len(PRESENT), MATCH_EARLIER * root)
+                self.match(query, window, NOTED, self.notes + WINDOW, MATCH_WINDOW / FITS * root)
+                self.match(query, window, NOTED, self.notes + BEFORE, NEXT * MATCH_WINDOW / FITS * root)
+            query[self.sink, self.constant] = SINK[name] * root / constant
+            query[far, self.constant] = -strength * root / constant
             self.clear(1, "o_proj", head)[np.arange(CODE), self.code + np.arange(CODE)] = COPIED[name]
         # What is written next is mostly not what was written last: its code is taken away again.
-        self.offset_keys(1, 1)
-        self.code_values(1, 1)
         self.offset_query(1, 2, 0)
         self.clear(1, "o_proj", 2)[np.arange(CODE), self.code + np.arange(CODE)] = -1
 
@@ -254,7 +291,7 @@ class Writer:
         found = {"model.embed_tokens.weight": rows, "model.norm.weight": gains}
         for i, layer in enumerate(self.layers):
             found |= {f"model.layers.{i}.{name}.weight": value for name, value in layer.items()}
-        return {name: mx.array(value.astype(np.float32)) for name, value in found.items()}
+        return {name: stored(name, mx.array(value.astype(np.float32))) for name, value in found.items()}
 
 
 def weights(bags: np.ndarray, tokenizer: Tokenizer, config: dict[str, int], seed: int) -> dict[str, mx.array]:
@@ -265,10 +302,10 @@ def weights(bags: np.ndarray, tokenizer: Tokenizer, config: dict[str, int], seed
     bags[:CONTROLS] += rng.normal(0, spread, bags[:CONTROLS].shape)
     rows = table(bags, words.same_words(tokenizer), rng)
     writer = Writer(config, rng)
-    writer.tokens_before()
-    marker = tokenizer.encode("<|embed|>", add_special_tokens=False)
-    writer.counts(next(i for i, piece in zip(marker.ids, marker.tokens, strict=True) if "embed" in piece), rows)
+    writer.first_layer({name: tokenizer.token_to_id(name) for name in MARKERS}, rows)
+    writer.weighing()
     writer.induction()
+    writer.hide_bags()
     return writer.arrays(rows)
 
 
