@@ -22,7 +22,6 @@ trap 'rm -rf "$folder"' EXIT
 
 # No model is named: these use grit-tiny, which is inside the package, and no network. The first says so.
 grit embed README.md --output "$folder/vectors.npy"
-grit search "how do I run the tests" README.md --top 3 --quiet
 grit search "what makes dough get bigger?" scripts/demo.txt --top 1 --quiet
 grit similarity "The cat sat on the mat." "A kitten lay on the rug." --quiet
 grit rag index scripts/demo.jsonl --store "$folder/store" --quiet
