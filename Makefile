@@ -9,7 +9,7 @@ help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile | while IFS='	' read -r target text; do printf '  %-8s%s\n' "$$target" "$$text"; done
 	@echo 'The first run makes .venv; PYTHON=/path/to/python3 chooses the interpreter.'
 
-demo: .venv/installed ## embed, search, compare and generate with the model in the package
+demo: .venv/installed ## embed, search, compare and answer with the model in the package
 	@sh scripts/demo.sh
 
 test: .venv/installed-dev ## run the tests; ARGS="-k pooling -x" goes to pytest

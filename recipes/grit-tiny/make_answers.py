@@ -55,7 +55,7 @@ PROMPTS: tuple[tuple[str, str, float], ...] = (
     ("{question}\n\n{passages}", "\n\n", 0.1),
 )
 WORDS = (3, 45)  # of an answer
-PASSAGES = [1, 1, 1, 1, 2, 2, 3, 4, 5]
+PASSAGES = (1, 1, 1, 1, 2, 2, 3, 4, 5)  # of a prompt, each as likely
 SPACED = 0.15  # of the rows: with a space before each sign, as many collections have them
 LENGTHS = (15, 160)  # words of all passages of a prompt
 # Rows whose prompt has no passage. The first ones of each source tell about their text above, and the last ones here.

@@ -186,17 +186,18 @@ class Writer:
         rows[:FAST, self.constant] = 1 / (LENGTHS["constant"] * self.length)
         return rows
 
-    def distance_query(self, layer: int, head: int, cosines: np.ndarray, sines: np.ndarray) -> None:
+    def distance_query(self, layer: int, head: int, cosines: np.ndarray, sines: np.ndarray) -> np.ndarray:
         """Attend by the distance: a sum of cosines and sines of it, for each of the fast pairs."""
         rows = self.clear(layer, "q_proj", head)
         scale = self.width**0.5 / (LENGTHS["constant"] * self.length)
         rows[:FAST, self.constant] = scale * cosines
         rows[self.width // 2 : self.width // 2 + FAST, self.constant] = -scale * sines
+        return rows
 
-    def offset_query(self, layer: int, head: int, offset: int) -> None:
+    def offset_query(self, layer: int, head: int, offset: int) -> np.ndarray:
         """Attend to the token ``offset`` before this one."""
         angles = offset * self.frequencies[:FAST]
-        self.distance_query(layer, head, *(POSITION / FAST * np.array([np.cos(angles), np.sin(angles)])))
+        return self.distance_query(layer, head, *(POSITION / FAST * np.array([np.cos(angles), np.sin(angles)])))
 
     def code_values(self, layer: int) -> np.ndarray:
         rows = self.clear(layer, "v_proj", 0)
@@ -219,15 +220,12 @@ class Writer:
         keys[self.sink, self.notes + START] = 1 / start
         self.code_values(0)[-1, self.notes + START] = 1 / start
 
-        for head, (first, noted) in enumerate([(BEFORE, NOTED), (BEFORE_THAT, EARLIER), (WINDOW, NOTED)]):
-            self.offset_query(0, head, head + 1)
+        queries = (self.offset_query(0, 0, 1), self.offset_query(0, 1, 2), self.distance_query(0, 2, *NEAR))
+        notes = ((BEFORE, NOTED), (BEFORE_THAT, EARLIER), (WINDOW, NOTED))
+        for head, (query, (first, noted)) in enumerate(zip(queries, notes, strict=True)):
+            # Nothing is before <s>, which looks at itself: where attention goes both ways, it would note what follows.
+            query[self.sink, self.notes + START] = POSITION * root / start
             self.clear(0, "o_proj", head)[noted, self.notes + first + np.arange(len(noted))] = 1
-        self.distance_query(0, 2, *NEAR)
-        # Nothing is before <s>, which looks at itself: where attention goes both ways, it would note what comes after.
-        for head in range(3):
-            self.layers[0]["self_attn.q_proj"][head * self.width + self.sink, self.notes + START] = (
-                POSITION * root / start
-            )
 
         same = self.clear(0, "q_proj", 3)
         self.match(same, slow, np.arange(SHARED), self.code, SAME * root)
@@ -261,7 +259,9 @@ class Writer:
     def induction(self) -> None:
         """Heads of the last layer find where the text goes on as it does here."""
         root, constant = self.width**0.5, LENGTHS["constant"] * self.length
-        present, earlier, window = np.split(self.slow(len(PRESENT) + len(EARLIER) + len(NOTED)), [16, 24])
+        # NOTED is PRESENT and EARLIER, so the windows' dimensions begin where these two end.
+        dimensions = self.slow(2 * len(NOTED))
+        present, earlier, window = np.split(dimensions, [len(PRESENT), len(NOTED)])
         far, strength = np.array(list(FAR)), np.array(list(FAR.values()))
         keys = self.offset_keys(1)
         self.match(keys, present, PRESENT, self.notes + BEFORE, 1.0)
