@@ -27,7 +27,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.models import llama
 
-from grit_mlx import backend
+from grit_mlx.model import device
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -37,13 +37,13 @@ CORPORA = ("clapnq_dev", "fairytaleqa_val", "pubmedqa", "scitldr_test", "xquad_e
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
-    device = backend.device()
+    here = device.current_device()
     return {
-        "device": device.kind,
-        "chip": device.name,
+        "device": here.kind,
+        "chip": here.name,
         "cores": os.cpu_count(),
-        "memory_gb": round(device.memory / 1e9, 1),
-        "blas": device.blas,
+        "memory_gb": round(here.memory / 1e9, 1),
+        "blas": here.blas,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "mlx": version("mlx"),

@@ -26,11 +26,12 @@ import mlx.core as mx
 import numpy as np
 from common import CORPORA, corpus, machine, matmul_rate, median, peak_memory, random_model, save, seconds
 
-from grit_mlx import GritLM, backend, embedding_prompt
-from grit_mlx.attention import backbone, embedding_caches
-from grit_mlx.batching import padding_free_fraction, plan_batches
-from grit_mlx.formats import tokenize_texts
-from grit_mlx.pooling import pool
+from grit_mlx import GritLM, embedding_prompt
+from grit_mlx.model import device
+from grit_mlx.model.attention import backbone, embedding_caches
+from grit_mlx.model.batching import padding_free_fraction, plan_batches
+from grit_mlx.model.pooling import pool
+from grit_mlx.model.prompts import tokenize_texts
 
 OFFICIAL_ROWS = 256
 
@@ -101,7 +102,7 @@ def compare(model: GritLM, name: str, texts: list[str], repeats: int) -> dict[st
 
 def sweep(model: GritLM, texts: list[str]) -> None:
     for budget in (512, 1024, 2048, 4096, 8192, 16384):
-        backend._LARGEST_BATCH[backend.device().kind] = budget
+        device._LARGEST_BATCH[device.current_device().kind] = budget
         took = seconds(lambda: model.encode(texts, instruction=embedding_prompt()))
         print(f"budget {budget:6} tokens  {took:6.2f} s")
 

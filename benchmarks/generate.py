@@ -23,7 +23,7 @@ from common import machine, random_model, save
 from mlx_lm import stream_generate
 
 from grit_mlx import GritLM, PromptCache
-from grit_mlx.formats import chat_tokens
+from grit_mlx.model.prompts import chat_tokens
 
 
 def timed(responses: Iterable[Any]) -> tuple[float, float, list[int]]:

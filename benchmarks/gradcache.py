@@ -22,7 +22,7 @@ import mlx.nn as nn
 import numpy as np
 
 from grit_mlx.datasets.tokens import TokenizedText
-from grit_mlx.settings import Settings
+from grit_mlx.model.settings import Settings
 from grit_mlx.training import TrainingSettings
 from grit_mlx.training.data import EmbeddingBatch
 from grit_mlx.training.distributed import World

@@ -19,13 +19,13 @@ from typing import Any
 from common import SHARED, machine, save
 
 from grit_mlx import GritLM
-from grit_mlx.checkpoints import read_config
 from grit_mlx.convert import convert
 from grit_mlx.convert.plan import build_model, make_plan
 from grit_mlx.convert.quantization import Quantization, quantizable
 from grit_mlx.convert.reading import Folder
 from grit_mlx.convert.sensitivity import measure, noise
 from grit_mlx.convert.streaming import Stream
+from grit_mlx.model.checkpoint import read_config
 
 MODELS = {
     "golden Mistral (random)": SHARED / "golden" / "mistral" / "checkpoint",

@@ -34,8 +34,8 @@ from mlx_lm import stream_generate
 from mlx_lm.models.cache import load_prompt_cache, make_prompt_cache, save_prompt_cache
 
 from grit_mlx import GritLM
-from grit_mlx.formats import literal_tokens, rag_prompt
-from grit_mlx.generation import copied_layers
+from grit_mlx.model.generation import copied_layers
+from grit_mlx.model.prompts import literal_tokens, rag_prompt
 from grit_mlx.rag import Answerer, Document, DocumentCaches
 from grit_mlx.rag.kvfiles import PRECISIONS, bytes_of, rounded
 from grit_mlx.rag.modes import AUTO_MODES, MODES

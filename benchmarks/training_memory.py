@@ -21,9 +21,9 @@ import mlx.core as mx  # isort: skip
 import numpy as np
 from mlx_lm.utils import quantize_model
 
-from grit_mlx import backend
 from grit_mlx.datasets.tokens import TokenizedChat, TokenizedText
-from grit_mlx.settings import Settings
+from grit_mlx.model import device
+from grit_mlx.model.settings import Settings
 from grit_mlx.training import TrainingSettings
 from grit_mlx.training.adapters import AdapterLayout, attach_adapter, choose_keys, unfreeze_for_full
 from grit_mlx.training.data import EmbeddingBatch
@@ -105,7 +105,7 @@ def measure(case: Case) -> dict[str, float]:
     step = TrainingStep(trainee, settings, Settings(), layers=case.layers, world=World())
     optimizer = make_optimizer("adamw", make_schedule("constant", learning_rate=1e-4, steps=2, warmup_steps=0))
     optimizer.init(trainee.trainable_parameters())  # type: ignore[no-untyped-call]
-    fused = backend.device().kind != "cpu"
+    fused = device.current_device().kind != "cpu"
     estimated = estimate(trainee, config, settings, available=0, fused_attention=fused).peak
 
     rng = np.random.default_rng(0)

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 from grit_mlx.cli import console, options
 from grit_mlx.cli.generate import Answer, sampling, show_piece, written
 from grit_mlx.cli.loader import load_model, model_name
-from grit_mlx.documents import read_texts
 from grit_mlx.errors import ArgumentError, GritError
-from grit_mlx.splitting import STDIN
+from grit_mlx.text.reading import read_texts
+from grit_mlx.text.splitting import STDIN
 
 if TYPE_CHECKING:
     from types import FrameType
 
-    from grit_mlx.generation import GenerationOptions
     from grit_mlx.gritlm import GritLM
+    from grit_mlx.model.generation import GenerationOptions
 
 __all__ = ["EXAMPLES", "Conversation", "chat", "interruptible", "piped_lines", "typed_lines"]
 
@@ -112,7 +112,7 @@ class Conversation:
     """
 
     def __init__(self, grit: GritLM, chosen: GenerationOptions, *, system: str | None = None) -> None:
-        from grit_mlx.generation import PromptCache
+        from grit_mlx.model.generation import PromptCache
 
         self._grit = grit
         self._options = asdict(chosen)
@@ -158,7 +158,7 @@ class Conversation:
         Raises:
             OutputError: the file cannot be written.
         """
-        from grit_mlx.atomic import atomic_write
+        from grit_mlx.files.atomic import atomic_write
 
         with atomic_write(path) as file:
             for message in self.messages:

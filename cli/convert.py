@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from grit_mlx import hub
 from grit_mlx.cli import console, options
 from grit_mlx.cli.wording import bytes_of_size, number_of, size_of
 from grit_mlx.errors import ArgumentError, OutputError
+from grit_mlx.model import hub
 
 if TYPE_CHECKING:
     from grit_mlx.convert import Report, Step

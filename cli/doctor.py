@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import grit_mlx
-from grit_mlx import hub
 from grit_mlx.cli import console, options
 from grit_mlx.cli.wording import size_of
 from grit_mlx.errors import GritError
+from grit_mlx.model import hub
 
 __all__ = ["EXAMPLES", "doctor", "facts"]
 
@@ -96,22 +96,22 @@ class _noting:  # noqa: N801 - read as a word: with _noting(problems)
 
 
 def _device(problems: list[str]) -> dict[str, Any]:
-    from grit_mlx import backend
+    from grit_mlx.model import device
 
-    device = backend.device()
+    here = device.current_device()
     gflops = _matmul_gflops()
-    if device.blas_note:
-        problems.append(f"Matrix products use mlx's slow BLAS: {device.blas_note}.")
-    elif device.kind == "cpu" and gflops < _SLOW_GFLOPS:
+    if here.blas_note:
+        problems.append(f"Matrix products use mlx's slow BLAS: {here.blas_note}.")
+    elif here.kind == "cpu" and gflops < _SLOW_GFLOPS:
         problems.append(f"Matrix products are slow here: {gflops:.1f} GFLOP/s. Are other programs at work?")
-    if sys.platform == "darwin" and device.kind == "cpu":
+    if sys.platform == "darwin" and here.kind == "cpu":
         problems.append("mlx does not use this Mac's GPU. It needs Apple silicon and a native (arm64) Python.")
     return {
-        "kind": device.kind,
-        "name": device.name,
-        "memory_bytes": device.memory,
-        "available_memory_bytes": backend.available_memory(),
-        "blas": device.blas,
+        "kind": here.kind,
+        "name": here.name,
+        "memory_bytes": here.memory,
+        "available_memory_bytes": device.available_memory(),
+        "blas": here.blas,
         "matmul_gflops": round(gflops, 1),
     }
 

@@ -15,8 +15,8 @@ from grit_mlx.cli.inputs import CutTexts, Inputs, cut_texts, paired, token_measu
 from grit_mlx.cli.loader import load_model
 from grit_mlx.cli.wording import number_of, one_line
 from grit_mlx.errors import ArgumentError
-from grit_mlx.formats import embedding_prompt
-from grit_mlx.splitting import STDIN, Text
+from grit_mlx.model.prompts import embedding_prompt
+from grit_mlx.text.splitting import STDIN, Text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -130,7 +130,7 @@ def embed(
         writer = None
         if output is not None:
             _refuse_to_replace_an_input(output, files)
-            from grit_mlx.vector_files import open_writer
+            from grit_mlx.vectors.files import open_writer
 
             # Opened before the model is loaded: a path that cannot be written costs no waiting.
             writer = stack.enter_context(open_writer(output, dtype=dtype, overwrite=not no_overwrite))
@@ -184,8 +184,8 @@ def _write(pairs: Pairs, dtype: str, writer: Any) -> int:
     """Write all pairs to a file's writer, or as JSON lines to stdout where there is none; returns their number."""
     import numpy as np
 
-    from grit_mlx.vector_files import json_lines
-    from grit_mlx.vectors import compress
+    from grit_mlx.vectors.compression import compress
+    from grit_mlx.vectors.files import json_lines
 
     count = 0
     pairs = iter(pairs)

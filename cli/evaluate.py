@@ -234,7 +234,7 @@ def _check_target(path: str | None) -> None:
     """Before minutes of work, not after."""
     if path is None:
         return
-    from grit_mlx.atomic import output_errors
+    from grit_mlx.files.atomic import output_errors
 
     with output_errors(path):
         target = Path(path)
@@ -311,7 +311,7 @@ def _rounded(score: Score) -> dict[str, Any]:
 
 
 def _write_json(path: str, record: Mapping[str, Any]) -> None:
-    from grit_mlx.atomic import atomic_write
+    from grit_mlx.files.atomic import atomic_write
 
     with atomic_write(path) as file:
         file.write(f"{console.dumps(record, indent=2)}\n".encode())

@@ -11,16 +11,16 @@ import typer
 from grit_mlx.cli import console, options
 from grit_mlx.cli.loader import load_model, model_name
 from grit_mlx.cli.wording import size_of
-from grit_mlx.documents import read_texts
 from grit_mlx.errors import ArgumentError
-from grit_mlx.splitting import STDIN
+from grit_mlx.text.reading import read_texts
+from grit_mlx.text.splitting import STDIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from mlx_lm.generate import GenerationResponse
 
-    from grit_mlx.generation import GenerationOptions
+    from grit_mlx.model.generation import GenerationOptions
 
 __all__ = ["EXAMPLES", "Answer", "generate", "sampling", "written"]
 
@@ -143,7 +143,7 @@ def _from_stdin() -> str:
 
 def sampling(**values: Any) -> GenerationOptions:
     """Options of generating, refused now where they cannot work and not after the model was loaded."""
-    from grit_mlx.generation import GenerationOptions
+    from grit_mlx.model.generation import GenerationOptions
 
     return GenerationOptions(**values)
 

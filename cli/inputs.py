@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from grit_mlx.cli import console
 from grit_mlx.cli.wording import number_of
-from grit_mlx.documents import By, kind_of, read_texts
 from grit_mlx.errors import ArgumentError, DocumentError, TextError
-from grit_mlx.splitting import STDIN, Measure, Text, count_words
+from grit_mlx.text.reading import By, kind_of, read_texts
+from grit_mlx.text.splitting import STDIN, Measure, Text, count_words
 
 if TYPE_CHECKING:
     import numpy as np

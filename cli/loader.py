@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from grit_mlx import hub
 from grit_mlx.cli import console
+from grit_mlx.model import hub
 
 if TYPE_CHECKING:
     from grit_mlx.gritlm import GritLM

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from grit_mlx import hub
-from grit_mlx.checkpoints import Tensor, read_config, read_headers
 from grit_mlx.cli import console, convert, options
 from grit_mlx.cli.wording import size_of
 from grit_mlx.errors import ArgumentError, ModelNotFoundError
-from grit_mlx.settings import FILE_NAME, read_settings
+from grit_mlx.model import hub
+from grit_mlx.model.checkpoint import Tensor, read_config, read_headers
+from grit_mlx.model.settings import FILE_NAME, read_settings
 
 __all__ = [
     "EXAMPLES",

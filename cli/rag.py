@@ -686,7 +686,7 @@ def _show_estimate(estimate: Any, sizes: dict[str, str], *, in_json: bool) -> No
 
 
 def _show_report(report: IndexReport, store: str, *, in_json: bool) -> None:
-    from grit_mlx.rag.walking import SKIPPED
+    from grit_mlx.text.walking import SKIPPED
 
     if in_json:
         values = {name: getattr(report, name) for name in report.__dataclass_fields__}

@@ -14,8 +14,8 @@ from grit_mlx.cli.inputs import Inputs, cut_texts, paired, token_measure
 from grit_mlx.cli.loader import load_model
 from grit_mlx.cli.wording import number_of, one_line
 from grit_mlx.errors import ArgumentError
-from grit_mlx.formats import embedding_prompt
-from grit_mlx.splitting import Text
+from grit_mlx.model.prompts import embedding_prompt
+from grit_mlx.text.splitting import Text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -165,7 +165,7 @@ def best(
     Returns:
         The hits, and the number of all pairs.
     """
-    from grit_mlx.vectors import cosine
+    from grit_mlx.vectors.compression import cosine
 
     heap: list[Hit] = []
     seen = 0

@@ -10,7 +10,7 @@ from grit_mlx.cli import console, options
 from grit_mlx.cli.loader import load_model
 from grit_mlx.cli.wording import one_line
 from grit_mlx.errors import ArgumentError
-from grit_mlx.formats import embedding_prompt
+from grit_mlx.model.prompts import embedding_prompt
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,7 +71,7 @@ def similarity(
         pooling=pooling,
         attn=attn,
     )
-    from grit_mlx.vectors import cosine
+    from grit_mlx.vectors.compression import cosine
 
     if instruction is None:
         instruction = grit.settings.similarity_instruction

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from grit_mlx.atomic import atomic_path
 from grit_mlx.cli import console, options
 from grit_mlx.cli.wording import number_of, size_of
 from grit_mlx.errors import ArgumentError, DependencyError, OutputError
+from grit_mlx.files.atomic import atomic_path
 from grit_mlx.training.settings import TrainingSettings, commented_yaml, groups, read_yaml, settings_from
 
 if TYPE_CHECKING:
@@ -132,8 +132,8 @@ def _write_new_config(path: Path, given: Mapping[str, Any]) -> None:
 
 
 def _convert_adapter(settings: TrainingSettings, export: str | None, imported: str | None) -> None:
-    from grit_mlx import hub
-    from grit_mlx.checkpoints import read_config
+    from grit_mlx.model import hub
+    from grit_mlx.model.checkpoint import read_config
     from grit_mlx.training.peft import export_peft, import_peft
 
     config = read_config(hub.resolve(settings.model, trust_remote_code=settings.trust_remote_code))

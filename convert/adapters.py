@@ -12,7 +12,7 @@ import mlx.nn as nn
 
 from grit_mlx.convert.streaming import Delta
 from grit_mlx.errors import AdapterError
-from grit_mlx.loading import attach_adapter, checked_adapter
+from grit_mlx.model.loading import attach_adapter, checked_adapter
 
 __all__ = ["deltas_of"]
 

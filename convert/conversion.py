@@ -19,8 +19,6 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from grit_mlx import backend, hub
-from grit_mlx.checkpoints import Tensor, read_config
 from grit_mlx.convert import writing
 from grit_mlx.convert.adapters import deltas_of
 from grit_mlx.convert.card import upload, write_card
@@ -33,8 +31,10 @@ from grit_mlx.convert.streaming import Stream
 from grit_mlx.convert.verification import fits, verify_conversion
 from grit_mlx.errors import ArgumentError, CheckpointError, DownloadError, ModelError, OutputError, TokenizerError
 from grit_mlx.evaluation.drift import Drift
-from grit_mlx.loading import TOKENIZER_FILES, load_tokenizer
-from grit_mlx.settings import Settings, read_settings, write_settings
+from grit_mlx.model import device, hub
+from grit_mlx.model.checkpoint import Tensor, read_config
+from grit_mlx.model.loading import TOKENIZER_FILES, load_tokenizer
+from grit_mlx.model.settings import Settings, read_settings, write_settings
 
 __all__ = ["DEFAULT_RECIPE", "Options", "Report", "Step", "convert", "convert_source", "default_output"]
 
@@ -48,7 +48,7 @@ SHARD_BYTES = 1 << 30
 # Room on the disk for the tokenizer, the index and the rest.
 _SPARE_BYTES = 64 << 20
 
-_DTYPES = backend.DTYPES
+_DTYPES = device.DTYPES
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from grit_mlx.checkpoints import Tensor
 from grit_mlx.convert.reading import DTYPES
 from grit_mlx.errors import CheckpointError
+from grit_mlx.model.checkpoint import Tensor
 
 __all__ = ["Layout", "Origin", "lay_out", "parameters", "sanitized"]
 

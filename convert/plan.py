@@ -16,11 +16,11 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from grit_mlx.checkpoints import Tensor
 from grit_mlx.convert.layout import Layout, lay_out, parameters
 from grit_mlx.convert.quantization import MODES, Quantization
 from grit_mlx.errors import ArchitectureError, CheckpointError, ConfigError
-from grit_mlx.loading import explained, mended_config
+from grit_mlx.model.checkpoint import Tensor
+from grit_mlx.model.loading import explained, mended_config
 
 __all__ = ["Plan", "Weight", "build_model", "make_plan", "split_projection"]
 

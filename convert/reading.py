@@ -18,9 +18,9 @@ from typing import Any, Protocol
 import mlx.core as mx
 import numpy as np
 
-from grit_mlx.checkpoints import INDEX, Tensor, read_header, read_headers
 from grit_mlx.errors import CheckpointError
-from grit_mlx.hub import FILES
+from grit_mlx.model.checkpoint import INDEX, Tensor, read_header, read_headers
+from grit_mlx.model.hub import FILES
 
 __all__ = ["DTYPES", "Folder", "Source", "check_tensors", "read_rows", "side_files"]
 

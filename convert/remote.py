@@ -17,10 +17,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from grit_mlx import hub
-from grit_mlx.checkpoints import INDEX, Tensor
 from grit_mlx.convert.reading import check_tensors, read_file
 from grit_mlx.errors import CheckpointError
+from grit_mlx.model import hub
+from grit_mlx.model.checkpoint import INDEX, Tensor
 
 __all__ = ["Repository"]
 

@@ -22,13 +22,13 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from grit_mlx import backend
-from grit_mlx.attention import backbone, embedding_caches
 from grit_mlx.convert.plan import Plan, Weight
 from grit_mlx.convert.quantization import MODES, Quantization, quantizable
 from grit_mlx.convert.streaming import Stream
 from grit_mlx.errors import ArchitectureError, ArgumentError
 from grit_mlx.evaluation.drift import TEXTS
+from grit_mlx.model import device
+from grit_mlx.model.attention import backbone, embedding_caches
 
 __all__ = ["Budget", "Costs", "allocate", "measure", "spend"]
 
@@ -210,7 +210,7 @@ def measure(
         raise ArchitectureError(
             f"The architecture {plan.config['model_type']!r} cannot be measured layer by layer. Use a recipe instead."
         )
-    target = backend.compute_dtype("auto")
+    target = device.compute_dtype("auto")
     values = _Values(plan, stream, target)
     trials = [name for name in modules if name != "lm_head"]
     tokens = _token_rows(tokenize, TEXTS if texts is None else texts, _affordable(plan, len(trials), target))

@@ -9,11 +9,11 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 
-from grit_mlx import backend, loading
 from grit_mlx.convert.plan import Plan
 from grit_mlx.convert.streaming import Stream
 from grit_mlx.evaluation.drift import Drift, drift_between, outputs_of
 from grit_mlx.gritlm import GritLM
+from grit_mlx.model import device, loading
 
 __all__ = ["fits", "verify", "verify_conversion"]
 
@@ -26,8 +26,8 @@ Steps = Callable[[int, int], None]
 
 def fits(parameters: int) -> bool:
     """Whether a model of that many parameters can be loaded unquantised, as wide as this device computes."""
-    width = 4 if backend.compute_dtype("auto") == mx.float32 else 2
-    return parameters * width < _MEMORY_FRACTION * backend.available_memory()
+    width = 4 if device.compute_dtype("auto") == mx.float32 else 2
+    return parameters * width < _MEMORY_FRACTION * device.available_memory()
 
 
 def verify(
@@ -93,7 +93,7 @@ def verify_conversion(
     loaded = loading.load(folder, trust_remote_code=trust_remote_code)
     result = outputs_of(GritLM.from_loaded(loaded), texts)
     report(1, 2)
-    target = backend.compute_dtype("auto")
+    target = device.compute_dtype("auto")
     loaded = replace(loaded, model=model)  # frees the result
     for weight in plan.weights:
         values = stream.whole(weight)

@@ -22,9 +22,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from grit_mlx.checkpoints import INDEX
 from grit_mlx.convert.plan import NAMES, Plan, Weight
 from grit_mlx.errors import OutputError
+from grit_mlx.model.checkpoint import INDEX
 
 __all__ = ["Shard", "ShardWriter", "Workspace", "shards_of", "write_index", "write_json"]
 

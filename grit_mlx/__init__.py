@@ -16,14 +16,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from grit_mlx.blas import prefer_fast_blas
+from grit_mlx.model.blas import prefer_fast_blas
 
 if TYPE_CHECKING:
     from grit_mlx.errors import GritError
-    from grit_mlx.formats import embedding_prompt
-    from grit_mlx.generation import PromptCache
     from grit_mlx.gritlm import GritLM
-    from grit_mlx.settings import Settings
+    from grit_mlx.model.generation import PromptCache
+    from grit_mlx.model.prompts import embedding_prompt
+    from grit_mlx.model.settings import Settings
 
     __version__: str
 
@@ -35,9 +35,9 @@ prefer_fast_blas()
 _HOME = {
     "GritError": "grit_mlx.errors",
     "GritLM": "grit_mlx.gritlm",
-    "PromptCache": "grit_mlx.generation",
-    "Settings": "grit_mlx.settings",
-    "embedding_prompt": "grit_mlx.formats",
+    "PromptCache": "grit_mlx.model.generation",
+    "Settings": "grit_mlx.model.settings",
+    "embedding_prompt": "grit_mlx.model.prompts",
 }
 
 

@@ -16,20 +16,20 @@ import numpy as np
 from mlx_lm.generate import GenerationResponse
 from numpy.typing import NDArray
 
-from grit_mlx import formats, generation, loading
-from grit_mlx.batching import windows
-from grit_mlx.embedding import Embedder, EmbeddingOptions, TextCaches
 from grit_mlx.errors import ArgumentError, ModeError, TextError
-from grit_mlx.generation import DocumentLayers, GenerationOptions, PromptCache
+from grit_mlx.model import generation, loading, prompts
+from grit_mlx.model.batching import windows
+from grit_mlx.model.embedding import Embedder, EmbeddingOptions, TextCaches
+from grit_mlx.model.generation import DocumentLayers, GenerationOptions, PromptCache
+from grit_mlx.model.settings import Settings
 from grit_mlx.progress import Progress, reporting
-from grit_mlx.settings import Settings
-from grit_mlx.vectors import DTYPES, CompressedVectors, compress
+from grit_mlx.vectors.compression import DTYPES, CompressedVectors, compress
 
 __all__ = ["GritLM"]
 
 logger = logging.getLogger("grit_mlx")
 
-Prompt = str | Sequence[formats.Message] | Sequence[int]
+Prompt = str | Sequence[prompts.Message] | Sequence[int]
 Document = str | Mapping[str, str]
 
 # Texts that are tokenised and sorted together. Large, so that little is lost at the borders; bounded, so that
@@ -210,7 +210,7 @@ class GritLM:
             **options: passed on to ``encode``.
         """
         if instruction is None:
-            instruction = formats.embedding_prompt(self.settings.query_instruction)
+            instruction = prompts.embedding_prompt(self.settings.query_instruction)
         return self.encode(queries, instruction=instruction, **options)
 
     def encode_corpus(
@@ -228,7 +228,7 @@ class GritLM:
             ArgumentError: a table without ``"text"``.
         """
         if instruction is None:
-            instruction = formats.embedding_prompt(self.settings.document_instruction)
+            instruction = prompts.embedding_prompt(self.settings.document_instruction)
         texts = (
             _document_text(0, corpus)
             if isinstance(corpus, str | Mapping)
@@ -333,7 +333,7 @@ class GritLM:
             temperature: 0 for the likeliest answer.
             cache: a ``PromptCache`` to reuse what the last prompt computed; or a document's keys and values from
                 ``encode(get_cache=True)``, which ``prompt`` then continues as it is (see
-                ``formats.rag_prompt``).
+                ``prompts.rag_prompt``).
             raw: take a text as the whole prompt, without the chat format; special tokens in it are obeyed.
             **options: the other fields of ``generation.GenerationOptions``: ``top_p``, ``top_k``, ``min_p``,
                 ``repetition_penalty``, ``seed``, ``stop``, ``kv_bits``, ...
@@ -396,14 +396,14 @@ class GritLM:
             if not prompt.strip():
                 raise ArgumentError("The prompt is empty.")
             if continues:
-                tokens = formats.literal_tokens(self.tokenizer, prompt)
+                tokens = prompts.literal_tokens(self.tokenizer, prompt)
             elif raw:
                 begun = self.tokenizer.bos_token is not None and prompt.startswith(self.tokenizer.bos_token)
                 tokens = list(self.tokenizer.encode(prompt, add_special_tokens=not begun))
             else:
-                tokens = formats.chat_tokens(self.tokenizer, [{"role": "user", "content": prompt}])
+                tokens = prompts.chat_tokens(self.tokenizer, [{"role": "user", "content": prompt}])
         elif isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping):
-            tokens = formats.chat_tokens(self.tokenizer, prompt)  # type: ignore[arg-type]
+            tokens = prompts.chat_tokens(self.tokenizer, prompt)  # type: ignore[arg-type]
         elif isinstance(prompt, Sequence) and all(isinstance(token, int) for token in prompt):
             tokens = list(prompt)  # type: ignore[arg-type]
         else:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from grit_mlx import GritLM, backend, embedding_prompt
+from grit_mlx import GritLM, embedding_prompt
 from grit_mlx.errors import (
     ArgumentError,
     GritError,
@@ -23,7 +23,8 @@ from grit_mlx.errors import (
     NonFiniteError,
     TextError,
 )
-from grit_mlx.vectors import CompressedVectors
+from grit_mlx.model import device
+from grit_mlx.vectors.compression import CompressedVectors
 
 WORDS = ("keel", "ship", "leans", "on", "wind", "and", "bread", "rises", "with", "yeast", "while", "sails", "answer")
 
@@ -151,7 +152,7 @@ def test_long_texts(model: GritLM, caplog: pytest.LogCaptureFixture) -> None:
 
 
 def mean_of(model: GritLM, ids: list[int], skipped: int) -> NDArray[Any]:
-    from grit_mlx.attention import backbone, embedding_caches
+    from grit_mlx.model.attention import backbone, embedding_caches
 
     states = backbone(model.model)(mx.array([ids]), cache=embedding_caches(2))
     return np.array(states[0, skipped:].mean(axis=0))
@@ -284,12 +285,12 @@ def test_other_dtypes_embed_nearly_the_same(tiny_model: Path, model: GritLM, dty
 
 def test_token_budget_grows_with_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def budget(free: int, length: int = 512) -> int:
-        monkeypatch.setattr(backend, "available_memory", lambda: free)
-        return backend.token_budget(hidden=4096, intermediate=14336, heads=32, length=length)
+        monkeypatch.setattr(device, "available_memory", lambda: free)
+        return device.token_budget(hidden=4096, intermediate=14336, heads=32, length=length)
 
     assert budget(1 << 28) == 512  # a single text is always tried
     assert budget(1 << 30) < budget(1 << 32) <= budget(1 << 40)
-    assert budget(1 << 60) == backend._LARGEST_BATCH["cpu"]
+    assert budget(1 << 60) == device._LARGEST_BATCH["cpu"]
     assert budget(1 << 20, length=9000) == 9000
 
 

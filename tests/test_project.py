@@ -25,29 +25,13 @@ else:
 ROOT = Path(__file__).resolve().parents[1]
 
 # The import layers, lowest first: a module may import from the lines above its own, never from those below.
-# A name is a module or a whole folder of grit_mlx, but for modules of a folder that are named apart; `grit_mlx`
-# itself is its __init__ of public names.
+# A name is a folder of grit_mlx or a module directly in it; `grit_mlx` itself is its __init__ of public names.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"blas", "errors"}),
-    frozenset(
-        {
-            "atomic",
-            "attention",
-            "backend",
-            "batching",
-            "checkpoints",
-            "formats",
-            "fusion",
-            "pooling",
-            "products",
-            "progress",
-        }
-    ),
-    frozenset({"hub", "settings", "splitting", "vectors"}),
-    frozenset({"rows", "vector_files"}),
-    frozenset({"documents"}),
-    frozenset({"loading"}),
-    frozenset({"embedding", "generation"}),
+    frozenset({"errors"}),
+    frozenset({"optional", "progress"}),
+    frozenset({"files"}),
+    frozenset({"model", "text"}),
+    frozenset({"vectors"}),
     frozenset({"gritlm"}),
     frozenset({"datasets", "rag"}),
     frozenset({"evaluation"}),
@@ -63,7 +47,7 @@ WITHIN_A_LAYER: frozenset[tuple[str, str]] = frozenset()
 PICKLES = {"_pickle", "cloudpickle", "dill", "joblib", "pickle", "shelve"}
 
 # Tracked files above 1 MiB that have a reason.
-LARGE_FILES = frozenset({"grit_mlx/models/grit-tiny/model.safetensors"})
+LARGE_FILES = frozenset({"grit_mlx/builtin/grit-tiny/model.safetensors"})
 
 # Paths that exist on one machine only, and addresses that only one network or one account can reach.
 PRIVATE = {

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 import yaml
 
-from grit_mlx import GritLM, embedding_prompt, hub
-from grit_mlx.attention import backbone, embedding_caches
+from grit_mlx import GritLM, embedding_prompt
+from grit_mlx.model import hub
+from grit_mlx.model.attention import backbone, embedding_caches
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "grit-tiny"
 SIZE = 80  # of the bags

@@ -32,6 +32,6 @@ def test_the_wheel_carries_the_model_and_is_small(tmp_path: Path, capsys: pytest
         sys.stdout.write(f"\n{wheel.name}: {size:,} bytes\n")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    for path in (ROOT / "grit_mlx" / "models" / "grit-tiny").iterdir():
-        assert f"grit_mlx/models/grit-tiny/{path.name}" in names
+    for path in (ROOT / "grit_mlx" / "builtin" / "grit-tiny").iterdir():
+        assert f"grit_mlx/builtin/grit-tiny/{path.name}" in names
     assert size <= BYTES

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from grit_mlx.datasets.rows import ChatRow, EmbeddingRow, TextRow
+from grit_mlx.datasets.examples import ChatRow, EmbeddingRow, TextRow
 from grit_mlx.errors import ArgumentError, TokenizerError
-from grit_mlx.formats import CHAT_TEMPLATE, embedding_prompt, literal_tokens, tokenize_texts
+from grit_mlx.model.prompts import CHAT_TEMPLATE, embedding_prompt, literal_tokens, tokenize_texts
 
 __all__ = ["RowError", "TokenizedChat", "TokenizedText", "tokenize_chats", "tokenize_embedding_rows"]
 

@@ -9,11 +9,11 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from grit_mlx.batching import plan_batches
 from grit_mlx.datasets.tokens import RowError, TokenizedChat, tokenize_chats
 from grit_mlx.errors import DocumentError, ModeError
 from grit_mlx.evaluation.sets import AnswerSet
 from grit_mlx.gritlm import GritLM
+from grit_mlx.model.batching import plan_batches
 from grit_mlx.progress import Progress
 
 __all__ = ["AnswerLoss", "answer_loss"]

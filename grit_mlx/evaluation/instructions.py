@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from grit_mlx.settings import Settings
+from grit_mlx.model.settings import Settings
 
 __all__ = ["QUERIES", "TEXTS", "instruction_for"]
 

@@ -21,10 +21,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from grit_mlx.errors import ArgumentError, DownloadError, GritError
 from grit_mlx.evaluation.instructions import instruction_for
-from grit_mlx.evaluation.optional import optional
 from grit_mlx.evaluation.scoring import Score
-from grit_mlx.formats import embedding_prompt
 from grit_mlx.gritlm import GritLM
+from grit_mlx.model.prompts import embedding_prompt
+from grit_mlx.optional import optional
 
 __all__ = ["GritEncoder", "find_tasks", "score_tasks"]
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from grit_mlx.atomic import atomic_path
-from grit_mlx.evaluation.optional import optional
 from grit_mlx.evaluation.scoring import Score
+from grit_mlx.files.atomic import atomic_path
+from grit_mlx.optional import optional
 
 __all__ = ["check_plots", "plot_scores"]
 

@@ -23,7 +23,7 @@ from grit_mlx.evaluation.answers import AnswerLoss
 from grit_mlx.evaluation.metrics import ndcg, pearson, ranked, recall, reciprocal_rank, spearman
 from grit_mlx.evaluation.sets import LabelledSet, PairSet, RetrievalSet
 from grit_mlx.evaluation.systems import BM25System, DenseSystem, Rankings, System, Watch, unwatched
-from grit_mlx.fusion import fuse
+from grit_mlx.vectors.fusion import fuse
 
 __all__ = ["Score", "evaluate", "fuse_rankings", "kind_of_set", "score_answers", "score_pairs", "score_rankings"]
 

@@ -14,9 +14,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from grit_mlx.datasets.rows import EMBEDDING, ChatRow, TextRow, kind_of, row_from
-from grit_mlx.documents import read_lines
+from grit_mlx.datasets.examples import EMBEDDING, ChatRow, TextRow, kind_of, row_from
 from grit_mlx.errors import ArgumentError, DocumentError
+from grit_mlx.text.reading import read_lines
 
 __all__ = ["AnswerSet", "LabelledSet", "PairSet", "RetrievalSet", "find_sets", "limited", "load_set"]
 

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from grit_mlx.errors import DocumentError, ModelError
 from grit_mlx.evaluation.answers import AnswerLoss, answer_loss
-from grit_mlx.evaluation.optional import optional
 from grit_mlx.evaluation.sets import AnswerSet, PairSet, RetrievalSet
-from grit_mlx.formats import embedding_prompt
-from grit_mlx.fusion import score_shares
 from grit_mlx.gritlm import GritLM
+from grit_mlx.model.prompts import embedding_prompt
+from grit_mlx.optional import optional
 from grit_mlx.progress import Progress
-from grit_mlx.vectors import largest
+from grit_mlx.vectors.compression import largest
+from grit_mlx.vectors.fusion import score_shares
 
 __all__ = ["BM25System", "DenseSystem", "GritSystem", "Rankings", "SentenceTransformerSystem", "System", "Watch"]
 

@@ -24,34 +24,33 @@ if TYPE_CHECKING:
     from grit_mlx.rag.caches import DocumentCaches
     from grit_mlx.rag.indexing import IndexReport
     from grit_mlx.rag.modes import choose_mode
-    from grit_mlx.rag.passages import Passage, passages_of
     from grit_mlx.rag.rag import Found, Rag, Response
     from grit_mlx.rag.retrieval import Hit, place_of
     from grit_mlx.rag.rotation import Rotation
     from grit_mlx.rag.store import Estimate, Store, StoreStats
-    from grit_mlx.rag.walking import walk
+    from grit_mlx.text.passages import Passage, passages_of
+    from grit_mlx.text.walking import walk
 
 _HOME = {
-    "Answer": "answering",
-    "Answerer": "answering",
-    "Document": "answering",
-    "DocumentCaches": "caches",
-    "Estimate": "store",
-    "Found": "rag",
-    "Hit": "retrieval",
-    "IndexReport": "indexing",
-    "Passage": "passages",
-    "Rag": "rag",
-    "Response": "rag",
-    "Rotation": "rotation",
-    "Store": "store",
-    "StoreStats": "store",
-    "Turn": "answering",
-    "choose_mode": "modes",
-    "fuse": "retrieval",
-    "passages_of": "passages",
-    "place_of": "retrieval",
-    "walk": "walking",
+    "Answer": "grit_mlx.rag.answering",
+    "Answerer": "grit_mlx.rag.answering",
+    "Document": "grit_mlx.rag.answering",
+    "DocumentCaches": "grit_mlx.rag.caches",
+    "Estimate": "grit_mlx.rag.store",
+    "Found": "grit_mlx.rag.rag",
+    "Hit": "grit_mlx.rag.retrieval",
+    "IndexReport": "grit_mlx.rag.indexing",
+    "Passage": "grit_mlx.text.passages",
+    "Rag": "grit_mlx.rag.rag",
+    "Response": "grit_mlx.rag.rag",
+    "Rotation": "grit_mlx.rag.rotation",
+    "Store": "grit_mlx.rag.store",
+    "StoreStats": "grit_mlx.rag.store",
+    "Turn": "grit_mlx.rag.answering",
+    "choose_mode": "grit_mlx.rag.modes",
+    "passages_of": "grit_mlx.text.passages",
+    "place_of": "grit_mlx.rag.retrieval",
+    "walk": "grit_mlx.text.walking",
 }
 
 __all__ = [
@@ -79,7 +78,7 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     if name in _HOME:
-        return getattr(importlib.import_module(f"grit_mlx.rag.{_HOME[name]}"), name)
+        return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module 'grit_mlx.rag' has no attribute {name!r}")
 
 

@@ -15,12 +15,12 @@ from mlx.utils import tree_flatten
 from mlx_lm.generate import GenerationResponse
 from mlx_lm.models.cache import KVCache
 
-from grit_mlx import backend, formats
-from grit_mlx.attention import concatenate_caches
 from grit_mlx.errors import ArchitectureError, ArgumentError
-from grit_mlx.formats import embedding_prompt, literal_tokens, neutralised, rag_prompt
-from grit_mlx.generation import GenerationOptions, PromptCache
 from grit_mlx.gritlm import GritLM
+from grit_mlx.model import device, prompts
+from grit_mlx.model.attention import concatenate_caches
+from grit_mlx.model.generation import GenerationOptions, PromptCache
+from grit_mlx.model.prompts import embedding_prompt, literal_tokens, neutralised, rag_prompt
 from grit_mlx.rag.caches import DocumentCaches, cache_key
 from grit_mlx.rag.fingerprint import digest, fingerprint
 from grit_mlx.rag.modes import AUTO_MODES, DocumentCost, Rates, check_mode, choose_mode
@@ -398,7 +398,7 @@ class _Build:
         """The official code computes a document that follows a query without BOS, with a line break before it."""
         text = self._answerer.neutralised(document.content)
         model = self._answerer.model
-        prompt = "\n" + formats.embedding_prompt(model.settings.document_instruction)
+        prompt = "\n" + prompts.embedding_prompt(model.settings.document_instruction)
         room = _room(model, text)
         layers: Layers
         _, layers = model.encode(text, instruction=prompt, get_cache=True, add_special_tokens=False, max_length=room)
@@ -419,7 +419,7 @@ class _Build:
 
 def default_rates(model: GritLM) -> Rates:
     """Rough rates of this device, from the model's size and shape."""
-    device = backend.device().kind
+    here = device.current_device().kind
     config: Mapping[str, Any] = {**model.config, **(model.config.get("text_config") or {})}
     named: Any = tree_flatten(model.model.parameters())
     parameters = sum(array.size for name, array in named if _computes(name))
@@ -428,12 +428,12 @@ def default_rates(model: GritLM) -> Rates:
     heads = int(config.get("num_attention_heads") or 1)
     size = int(config.get("head_dim") or int(config.get("hidden_size") or 1) // heads)
     layers = int(config.get("num_hidden_layers") or 1)
-    operations = _OPERATIONS[device]
+    operations = _OPERATIONS[here]
     return Rates(
         token=2 * parameters * share / operations,
-        pair=4 * heads * size * layers * _ATTENTION_FACTOR[device] / operations,
+        pair=4 * heads * size * layers * _ATTENTION_FACTOR[here] / operations,
         byte=1 / _BYTES_PER_SECOND,
-        step=GenerationOptions.prefill_step_size if device == "cpu" else 1,  # on a CPU mlx computes what is masked
+        step=GenerationOptions.prefill_step_size if here == "cpu" else 1,  # on a CPU mlx computes what is masked
     )
 
 

@@ -20,8 +20,8 @@ from typing import Any, Final
 
 from mlx_lm.models.cache import KVCache
 
-from grit_mlx.atomic import output_errors
 from grit_mlx.errors import ArgumentError, OutputError
+from grit_mlx.files.atomic import output_errors
 from grit_mlx.rag.kvfiles import PRECISIONS, bytes_of, checksum, load_layers, save_layers
 
 __all__ = ["CacheStats", "DocumentCaches", "cache_key"]

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grit_mlx.errors import DependencyError, DocumentError
-from grit_mlx.rag.extracting import kind_of
-from grit_mlx.rag.passages import Passage
 from grit_mlx.rag.table import FileState, PassageTable
-from grit_mlx.rag.walking import Walk, stored_name
+from grit_mlx.text.extracting import kind_of
+from grit_mlx.text.passages import Passage
+from grit_mlx.text.walking import Walk, stored_name
 
 __all__ = ["Embed", "IndexReport", "Plan", "hash_of", "plan_from", "write_passages"]
 

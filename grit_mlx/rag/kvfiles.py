@@ -16,8 +16,8 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import KVCache
 
-from grit_mlx.atomic import atomic_path
 from grit_mlx.errors import OutputError
+from grit_mlx.files.atomic import atomic_path
 
 __all__ = ["PRECISIONS", "bytes_of", "checksum", "load_layers", "rounded", "save_layers"]
 

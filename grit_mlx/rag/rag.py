@@ -10,9 +10,9 @@ import mlx.core as mx
 import numpy as np
 
 from grit_mlx.errors import ArgumentError, ModeError
-from grit_mlx.formats import literal_tokens, rag_prompt
-from grit_mlx.generation import copied_layers
 from grit_mlx.gritlm import GritLM
+from grit_mlx.model.generation import copied_layers
+from grit_mlx.model.prompts import literal_tokens, rag_prompt
 from grit_mlx.rag.answering import Answer, Answerer, Document, Layers, Turn
 from grit_mlx.rag.modes import check_mode
 from grit_mlx.rag.retrieval import Hit, reranked

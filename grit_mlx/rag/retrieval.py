@@ -16,12 +16,12 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from grit_mlx import backend
 from grit_mlx.errors import ArgumentError
-from grit_mlx.fusion import fuse, rank_shares, score_shares
+from grit_mlx.model import device
 from grit_mlx.rag.table import PassageTable, Row, is_remote, sql_text
-from grit_mlx.rag.walking import stored_name
-from grit_mlx.vectors import top_k
+from grit_mlx.text.walking import stored_name
+from grit_mlx.vectors.compression import top_k
+from grit_mlx.vectors.fusion import fuse, rank_shares, score_shares
 
 __all__ = ["METHODS", "ExactIndex", "Hit", "Retriever", "condition", "exact_budget", "place_of"]
 
@@ -67,12 +67,12 @@ def place_of(row: Row) -> str:
 
 def exact_budget() -> int:
     """Bytes of vectors up to which every one is compared with: a quarter of the free memory, at most 4 GiB."""
-    return min(_LARGEST_EXACT, int(_EXACT_FRACTION * backend.available_memory()))
+    return min(_LARGEST_EXACT, int(_EXACT_FRACTION * device.available_memory()))
 
 
 def bytes_in_memory(rows: int, size: int) -> int:
     """Bytes of N vectors where they are searched: float32 on a CPU, whose only fast dtype it is."""
-    return rows * size * (4 if backend.device().kind == "cpu" else 2)
+    return rows * size * (4 if device.current_device().kind == "cpu" else 2)
 
 
 class ExactIndex:
@@ -83,7 +83,7 @@ class ExactIndex:
     """
 
     def __init__(self, table: PassageTable) -> None:
-        dtype = mx.float32 if backend.device().kind == "cpu" else mx.float16
+        dtype = mx.float32 if device.current_device().kind == "cpu" else mx.float16
         numbers: list[NDArray[np.uint64]] = []
         self._blocks: list[mx.array] = []
         for row_ids, vectors in table.vectors():

@@ -16,22 +16,22 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from grit_mlx import hub
 from grit_mlx.errors import ArgumentError, DependencyError, DocumentError, ModeError, StoreError
-from grit_mlx.formats import embedding_prompt, neutralised
+from grit_mlx.files.lock import writing
 from grit_mlx.gritlm import GritLM
+from grit_mlx.model import hub
+from grit_mlx.model.prompts import embedding_prompt, neutralised
 from grit_mlx.progress import Progress
 from grit_mlx.rag.caches import CacheStats, DocumentCaches, cache_key
 from grit_mlx.rag.fingerprint import check_fingerprint, digest, fingerprint
 from grit_mlx.rag.indexing import IndexReport, hash_of, plan_from, write_passages
 from grit_mlx.rag.kvfiles import PRECISIONS, bytes_of
-from grit_mlx.rag.locking import writing
-from grit_mlx.rag.passages import Passage, passages_of
 from grit_mlx.rag.relevance import PROBES, bm25_threshold, threshold
 from grit_mlx.rag.retrieval import METHODS, Hit, Retriever, bytes_in_memory, condition, exact_budget
 from grit_mlx.rag.table import PassageTable, Row, is_remote
-from grit_mlx.rag.walking import walk
-from grit_mlx.splitting import check_chunking
+from grit_mlx.text.passages import Passage, passages_of
+from grit_mlx.text.splitting import check_chunking
+from grit_mlx.text.walking import walk
 
 __all__ = ["CACHE_BUDGET", "Estimate", "Store", "StoreStats", "cache_bytes_per_token"]
 

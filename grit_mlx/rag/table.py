@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grit_mlx.errors import GritError, OutputError, StoreError
-from grit_mlx.rag.passages import Passage
+from grit_mlx.text.passages import Passage
 
 __all__ = ["FileState", "PassageTable", "Row", "is_remote", "sql_text"]
 

@@ -10,8 +10,8 @@ from typing import Any, cast
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from grit_mlx.checkpoints import read_header
 from grit_mlx.errors import CheckpointError
+from grit_mlx.model.checkpoint import read_header
 
 __all__ = ["named_arrays", "number", "read_arrays", "save_arrays"]
 

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from grit_mlx.atomic import atomic_path, output_errors
 from grit_mlx.errors import DependencyError
+from grit_mlx.files.atomic import atomic_path, output_errors
 from grit_mlx.training.memory import MemoryEstimate
 
 __all__ = ["Callback", "JsonLog", "Plan", "StepReport", "ValidationReport", "make_reporters", "read_log"]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from grit_mlx.datasets.rows import EMBEDDING, GENERATIVE
+from grit_mlx.datasets.examples import EMBEDDING, GENERATIVE
 from grit_mlx.datasets.tokens import TokenizedChat, TokenizedText
 from grit_mlx.errors import ArgumentError
 from grit_mlx.training.sampling import Sampler, choose_passages

@@ -18,12 +18,12 @@ import numpy as np
 from mlx.utils import tree_unflatten
 from mlx_lm.utils import dequantize_model, save_config, save_model
 
-from grit_mlx.atomic import output_errors
-from grit_mlx.checkpoints import read_header
 from grit_mlx.errors import ArgumentError, CheckpointError
+from grit_mlx.files.atomic import output_errors
 from grit_mlx.gritlm import GritLM
-from grit_mlx.loading import LoadedModel, load
-from grit_mlx.settings import write_settings
+from grit_mlx.model.checkpoint import read_header
+from grit_mlx.model.loading import LoadedModel, load
+from grit_mlx.model.settings import write_settings
 from grit_mlx.training.arrays import save_arrays
 from grit_mlx.training.preparation import is_quantized
 from grit_mlx.training.scratch import QUANTIZATION_KEYS, copy_tokenizer

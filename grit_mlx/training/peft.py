@@ -23,9 +23,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from grit_mlx.atomic import output_errors
-from grit_mlx.checkpoints import read_header
 from grit_mlx.errors import AdapterError, CheckpointError
+from grit_mlx.files.atomic import output_errors
+from grit_mlx.model.checkpoint import read_header
 from grit_mlx.training.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterLayout, read_layout, write_layout
 from grit_mlx.training.arrays import read_arrays, save_arrays
 

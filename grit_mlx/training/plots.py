@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from grit_mlx.atomic import atomic_path
 from grit_mlx.errors import DependencyError
+from grit_mlx.files.atomic import atomic_path
 
 __all__ = ["plot_curves"]
 

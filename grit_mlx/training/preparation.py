@@ -11,10 +11,10 @@ from typing import Any
 import mlx.core as mx
 import mlx.optimizers as optim
 
-from grit_mlx import backend
-from grit_mlx.datasets.rows import EMBEDDING, GENERATIVE
+from grit_mlx.datasets.examples import EMBEDDING, GENERATIVE
 from grit_mlx.errors import ArgumentError, DocumentError
-from grit_mlx.loading import LoadedModel, load
+from grit_mlx.model import device
+from grit_mlx.model.loading import LoadedModel, load
 from grit_mlx.training import adapters
 from grit_mlx.training.adapters import AdapterLayout
 from grit_mlx.training.arrays import named_arrays
@@ -106,7 +106,7 @@ def prepare_model(settings: TrainingSettings, world: World) -> Preparation:
     routers, router_factor = _routers(loaded, settings)
     if settings.grad_checkpoint:
         checkpoint_layers(loaded.model.layers, routers)
-    compiled = backend.device().kind != "cpu" if settings.compile is None else settings.compile
+    compiled = device.current_device().kind != "cpu" if settings.compile is None else settings.compile
     common: dict[str, Any] = {
         "layers": None if loaded.shape is None else loaded.shape[0],
         "routers": routers,

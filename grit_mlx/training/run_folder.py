@@ -24,9 +24,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from grit_mlx.atomic import atomic_path
-from grit_mlx.checkpoints import read_header
 from grit_mlx.errors import CheckpointError, ModelError, OutputError
+from grit_mlx.files.atomic import atomic_path
+from grit_mlx.model.checkpoint import read_header
 from grit_mlx.training.arrays import read_arrays, save_arrays
 
 __all__ = ["Position", "RunFolder"]

@@ -13,8 +13,8 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 from mlx_lm.utils import _get_classes
 
-from grit_mlx.atomic import output_errors
 from grit_mlx.errors import ArchitectureError, ConfigError, TokenizerError
+from grit_mlx.files.atomic import output_errors
 from grit_mlx.training.arrays import named_arrays, save_arrays
 
 __all__ = ["QUANTIZATION_KEYS", "TOKENIZER_FILES", "copy_tokenizer", "random_model", "write_random_model"]

@@ -15,9 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from grit_mlx.atomic import atomic_path, output_errors
 from grit_mlx.errors import ArgumentError, ConfigError
-from grit_mlx.settings import ATTENTION, POOLING
+from grit_mlx.files.atomic import atomic_path, output_errors
+from grit_mlx.model.settings import ATTENTION, POOLING
 
 __all__ = ["MODES", "TrainingSettings", "commented_yaml", "groups", "read_yaml", "settings_from", "write_yaml"]
 

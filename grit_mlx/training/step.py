@@ -16,12 +16,12 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from grit_mlx.attention import backbone, embedding_caches
-from grit_mlx.batching import plan_batches
 from grit_mlx.datasets.tokens import TokenizedChat, TokenizedText
 from grit_mlx.errors import ArchitectureError
-from grit_mlx.pooling import AVERAGING, pool
-from grit_mlx.settings import ATTENTION, Settings
+from grit_mlx.model.attention import backbone, embedding_caches
+from grit_mlx.model.batching import plan_batches
+from grit_mlx.model.pooling import AVERAGING, pool
+from grit_mlx.model.settings import ATTENTION, Settings
 from grit_mlx.training import losses
 from grit_mlx.training.arrays import number
 from grit_mlx.training.data import EmbeddingBatch

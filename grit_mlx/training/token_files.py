@@ -25,7 +25,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from grit_mlx.datasets.rows import EMBEDDING, EmbeddingRow, Row, kind_of, row_from
+from grit_mlx.datasets.examples import EMBEDDING, EmbeddingRow, Row, kind_of, row_from
 from grit_mlx.datasets.tokens import (
     RowError,
     TokenizedChat,

@@ -18,10 +18,10 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_unflatten
 
-from grit_mlx import backend
 from grit_mlx.errors import ArgumentError, GritError, MemoryLimitError, ModelError, NonFiniteError
 from grit_mlx.evaluation.sets import AnswerSet, load_set
-from grit_mlx.settings import write_settings
+from grit_mlx.model import device
+from grit_mlx.model.settings import write_settings
 from grit_mlx.training import adapters
 from grit_mlx.training.arrays import named_arrays, number
 from grit_mlx.training.callbacks import Callback, JsonLog, Plan, StepReport, ValidationReport, make_reporters
@@ -183,7 +183,7 @@ class _Run:
                 write_yaml(self.folder.path / "settings.yaml", replace(self.settings, resume=False))
             self._tell("on_start", self._plan())
             mx.reset_peak_memory()
-            with backend.wired():
+            with device.wired():
                 stopped = self._loop()
         finally:
             self._tell("on_end")
@@ -236,7 +236,7 @@ class _Run:
         try:
             return self._step(index)
         except (RuntimeError, MemoryError) as error:
-            if not backend.is_out_of_memory(error):
+            if not device.is_out_of_memory(error):
                 raise
             raise MemoryLimitError(
                 f"Memory ran out in step {index + 1}. Lower chunk_tokens or chunk_size, use grad_checkpoint, or cut "
@@ -257,7 +257,7 @@ class _Run:
             gradients, _ = optim.clip_grad_norm(gradients, self.settings.max_grad_norm)
         optimizer.update(trainee, gradients)
         mx.eval(trainee.trainable_parameters(), optimizer.state)  # type: ignore[no-untyped-call]
-        backend.free_cached_memory()
+        device.free_cached_memory()
         seconds = time.perf_counter() - started
         temperature = trainee.temperature(self.settings.temperature)
         return StepReport(
@@ -414,8 +414,8 @@ class _Run:
             self.prepared.trainee,
             loaded.config,
             settings,
-            available=backend.available_memory() + mx.get_active_memory(),
-            fused_attention=backend.device().kind != "cpu",
+            available=device.available_memory() + mx.get_active_memory(),
+            fused_attention=device.current_device().kind != "cpu",
         )
         trainable = adapters.count_trainable(self.prepared.trainee)
         samplers = {"embedding": self.data.embedding, "generative": self.data.generative}

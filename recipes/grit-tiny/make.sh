@@ -23,5 +23,5 @@ grit train --config $recipe/train.yaml
 "$python" $recipe/finish.py $work/run
 "$python" $recipe/quantize.py $work/final $work/grit-tiny
 cp $recipe/CARD.md $work/grit-tiny/README.md
-cp $work/grit-tiny/* grit_mlx/models/grit-tiny
+cp $work/grit-tiny/* grit_mlx/builtin/grit-tiny
 grit eval ../shared/data/dev --model $work/grit-tiny --bm25 --hybrid

@@ -209,7 +209,7 @@ def unwritable_folder(place: Place) -> list[object]:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
 
     place.good  # noqa: B018 - written before nothing can be
-    place.monkeypatch.setattr("grit_mlx.atomic.os.open", refuse)  # root may write anywhere
+    place.monkeypatch.setattr("grit_mlx.files.atomic.os.open", refuse)  # root may write anywhere
     return ["embed", place.folder / "good.txt", "-o", place.folder / "v.npy"]
 
 
@@ -218,7 +218,7 @@ def full_disk(place: Place) -> list[object]:
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    place.monkeypatch.setattr("grit_mlx.atomic.os.fsync", full)
+    place.monkeypatch.setattr("grit_mlx.files.atomic.os.fsync", full)
     return ["embed", place.good, "-o", place.folder / "v.npy"]
 
 
@@ -480,7 +480,7 @@ def offline(place: Place) -> list[object]:
 
 @case(r"own/none is not on this machine\. Fetch it: grit models pull own/none")
 def info_about_an_absent_model(place: Place) -> list[object]:
-    place.monkeypatch.setattr("grit_mlx.hub.local_models", lambda: iter(()))
+    place.monkeypatch.setattr("grit_mlx.model.hub.local_models", lambda: iter(()))
     return ["models", "info", "own/none"]
 
 

@@ -15,10 +15,10 @@ import pytest
 from grit_mlx import GritLM
 from grit_mlx.cli import console, inputs
 from grit_mlx.cli import embed as embed_command
-from grit_mlx.formats import embedding_prompt
-from grit_mlx.splitting import Text
-from grit_mlx.vector_files import read_vectors
-from grit_mlx.vectors import CompressedVectors
+from grit_mlx.model.prompts import embedding_prompt
+from grit_mlx.text.splitting import Text
+from grit_mlx.vectors.compression import CompressedVectors
+from grit_mlx.vectors.files import read_vectors
 
 Grit = Any
 

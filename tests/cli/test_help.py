@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from grit_mlx import __version__
-from grit_mlx.backend import DTYPES as MODEL_DTYPES
 from grit_mlx.cli import console, options
-from grit_mlx.embedding import LONG_TEXTS
 from grit_mlx.errors import ArgumentError, DocumentError
-from grit_mlx.settings import ATTENTION, POOLING
+from grit_mlx.model.device import DTYPES as MODEL_DTYPES
+from grit_mlx.model.embedding import LONG_TEXTS
+from grit_mlx.model.settings import ATTENTION, POOLING
 
 Grit = Any
 

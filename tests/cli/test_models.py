@@ -16,10 +16,10 @@ import pytest
 from mlx_lm.utils import load_model, quantize_model, save_config
 from mlx_lm.utils import save_model as save_weights
 
-from grit_mlx import hub
 from grit_mlx.cli import doctor
 from grit_mlx.cli.models import describe
 from grit_mlx.cli.wording import size_of
+from grit_mlx.model import hub
 from tests import fake_hub
 
 Grit = Any

@@ -13,9 +13,9 @@ import pytest
 from grit_mlx import GritLM
 from grit_mlx.cli import console
 from grit_mlx.cli.search import best
-from grit_mlx.formats import embedding_prompt
-from grit_mlx.splitting import Text
-from grit_mlx.vectors import cosine
+from grit_mlx.model.prompts import embedding_prompt
+from grit_mlx.text.splitting import Text
+from grit_mlx.vectors.compression import cosine
 
 Grit = Any
 

@@ -22,7 +22,7 @@ from grit_mlx.convert import Step, convert, verify
 from grit_mlx.convert.layout import parameters
 from grit_mlx.errors import ArgumentError, OutputError
 from grit_mlx.evaluation.drift import outputs_of
-from grit_mlx.settings import Settings, read_settings, write_settings
+from grit_mlx.model.settings import Settings, read_settings, write_settings
 from tests.conftest import GOLDEN
 from tests.convert.conftest import checkpoint_of, load_tensors, same_tensors, sharded, write_shards
 

@@ -131,7 +131,7 @@ def test_refusals(server: FakeHub, tmp_path: Path) -> None:
 def test_offline(server: FakeHub, tmp_path: Path) -> None:
     absent = json.loads(run(server, tmp_path, "own/tiny", HF_HUB_OFFLINE="1")[-1])
     assert absent[0] == "DownloadError" and "HF_HUB_OFFLINE is set" in absent[1]
-    code = "from grit_mlx import hub; hub.download('own/tiny')"
+    code = "from grit_mlx.model import hub; hub.download('own/tiny')"
     run(server, tmp_path, code=code)
     cached = json.loads(run(server, tmp_path, "own/tiny", HF_HUB_OFFLINE="1")[-1])
     assert cached[:3] == ["done", str(tmp_path / "out"), "own/tiny"]

@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 
 from grit_mlx import GritLM
-from grit_mlx.attention import backbone, embedding_caches
-from grit_mlx.checkpoints import read_config
 from grit_mlx.convert import convert, sensitivity
 from grit_mlx.convert.layout import parameters
 from grit_mlx.convert.plan import Plan, build_model, make_plan
@@ -21,6 +19,8 @@ from grit_mlx.convert.reading import Folder
 from grit_mlx.convert.sensitivity import Budget, Costs, spend
 from grit_mlx.convert.streaming import Stream
 from grit_mlx.evaluation.drift import TEXTS
+from grit_mlx.model.attention import backbone, embedding_caches
+from grit_mlx.model.checkpoint import read_config
 from tests.conftest import GOLDEN
 
 GROUP = 32

@@ -15,7 +15,7 @@ from grit_mlx.evaluation.instructions import instruction_for
 from grit_mlx.evaluation.mteb import GritEncoder, find_tasks, score_tasks
 from grit_mlx.evaluation.retrieval import evaluate_set
 from grit_mlx.evaluation.sets import load_set
-from grit_mlx.settings import Settings
+from grit_mlx.model.settings import Settings
 from tests.evaluation.conftest import DOCUMENTS, GAINS, QUERIES
 
 SETTINGS = Settings(

@@ -20,8 +20,8 @@ from grit_mlx.evaluation.retrieval import evaluate_set
 from grit_mlx.evaluation.scoring import Score, evaluate
 from grit_mlx.evaluation.sets import PairSet, RetrievalSet, find_sets, load_set
 from grit_mlx.evaluation.systems import BM25System, GritSystem, SentenceTransformerSystem
-from grit_mlx.fusion import fuse
 from grit_mlx.progress import Progress
+from grit_mlx.vectors.fusion import fuse
 
 # What the data came with: nDCG@10 of BM25, with an English stemmer.
 BM25_SCORES = {

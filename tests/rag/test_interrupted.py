@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from grit_mlx.errors import StoreBusyError
+from grit_mlx.files.lock import writing
 from grit_mlx.rag import Passage, Store, indexing
-from grit_mlx.rag.locking import writing
 from grit_mlx.rag.table import PassageTable
 from tests.rag.conftest import rows_of
 

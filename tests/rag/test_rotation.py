@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from mlx_lm.models.cache import KVCache
 
-from grit_mlx.attention import document_caches, split_document_caches
 from grit_mlx.errors import ArchitectureError
+from grit_mlx.model.attention import document_caches, split_document_caches
 from grit_mlx.rag import Rotation
 
 VOCABULARY = 96

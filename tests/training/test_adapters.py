@@ -17,7 +17,7 @@ from mlx_lm.utils import quantize_model, save_config, save_model
 
 from grit_mlx import GritLM
 from grit_mlx.errors import AdapterError, ArgumentError, OutputError
-from grit_mlx.loading import load
+from grit_mlx.model.loading import load
 from grit_mlx.training import adapters
 from grit_mlx.training.adapters import AdapterLayout, attach_adapter, choose_keys, count_trainable
 from grit_mlx.training.arrays import named_arrays

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from grit_mlx.errors import DependencyError, OutputError
-from grit_mlx.loading import load
+from grit_mlx.model.loading import load
 from grit_mlx.training import TrainingSettings
 from grit_mlx.training.adapters import unfreeze_for_full
 from grit_mlx.training.callbacks import JsonLog, Plan, StepReport, ValidationReport, make_reporters, read_log

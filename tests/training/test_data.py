@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from grit_mlx.datasets.rows import ChatRow, EmbeddingRow, TextRow, row_from
+from grit_mlx.datasets.examples import ChatRow, EmbeddingRow, TextRow, row_from
 from grit_mlx.errors import ArgumentError, DocumentError, OutputError
 from grit_mlx.training.data import EmbeddingData, GenerativeData, check_weights, file_weights, load_files, split_files
 from grit_mlx.training.token_files import TokenOptions, tokenize_file

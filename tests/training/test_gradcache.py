@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from grit_mlx.datasets.tokens import TokenizedText
-from grit_mlx.loading import load
-from grit_mlx.settings import Settings
+from grit_mlx.model.loading import load
+from grit_mlx.model.settings import Settings
 from grit_mlx.training import TrainingSettings
 from grit_mlx.training.adapters import AdapterLayout, attach_adapter
 from grit_mlx.training.arrays import named_arrays, number

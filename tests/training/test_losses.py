@@ -11,11 +11,11 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from grit_mlx.datasets.rows import row_from
+from grit_mlx.datasets.examples import row_from
 from grit_mlx.datasets.tokens import TokenizedChat, tokenize_chats, tokenize_embedding_rows
 from grit_mlx.errors import ArgumentError
-from grit_mlx.loading import load
-from grit_mlx.settings import Settings
+from grit_mlx.model.loading import load
+from grit_mlx.model.settings import Settings
 from grit_mlx.training import TrainingSettings, losses
 from grit_mlx.training.arrays import named_arrays, number
 from grit_mlx.training.data import EmbeddingBatch

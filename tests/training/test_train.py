@@ -21,7 +21,7 @@ import yaml
 
 from grit_mlx import GritLM
 from grit_mlx.errors import ArgumentError, DocumentError, GritError, MemoryLimitError, NonFiniteError, OutputError
-from grit_mlx.settings import read_settings
+from grit_mlx.model.settings import read_settings
 from grit_mlx.training import TrainingSettings, train
 from grit_mlx.training.arrays import read_arrays
 from grit_mlx.training.callbacks import Callback, Plan, StepReport, ValidationReport, read_log

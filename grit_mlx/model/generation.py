@@ -1,0 +1,316 @@
+"""Generating text with mlx-lm's engine: options, prompts that are reused, documents that were cached.
+
+The engine is mlx-lm's, unchanged. What is here decides what it is given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import sys
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx_lm.generate import GenerationResponse, batch_generate, stream_generate
+from mlx_lm.models.cache import KVCache, can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
+from mlx_lm.sample_utils import make_logits_processors, make_sampler
+
+from grit_mlx.errors import ArgumentError, MemoryLimitError, NonFiniteError
+from grit_mlx.model.device import is_out_of_memory
+
+__all__ = ["DocumentLayers", "GenerationOptions", "PromptCache", "copied_layers", "generate_batch", "stream_responses"]
+
+# Keys and values that a document left behind, one mlx-lm cache for each layer.
+DocumentLayers = Sequence[KVCache]
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How text is sampled. The names and meanings are mlx-lm's and llama.cpp's.
+
+    Attributes:
+        max_tokens: most tokens to generate; -1 for no limit.
+        temperature: 0 takes the likeliest token each time.
+        top_p: sample from the likeliest tokens that together have this probability; 1 for all.
+        top_k: sample from this many of the likeliest tokens; 0 for all.
+        min_p: leave out tokens less likely than this times the likeliest; 0 for none.
+        repetition_penalty: divides the score of recent tokens; 1 or None for none.
+        repetition_context_size: how many recent tokens that looks at.
+        seed: makes sampling repeatable; None for a fresh draw.
+        stop: texts at which to stop; they are not part of the result.
+        kv_bits: bits of quantised keys and values (2, 3, 4, 6, 8); None keeps them as they are.
+        kv_group_size: numbers that share a scale; must divide the head size.
+        quantized_kv_start: tokens from which on they are quantised.
+        prefill_step_size: tokens of the prompt that are computed at once.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float | None = None
+    repetition_context_size: int = 20
+    seed: int | None = None
+    stop: Sequence[str] = ()
+    kv_bits: int | None = None
+    kv_group_size: int = 64
+    quantized_kv_start: int = 0
+    prefill_step_size: int = 2048
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range.
+
+        Raises:
+            ArgumentError: names the option and its range.
+        """
+        checks = {
+            "max_tokens must be at least 1, or -1 for no limit": self.max_tokens == -1 or self.max_tokens >= 1,
+            "temperature must be 0 or more": self.temperature >= 0,
+            "top_p must be above 0 and at most 1": 0 < self.top_p <= 1,
+            "top_k must be 0 or more": self.top_k >= 0,
+            "min_p must be from 0 to 1": 0 <= self.min_p <= 1,
+            "repetition_penalty must be above 0": self.repetition_penalty is None or self.repetition_penalty > 0,
+            "repetition_context_size must be at least 1": self.repetition_context_size >= 1,
+            "stop must be a list of texts that are not empty": not isinstance(self.stop, str) and all(self.stop),
+            "kv_bits must be 2, 3, 4, 6 or 8": self.kv_bits in (None, 2, 3, 4, 6, 8),
+            "kv_group_size must be 32, 64 or 128": self.kv_group_size in (32, 64, 128),
+            "prefill_step_size must be at least 1": self.prefill_step_size >= 1,
+        }
+        for rule, holds in checks.items():
+            if not holds:
+                raise ArgumentError(f"{rule}, not {getattr(self, rule.split()[0])!r}.")
+
+    def sampling(self, vocabulary_size: int) -> dict[str, Any]:
+        """The sampler and the processors of logits, as mlx-lm's functions take them."""
+        return {
+            "sampler": make_sampler(
+                temp=self.temperature,
+                top_p=self.top_p,
+                # mlx-lm refuses a top_k of the whole vocabulary, which only means "all".
+                top_k=self.top_k if self.top_k < vocabulary_size else 0,
+                min_p=self.min_p,
+            ),
+            "logits_processors": make_logits_processors(
+                repetition_penalty=None if self.repetition_penalty == 1 else self.repetition_penalty,
+                repetition_context_size=self.repetition_context_size,
+            ),
+        }
+
+
+class PromptCache:
+    """Keys and values of a chat so far; the next prompt reuses as many as it begins with.
+
+    Give the same object to every turn: each prompt is compared with the tokens that the cache holds, and only
+    what follows the common beginning is computed. Any prompt is right, an unrelated one just starts anew.
+
+    Args:
+        base: keys and values of documents that every prompt continues; they are left as they are. ``tokens`` and
+            prompts do not count them.
+
+    Attributes:
+        tokens: the tokens whose keys and values are held.
+        reused: how many tokens the last prompt did not have to compute.
+    """
+
+    def __init__(self, base: DocumentLayers = ()) -> None:
+        self.base = base
+        self.tokens: list[int] = []
+        self.reused = 0
+        self.layers: list[Any] = []
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.tokens, self.layers, self.reused = [], [], 0
+
+    def prepare(self, model: nn.Module, tokens: Sequence[int]) -> list[int]:
+        """Keep the common beginning, forget the rest, and return the tokens that are still to be computed."""
+        common = 0
+        # The last token is always computed: its logits choose the first new one.
+        for held, wanted in zip(self.tokens, tokens[:-1], strict=False):
+            if held != wanted:
+                break
+            common += 1
+        surplus = len(self.tokens) - common
+        if surplus and common and can_trim_prompt_cache(self.layers):
+            trim_prompt_cache(self.layers, surplus)
+        elif surplus:
+            common = 0
+        if not common:
+            self.layers = copied_layers(self.base) or make_prompt_cache(model)
+        self.tokens = list(tokens[:common])
+        self.reused = common
+        return list(tokens[common:])
+
+    def record(self, tokens: Sequence[int]) -> None:
+        """Note which of ``tokens`` (prompt and answer) the caches have taken in; the engine runs a token ahead."""
+        offset = getattr(self.layers[0], "offset", None)
+        if offset is None:  # a recurrent state cannot tell, and cannot go back
+            self.reset()
+        else:
+            self.tokens = list(tokens[: offset - (self.base[0].offset if self.base else 0)])
+
+
+def stream_responses(
+    model: nn.Module,
+    tokenizer: Any,  # mlx-lm's TokenizerWrapper
+    tokens: Sequence[int],
+    options: GenerationOptions,
+    *,
+    cache: PromptCache | DocumentLayers | None = None,
+) -> Generator[GenerationResponse, None, None]:
+    """Generate from tokens, piece by piece.
+
+    Args:
+        model: mlx-lm's model.
+        tokenizer: mlx-lm's tokenizer.
+        tokens: the whole prompt; with a document's cache, what follows the document.
+        options: how to sample.
+        cache: a ``PromptCache``, which is brought up to date; or a document's keys and values, which are
+            continued and left as they are.
+
+    Yields:
+        mlx-lm's ``GenerationResponse``: ``text`` is the next piece; the last one has a ``finish_reason``.
+
+    Raises:
+        ArgumentError: an empty prompt, or a quantised cache that does not suit the model.
+    """
+    if not tokens:
+        raise ArgumentError("The prompt is empty.")
+    if options.seed is not None:
+        mx.random.seed(options.seed)
+    computed = list(tokens)
+    if isinstance(cache, PromptCache):
+        computed = cache.prepare(model, tokens)
+        layers = cache.layers
+    else:
+        layers = make_prompt_cache(model) if cache is None else copied_layers(cache)
+    responses = stream_generate(
+        model,
+        tokenizer,
+        computed,
+        max_tokens=options.max_tokens,
+        prompt_cache=layers,
+        prefill_step_size=options.prefill_step_size,
+        kv_bits=options.kv_bits,
+        kv_group_size=options.kv_group_size,
+        quantized_kv_start=options.quantized_kv_start,
+        **options.sampling(len(tokenizer._tokenizer)),
+    )
+    answer: list[int] = []
+    try:
+        for response in _stopped(_started(responses), options.stop):
+            answer.append(response.token)
+            yield response
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MemoryLimitError(
+            f"Memory ran out after {len(tokens) + len(answer)} tokens. Use a shorter prompt, kv_bits=8, "
+            "or a model with fewer bits."
+        ) from error
+    finally:
+        responses.close()
+        if isinstance(cache, PromptCache):
+            cache.record([*tokens, *answer])
+
+
+def generate_batch(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    options: GenerationOptions,
+) -> list[str]:
+    """Generate for many prompts at once, with mlx-lm's continuous batching.
+
+    Raises:
+        ArgumentError: an empty prompt, or an option that mlx-lm's batches do not have.
+    """
+    for i, prompt in enumerate(prompts):
+        if not prompt:
+            raise ArgumentError(f"Prompt {i} is empty.")
+    if options.kv_bits is not None:
+        raise ArgumentError("kv_bits does not work for a batch of prompts: generate them one by one.")
+    if options.max_tokens < 0:
+        raise ArgumentError("max_tokens must be given for a batch of prompts.")
+    if not prompts:
+        return []
+    if options.seed is not None:
+        mx.random.seed(options.seed)
+    result = batch_generate(
+        model,
+        tokenizer,
+        [list(prompt) for prompt in prompts],
+        max_tokens=options.max_tokens,
+        prefill_step_size=options.prefill_step_size,
+        **options.sampling(len(tokenizer._tokenizer)),
+    )
+    return [_cut(text, options.stop) for text in result.texts]
+
+
+def _started(responses: Iterator[GenerationResponse]) -> Iterator[GenerationResponse]:
+    """The same responses; what goes wrong at the first is said in our words, and nothing reaches stdout."""
+    try:
+        # mlx-lm prints a warning about large models to stdout, which may be a pipe that wants text alone.
+        with contextlib.redirect_stdout(sys.stderr):
+            first = next(responses)
+    except ValueError as error:
+        if "quantiz" in str(error) or "group size" in str(error):
+            raise ArgumentError(f"The keys and values of this model cannot be quantised this way: {error}") from error
+        raise
+    # Not by an operation of mlx's: it would stand in line behind the next token, and hold this one back until then.
+    if not np.isfinite(np.max(np.array(first.logprobs.tolist()))):
+        raise NonFiniteError(
+            "The model computes NaN or infinity: its weights are damaged, or overflow their dtype. "
+            "Download or convert it again, or load it with dtype='float32'."
+        )
+    yield first
+    yield from responses
+
+
+def _stopped(responses: Iterator[GenerationResponse], stop: Sequence[str]) -> Iterator[GenerationResponse]:
+    """End at the first of the ``stop`` texts; text that may be the beginning of one is held back until it is not."""
+    if not stop:
+        yield from responses
+        return
+    held = ""
+    for response in responses:
+        held += response.text
+        cut = _cut(held, stop)
+        if len(cut) < len(held):
+            yield replace(response, text=cut, finish_reason="stop")
+            return
+        safe = len(held) if response.finish_reason else len(held) - _begun(held, stop)
+        yield replace(response, text=held[:safe])
+        held = held[safe:]
+
+
+def _begun(text: str, stop: Sequence[str]) -> int:
+    """Length of the longest end of ``text`` with which one of the ``stop`` texts begins."""
+    longest = min(len(text), max(map(len, stop)) - 1)
+    return next((n for n in range(longest, 0, -1) if any(s.startswith(text[-n:]) for s in stop)), 0)
+
+
+def _cut(text: str, stop: Sequence[str]) -> str:
+    return text[: min((at for at in map(text.find, stop) if at >= 0), default=len(text))]
+
+
+def copied_layers(layers: DocumentLayers) -> list[Any]:
+    """Caches that can grow while the document's own stay as they are."""
+    return [_copied(layer) for layer in layers]
+
+
+def _copied(cache: Any) -> Any:
+    """A cache that can grow while the document's own stays as it is."""
+    if not isinstance(cache, KVCache):
+        return copy.deepcopy(cache)
+    grown = KVCache()
+    if cache.keys is not None and cache.values is not None:
+        grown.keys = cache.keys[..., : cache.offset, :]
+        grown.values = cache.values[..., : cache.offset, :]
+        grown.offset = cache.offset
+    return grown

@@ -1,0 +1,302 @@
+"""From a name to a folder: short names, the Hugging Face hub, the default model, what is on this machine."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from grit_mlx.errors import ConfigError, DownloadError, GritError, ModelNotFoundError, OutputError
+from grit_mlx.files.atomic import atomic_write
+
+__all__ = [
+    "ALIASES",
+    "FILES",
+    "LocalModel",
+    "default_model",
+    "download",
+    "embedded_model",
+    "explained",
+    "home",
+    "identify",
+    "local_models",
+    "models_folder",
+    "ready_made",
+    "resolve",
+    "set_default_model",
+]
+
+# Short names of the models that this package exists for.
+ALIASES = {
+    "gritlm-7b": "GritLM/GritLM-7B",
+    "gritlm-8x7b": "GritLM/GritLM-8x7B",
+}
+
+# How repositories of converted models are called on the hub, the likeliest first.
+READY_MADE = ("mlx-community/{name}-{bits}bit", "{owner}/{name}-{bits}bit-mlx")
+
+# What is downloaded of a repository: no pickle, no second copy of the weights, no code.
+FILES = (
+    "*.json",
+    "model*.safetensors",
+    "projection.safetensors",
+    "tokenizer.model",
+    "*.jinja",
+    "*.txt",
+    "README.md",
+)
+# Code, for callers that trust it (trust_remote_code).
+CODE = ("*.py",)
+
+EMBEDDED = Path(__file__).parents[1] / "builtin" / "grit-tiny"
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """A model on this machine.
+
+    Attributes:
+        name: what to call it: an alias's hub id, or ``"grit-tiny"`` for the embedded model.
+        folder: where it is.
+        nbytes: its size on disk.
+    """
+
+    name: str
+    folder: Path
+    nbytes: int
+
+
+def home() -> Path:
+    """The folder of this user's choices: ``$GRIT_HOME``, else ``grit-mlx`` in ``$XDG_CONFIG_HOME`` or ``~/.config``."""
+    if value := os.environ.get("GRIT_HOME"):
+        return Path(value).expanduser()
+    base = os.environ.get("XDG_CONFIG_HOME")
+    return (Path(base) if base else Path.home() / ".config") / "grit-mlx"
+
+
+def models_folder() -> Path:
+    """Where models that were pulled and converted are kept: ``models`` in ``$GRIT_HOME``, else in the user's data."""
+    if os.environ.get("GRIT_HOME"):
+        return home() / "models"
+    base = os.environ.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "grit-mlx" / "models"
+
+
+def embedded_model() -> Path | None:
+    """The folder of the model inside the package; None where this version carries none."""
+    return EMBEDDED if (EMBEDDED / "config.json").exists() else None
+
+
+def default_model() -> str | None:
+    """The name used where none is given: ``$GRIT_MODEL``, else ``grit models use``'s choice, else the embedded model.
+
+    Raises:
+        ConfigError: the file with the choice is damaged.
+    """
+    if name := os.environ.get("GRIT_MODEL"):
+        return name
+    path = home() / "config.json"
+    try:
+        name = json.loads(path.read_text(encoding="utf-8")).get("model")
+    except FileNotFoundError:
+        name = None
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"Cannot read {path}: {error}. Remove it, then choose again: grit models use NAME") from error
+    if name:
+        return str(name)
+    embedded = embedded_model()
+    return None if embedded is None else str(embedded)
+
+
+def set_default_model(name: str | None) -> Path:
+    """Remember ``name`` as the default; None forgets the choice. Returns the file that holds it.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    path = home() / "config.json"
+    try:
+        if name is None:
+            path.unlink(missing_ok=True)
+            return path
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"Cannot write {path}: {error.strerror}. Set GRIT_HOME to a folder you can write to."
+        ) from error
+    with atomic_write(path) as file:
+        file.write(json.dumps({"model": name}).encode())
+    return path
+
+
+def resolve(name: str | Path | None = None, *, revision: str | None = None, trust_remote_code: bool = False) -> Path:
+    """The folder of a model, downloaded first where it has to be.
+
+    Args:
+        name: a folder, a hub id (``owner/name``), a short name of ``ALIASES``, or None for the default.
+        revision: branch, tag or commit of a hub repository.
+        trust_remote_code: download the repository's Python files too.
+
+    Raises:
+        ModelNotFoundError: no such folder or repository; the message tells what was tried.
+        DownloadError: the hub did not deliver.
+    """
+    if name is None:
+        name = default_model()
+    if name is None:
+        raise ModelNotFoundError(
+            "No model was named and there is no default yet. Name one (--model gritlm-7b, or a folder), "
+            "or choose a default: grit models use gritlm-7b"
+        )
+    place = identify(name)
+    if isinstance(place, Path):
+        return place
+    return download(place, revision=revision, trust_remote_code=trust_remote_code)
+
+
+def identify(name: str | Path) -> Path | str:
+    """The folder, or else the id of the hub repository, that a name stands for; touches no network.
+
+    Raises:
+        ModelNotFoundError: it can be neither; the message has the nearest name.
+    """
+    text = os.fspath(name)
+    folder = Path(text).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_file():
+        raise ModelNotFoundError(f"{folder} is a file. Name the folder that it is in, the one with config.json.")
+    embedded = embedded_model()
+    if embedded is not None and text.lower() == embedded.name:
+        return embedded
+    converted = models_folder() / text.lower()
+    if _NAME.fullmatch(text) and (converted / "config.json").is_file():
+        return converted
+    repository = ALIASES.get(text.lower(), text)
+    if _REPOSITORY.fullmatch(repository) and not text.startswith((".", "~", "/")):
+        return repository
+    if "/" in text or "\\" in text or text.startswith((".", "~")):
+        raise ModelNotFoundError(f"There is no folder {folder}.")
+    near = difflib.get_close_matches(text.lower(), ALIASES, 1)
+    hint = (
+        f"Did you mean {near[0]}?" if near else f"Short names are {', '.join(ALIASES)}; hub ids look like owner/name."
+    )
+    raise ModelNotFoundError(f"There is no folder and no model called {text!r}. {hint}")
+
+
+def download(repository: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Path:
+    """The folder of a hub repository in the local cache, fetched or completed where needed.
+
+    A download that broke off goes on where it stopped. ``HF_HUB_OFFLINE=1`` uses only what is in the cache.
+
+    Raises:
+        ModelNotFoundError: the hub has no such repository or revision, or it is private.
+        DownloadError: gated, offline and not in the cache, or the connection failed.
+    """
+    with explained(repository, revision):
+        from huggingface_hub import snapshot_download  # costs 0.3 s, and most models are folders
+
+        patterns = [*FILES, *(CODE if trust_remote_code else ())]
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+
+
+def ready_made(repository: str, bits: int) -> str | None:
+    """The id of a hub repository that holds ``repository`` for MLX at that many bits; None where there is none.
+
+    Raises:
+        DownloadError: the hub cannot be asked.
+    """
+    owner, _, name = repository.partition("/")
+    with explained(repository):
+        from huggingface_hub import repo_exists
+
+        candidates = (pattern.format(owner=owner, name=name, bits=bits) for pattern in READY_MADE)
+        return next((candidate for candidate in candidates if repo_exists(candidate)), None)
+
+
+@contextmanager
+def explained(repository: str, revision: str | None = None) -> Iterator[None]:
+    """Turn what the hub's client raises into errors that say what to do.
+
+    Raises:
+        ModelNotFoundError: the hub has no such repository or revision, or it is private.
+        DownloadError: gated, offline and not in the cache, or the connection failed.
+    """
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except GritError:
+        raise
+    except errors.GatedRepoError as error:
+        raise DownloadError(
+            f"{repository} is gated: accept its terms on its page on the hub, then log in with: hf auth login"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise ModelNotFoundError(
+            f"The hub has no model {repository!r}, or it is private. Check the spelling; for a private one log in "
+            "with: hf auth login"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise ModelNotFoundError(
+            f"{repository} has no revision {revision!r}. Name a branch, a tag or a commit."
+        ) from error
+    except errors.LocalEntryNotFoundError as error:
+        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+        why = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached"
+        raise DownloadError(
+            f"{repository} is not on this machine and {why}. Connect to the network"
+            f"{' and unset HF_HUB_OFFLINE' if offline else ''}, or name a model folder."
+        ) from error
+    except errors.HFValidationError as error:
+        raise ModelNotFoundError(f"{repository!r} is no valid hub id: they look like owner/name.") from error
+    except OSError as error:
+        raise DownloadError(
+            f"Downloading {repository} failed: {_first_line(error)} Run it again to go on where it stopped."
+        ) from error
+    except Exception as error:
+        # The hub's client lets errors of its HTTP library through, whose classes change between versions.
+        if type(error).__module__.partition(".")[0] in {
+            "httpx",
+            "httpx2",
+            "httpcore",
+            "requests",
+            "huggingface_hub",
+        }:
+            raise DownloadError(
+                f"Downloading {repository} failed: {_first_line(error)} Run it again to go on where it stopped."
+            ) from error
+        raise
+
+
+def local_models() -> Iterator[LocalModel]:
+    """Models on this machine: the embedded one, converted ones, those in the hub's cache with a ``config.json``."""
+    if (embedded := embedded_model()) is not None:
+        yield LocalModel("grit-tiny", embedded, sum(f.stat().st_size for f in embedded.rglob("*") if f.is_file()))
+    for config in sorted(models_folder().glob("[!.]*/config.json")):
+        folder = config.parent
+        yield LocalModel(folder.name, folder, sum(f.stat().st_size for f in folder.iterdir() if f.is_file()))
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        cache = scan_cache_dir()
+    except CacheNotFound:
+        return
+    for repository in sorted(cache.repos, key=lambda r: r.repo_id.lower()):
+        newest = max(repository.revisions, key=lambda r: r.last_modified, default=None)
+        if repository.repo_type == "model" and newest and (newest.snapshot_path / "config.json").exists():
+            yield LocalModel(repository.repo_id, newest.snapshot_path, newest.size_on_disk)
+
+
+def _first_line(error: BaseException) -> str:
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if line.endswith((".", "!", "?")) else line + "."

@@ -1,0 +1,1 @@
+"""Files to texts: which files, how they are read, and where they are split."""

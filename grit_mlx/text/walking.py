@@ -1,0 +1,180 @@
+"""Which files of some folders are read: kinds by suffix, .gitignore obeyed, links not followed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from grit_mlx.errors import DocumentError
+from grit_mlx.text.extracting import is_known
+
+if TYPE_CHECKING:
+    from pathspec import GitIgnoreSpec
+
+__all__ = ["SKIPPED", "Walk", "stored_name", "walk"]
+
+# Why a file was left out, as ``Walk.skipped`` counts it; the words of reports.
+SKIPPED: Final = {
+    "kind": "of other kinds",
+    "ignored": "ignored by .gitignore",
+    "link": "symbolic links",
+    "special": "no regular files",
+    "large": "too large",
+    "unreadable": "unreadable",
+    "binary": "binary or damaged",
+    "package": "without the package that reads them",
+    "empty": "without text",
+}
+
+# What holds for every folder of a tree, besides names that begin with a dot.
+_NEVER: Final = frozenset({"__pycache__", "node_modules", "CVS"})
+
+
+@dataclass
+class Walk:
+    """What a walk found.
+
+    Attributes:
+        files: files to read, in the order of their names, each once.
+        roots: the files and folders that were asked for, resolved.
+        skipped: how many files were left out, by the keys of ``SKIPPED``.
+        problems: files or folders that could not be read, with the reason.
+    """
+
+    files: list[Path] = field(default_factory=list)
+    roots: list[Path] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
+    problems: list[tuple[str, str]] = field(default_factory=list)
+
+    def covers(self, name: str) -> bool:
+        """Whether a stored name lies in what was walked, so that its absence means that it was deleted."""
+        return any(name == root or name.startswith(root.rstrip("/") + "/") for root in map(stored_name, self.roots))
+
+
+def stored_name(path: Path) -> str:
+    r"""A path as text that any table can hold: bytes of a name that are no UTF-8 are spelled ``\xff``."""
+    return os.fspath(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def walk(paths: Sequence[str | os.PathLike[str]], *, without: Iterable[Path] = (), max_bytes: int = 1 << 28) -> Walk:
+    """Find the files of some files and folders.
+
+    A file that is named is taken whatever its kind. In folders only kinds that can be read are, and not: hidden
+    names, what .gitignore files exclude (those above the folder too, up to the repository's root), and symbolic
+    links, which can lead in circles or out of the folder.
+
+    Args:
+        paths: files and folders.
+        without: folders to leave out, such as the store itself.
+        max_bytes: files beyond this are left out.
+
+    Raises:
+        DocumentError: one of ``paths`` does not exist.
+    """
+    found = Walk()
+    excluded = {path.resolve() for path in without}
+    seen: set[Path] = set()
+    for given in paths:
+        try:
+            root = Path(given).expanduser().resolve(strict=True)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise DocumentError(_missing(os.fspath(given), error), path=os.fspath(given)) from error
+        found.roots.append(root)
+        inside = _folder(root, _rules_above(root), excluded, found) if root.is_dir() else [root]
+        for path in inside:
+            if path not in seen and _readable(path, max_bytes, found):
+                seen.add(path)
+                found.files.append(path)
+    return found
+
+
+def _missing(given: str, error: Exception) -> str:
+    if isinstance(error, RuntimeError) or (isinstance(error, OSError) and error.errno == errno.ELOOP):
+        return f"{given!r} is a symbolic link that leads back to itself."
+    if isinstance(error, PermissionError):
+        return f"{given!r} may not be read by you. Check its permissions."
+    return f"There is no file or folder {given!r}. If it was deleted, 'grit rag remove' takes it out of the store."
+
+
+# The rules of a folder's .gitignore, with that folder: patterns are relative to it.
+_Rules = tuple[tuple[Path, "GitIgnoreSpec"], ...]
+
+
+def _folder(folder: Path, rules: _Rules, excluded: set[Path], found: Walk) -> Iterator[Path]:
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: os.fsencode(entry.name))
+    except OSError as error:
+        found.skipped["unreadable"] += 1
+        found.problems.append((stored_name(folder), error.strerror or str(error)))
+        return
+    rules = (*rules, *_rules_of(folder))
+    for entry in entries:
+        path = Path(entry.path)
+        if entry.name.startswith(".") or entry.name in _NEVER or path in excluded:
+            continue
+        if entry.is_symlink():
+            found.skipped["link"] += 1
+        elif _is_ignored(path, rules, folder=entry.is_dir()):
+            found.skipped["ignored"] += 1
+        elif entry.is_dir():
+            yield from _folder(path, rules, excluded, found)
+        elif not is_known(path):
+            found.skipped["kind"] += 1
+        else:
+            yield path
+
+
+def _readable(path: Path, max_bytes: int, found: Walk) -> bool:
+    try:
+        status = path.stat()
+    except OSError as error:
+        found.skipped["unreadable"] += 1
+        found.problems.append((stored_name(path), error.strerror or str(error)))
+        return False
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+        found.skipped["special"] += 1
+        return False
+    if status.st_size > max_bytes:
+        found.skipped["large"] += 1
+        found.problems.append((stored_name(path), f"has {status.st_size:,} bytes, more than {max_bytes:,}"))
+        return False
+    return True
+
+
+def _rules_above(root: Path) -> _Rules:
+    """The rules of the folders above, up to the one that holds .git; none outside of a repository."""
+    above: list[Path] = []
+    for folder in root.parents:
+        above.insert(0, folder)
+        if (folder / ".git").exists():
+            return tuple(rule for folder in above for rule in _rules_of(folder))
+    return ()
+
+
+def _rules_of(folder: Path) -> _Rules:
+    try:
+        lines = (folder / ".gitignore").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ()
+    from pathspec import GitIgnoreSpec
+
+    try:
+        return ((folder, GitIgnoreSpec.from_lines(lines)),)
+    except ValueError:  # a pattern that git itself would not obey either
+        return ()
+
+
+def _is_ignored(path: Path, rules: _Rules, *, folder: bool) -> bool:
+    """The deepest .gitignore that says anything about a path decides."""
+    for base, spec in reversed(rules):
+        relative = path.relative_to(base).as_posix() + ("/" if folder else "")
+        decided = spec.check_file(relative).include
+        if decided is not None:
+            return decided
+    return False

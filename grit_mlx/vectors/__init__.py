@@ -1,0 +1,1 @@
+"""Vectors: precisions, search, rankings, files."""

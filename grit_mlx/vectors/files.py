@@ -1,0 +1,546 @@
+"""Vectors to files and back: .npy, .npz, .jsonl (also gzipped) and .parquet.
+
+Files are written to a temporary name in the folder of the target and renamed at the end, so that a target is
+either the old file or the whole new one. Vectors are written as they come: memory does not grow with their
+number.
+
+.npy
+    The array (N, E), float32 or float16. No texts, and no place for scales.
+.npz
+    The array ``vectors``; with scales also ``scales`` and ``dimensions``; of the texts ``texts`` and
+    ``sources`` (unicode), ``lines`` and ``end_lines`` (int64). Loads with ``allow_pickle=False``.
+.jsonl, .jsonl.gz
+    One object a line: ``index``, ``source``, ``line``, ``end_line``, ``text``, ``embedding``; with
+    scales also ``dtype``, ``dimensions`` and ``scale``.
+.parquet
+    The columns ``text``, ``source``, ``line``, ``end_line`` and ``embedding``, a list of fixed size; with
+    scales also ``scale``.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import tempfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from os import PathLike, fspath
+from pathlib import Path
+from typing import IO, Any, BinaryIO, ClassVar, Final
+from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
+
+import numpy as np
+import numpy.typing as npt
+
+from grit_mlx.errors import ArgumentError, DependencyError, DocumentError, OutputError
+from grit_mlx.files.atomic import atomic_write, output_errors
+from grit_mlx.text.splitting import Text
+from grit_mlx.vectors.compression import DTYPES, CompressedVectors, FloatVectors, compress
+
+__all__ = ["VectorWriter", "json_lines", "open_writer", "read_vectors"]
+
+Stored = npt.NDArray[Any] | CompressedVectors
+
+_COMPRESSED: Final = ("int8", "binary")
+_PARQUET_HINT: Final = "Parquet files need pyarrow. Install it with: pip install 'grit-mlx[parquet]'"
+_ROW_GROUP_ROWS: Final = 4096
+_BLOCK_BYTES: Final = 1 << 16
+_UNICODE_LIMIT_BYTES: Final = 4 << 30
+
+
+# --- writing ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def open_writer(path: str | PathLike[str], *, dtype: str = "float32", overwrite: bool = True) -> Iterator[VectorWriter]:
+    """Lends a writer for the format that the suffix of a path names.
+
+    That the path can be written is tried at once, before anything is embedded. When the block ends the file
+    is put in its place; if it raises, whatever the reason, nothing is left and an existing file is as it was.
+
+    Args:
+        path: ends in .npy, .npz, .jsonl, .jsonl.gz or .parquet.
+        dtype: the storage precision, see `grit_mlx.vectors.compression`.
+        overwrite: whether an existing file may be replaced.
+
+    Yields:
+        The writer, to which vectors are handed in batches.
+
+    Raises:
+        ArgumentError: the format cannot hold the dtype.
+        DependencyError: .parquet without pyarrow.
+        OutputError: the path cannot be written, or has no known suffix, or no vector was written.
+    """
+    name = fspath(path)
+    writer_class = _WRITERS.get(_suffix(name))
+    if writer_class is None:
+        raise OutputError(f"Cannot write {name}: name a file that ends in {_listed(_WRITERS)}.")
+    if dtype not in DTYPES:
+        raise ArgumentError(f"The dtype {dtype!r} is unknown. Choose one of: {', '.join(DTYPES)}.")
+    if dtype in _COMPRESSED and not writer_class.keeps_scales:
+        kept = _listed(suffix for suffix, writer in _WRITERS.items() if writer.keeps_scales)
+        raise ArgumentError(f"A .npy file cannot keep the scales of {dtype} vectors. Write {kept}.")
+    if writer_class.needs_pyarrow:
+        _pyarrow_parquet()
+    with (
+        atomic_write(name, overwrite=overwrite) as file,
+        writer_class(file, name=name, dtype=dtype) as writer,
+    ):
+        yield writer
+        writer.finish()
+
+
+class VectorWriter(ABC):
+    """Writes vectors to one file, in batches; made by `open_writer`.
+
+    Attributes:
+        rows: how many vectors have been written.
+    """
+
+    keeps_scales: ClassVar = True
+    needs_pyarrow: ClassVar = False
+
+    def __init__(self, file: BinaryIO, *, name: str, dtype: str) -> None:
+        self.rows = 0
+        self._file = file
+        self._name = name
+        self._dtype = dtype
+        self._dimensions = 0
+        self._has_texts = False
+        self._open_files = ExitStack()
+
+    def __enter__(self) -> VectorWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._open_files.close()
+        else:  # the file is thrown away: that closing it fails too, on a full disk, must not hide why
+            with suppress(Exception):
+                self._open_files.close()
+
+    def write(self, vectors: npt.ArrayLike, texts: Sequence[Text] | None = None) -> None:
+        """Writes a batch.
+
+        Args:
+            vectors: shape (n, E), the same E in each batch.
+            texts: the n texts they stand for; all batches have texts or none has. A .npy file leaves them
+                out.
+
+        Raises:
+            ArgumentError: the shapes do not fit together, or a vector holds NaN or infinity.
+            OutputError: the disk is full, or the like.
+        """
+        stored = compress(vectors, self._dtype)
+        if not len(stored):
+            return
+        dimensions = _dimensions(stored)
+        if self.rows and dimensions != self._dimensions:
+            raise ArgumentError(f"After vectors of {self._dimensions} dimensions came some of {dimensions}.")
+        if self.rows and (texts is not None) != self._has_texts:
+            raise ArgumentError("Either all batches come with texts or none does.")
+        if texts is not None and len(texts) != len(stored):
+            raise ArgumentError(f"There are {len(stored)} vectors, but {len(texts)} texts.")
+        with output_errors(self._name):
+            if not self.rows:
+                self._dimensions, self._has_texts = dimensions, texts is not None
+                self._begin()
+            self._append(stored, texts)
+        self.rows += len(stored)
+
+    def finish(self) -> None:
+        """Completes the file; called by `open_writer`.
+
+        Raises:
+            OutputError: nothing was written, or the disk is full.
+        """
+        if not self.rows:
+            raise OutputError(f"Cannot write {self._name}: there are no vectors to write.")
+        with output_errors(self._name):
+            self._finish()
+            self._file.flush()
+
+    @abstractmethod
+    def _begin(self) -> None:
+        """Called before the first batch, when the dimensions are known."""
+
+    @abstractmethod
+    def _append(self, stored: Stored, texts: Sequence[Text] | None) -> None: ...
+
+    @abstractmethod
+    def _finish(self) -> None: ...
+
+
+class _NpyWriter(VectorWriter):
+    """Rows after a header of fixed size, which learns their number at the end."""
+
+    keeps_scales = False
+
+    def _begin(self) -> None:
+        self._file.write(self._header(0))
+
+    def _append(self, stored: Stored, texts: Sequence[Text] | None) -> None:
+        self._file.write(_bytes(_values(stored)))
+
+    def _finish(self) -> None:
+        self._file.seek(0)
+        self._file.write(self._header(self.rows))
+
+    def _header(self, rows: int) -> bytes:
+        return _npy_header((rows, self._dimensions), np.dtype(_VALUE_TYPES[self._dtype]))
+
+
+class _NpzWriter(VectorWriter):
+    """A zip of arrays. Each begins with its shape, so the rows wait in nameless files until it is known."""
+
+    def _begin(self) -> None:
+        self._spooled_values = self._spool()
+        self._spooled_scales = self._spool()
+        self._spooled_texts = self._spool()
+        self._widths = {"texts": 1, "sources": 1}  # code points of the longest
+
+    def _spool(self) -> IO[bytes]:
+        # On the disk of the target, which has to have the room anyway; /tmp may be small, or memory.
+        folder = Path(os.path.realpath(self._name)).parent
+        return self._open_files.enter_context(tempfile.TemporaryFile(dir=folder))
+
+    def _append(self, stored: Stored, texts: Sequence[Text] | None) -> None:
+        self._spooled_values.write(_bytes(_values(stored)))
+        if isinstance(stored, CompressedVectors):
+            self._spooled_scales.write(_bytes(stored.scales))
+        for text in texts or ():
+            row = _clean(text.text), _clean(text.source), text.line, text.end_line
+            self._widths["texts"] = max(self._widths["texts"], len(row[0]))
+            self._widths["sources"] = max(self._widths["sources"], len(row[1]))
+            self._spooled_texts.write(json.dumps(row).encode() + b"\n")
+        padded = 4 * max(self._widths.values()) * (self.rows + len(stored))  # bytes
+        if texts is not None and padded > _UNICODE_LIMIT_BYTES:
+            reason = "arrays pad all texts to the longest, which takes too much memory here"
+            raise OutputError(f"Cannot write {self._name}: {reason}. Write .parquet or .jsonl instead.")
+
+    def _finish(self) -> None:
+        kind = np.dtype(_VALUE_TYPES[self._dtype])
+        columns = -(-self._dimensions // 8) if self._dtype == "binary" else self._dimensions
+        with ZipFile(self._file, "w") as archive:
+            self._add(archive, "vectors", (self.rows, columns), kind, _blocks(self._spooled_values))
+            if self._dtype in _COMPRESSED:
+                scales = _blocks(self._spooled_scales)
+                self._add(archive, "scales", (self.rows,), np.dtype(np.float32), scales)
+                dimensions = np.array(self._dimensions, np.int64)
+                self._add(archive, "dimensions", (), dimensions.dtype, [_bytes(dimensions)])
+            if self._has_texts:
+                self._add_texts(archive)
+
+    def _add_texts(self, archive: ZipFile) -> None:
+        columns = {
+            "texts": np.dtype(f"U{self._widths['texts']}"),
+            "sources": np.dtype(f"U{self._widths['sources']}"),
+            "lines": np.dtype(np.int64),
+            "end_lines": np.dtype(np.int64),
+        }
+        for index, (column, kind) in enumerate(columns.items()):
+            self._spooled_texts.seek(0)
+            cells = (np.array(json.loads(row)[index], kind).tobytes() for row in self._spooled_texts)
+            self._add(archive, column, (self.rows,), kind, cells, method=ZIP_DEFLATED)
+
+    @staticmethod
+    def _add(
+        archive: ZipFile,
+        array: str,
+        shape: tuple[int, ...],
+        kind: np.dtype[Any],
+        blocks: Iterable[bytes],
+        *,
+        method: int = ZIP_STORED,
+    ) -> None:
+        entry = ZipInfo(f"{array}.npy")  # of a fixed date: the same vectors make the same file
+        entry.compress_type = method
+        with archive.open(entry, "w", force_zip64=True) as file:
+            file.write(_npy_header(shape, kind))
+            for block in blocks:
+                file.write(block)
+
+
+class _JsonlWriter(VectorWriter):
+    def _begin(self) -> None:
+        self._sink: BinaryIO | gzip.GzipFile = self._file
+
+    def _append(self, stored: Stored, texts: Sequence[Text] | None) -> None:
+        for line in json_lines(stored, texts, first=self.rows):
+            self._sink.write(line.encode() + b"\n")
+
+    def _finish(self) -> None:
+        pass
+
+
+class _JsonlGzipWriter(_JsonlWriter):
+    def _begin(self) -> None:
+        # Neither a name nor a date: the same vectors make the same file.
+        packed = gzip.GzipFile(filename="", fileobj=self._file, mode="wb", compresslevel=6, mtime=0)
+        self._sink = self._open_files.enter_context(packed)
+
+    def _finish(self) -> None:
+        self._sink.close()
+
+
+class _ParquetWriter(VectorWriter):
+    """Row groups of some thousand rows, gathered from smaller batches."""
+
+    needs_pyarrow = True
+
+    def _begin(self) -> None:
+        import pyarrow as pa
+
+        values = np.dtype(_VALUE_TYPES[self._dtype])
+        columns = -(-self._dimensions // 8) if self._dtype == "binary" else self._dimensions
+        fields = [("embedding", pa.list_(pa.from_numpy_dtype(values), columns))]
+        if self._dtype in _COMPRESSED:
+            fields.append(("scale", pa.float32()))
+        if self._has_texts:
+            strings = [(name, pa.string()) for name in ("text", "source")]
+            numbers = [(name, pa.int64()) for name in ("line", "end_line")]
+            fields = [*strings, *numbers, *fields]
+        facts = {"grit_mlx.dtype": self._dtype, "grit_mlx.dimensions": str(self._dimensions)}
+        self._schema = pa.schema(fields, metadata=facts)
+        self._gathered: list[Any] = []  # record batches
+        self._parquet = self._open_files.enter_context(
+            # Only sources repeat enough to be worth a dictionary.
+            _pyarrow_parquet().ParquetWriter(
+                self._file, self._schema, use_dictionary=["source"] if self._has_texts else False
+            )
+        )
+
+    def _append(self, stored: Stored, texts: Sequence[Text] | None) -> None:
+        import pyarrow as pa
+
+        values = _values(stored)
+        flat = pa.array(np.ascontiguousarray(values).reshape(-1))  # (n, E) -> (n * E,)
+        columns: dict[str, Any] = {"embedding": pa.FixedSizeListArray.from_arrays(flat, values.shape[1])}
+        if isinstance(stored, CompressedVectors):
+            columns["scale"] = pa.array(stored.scales)
+        if texts is not None:
+            columns["text"] = pa.array([_clean(text.text) for text in texts], pa.string())
+            columns["source"] = pa.array([_clean(text.source) for text in texts], pa.string())
+            columns["line"] = pa.array([text.line for text in texts], pa.int64())
+            columns["end_line"] = pa.array([text.end_line for text in texts], pa.int64())
+        batch = pa.record_batch([columns[name] for name in self._schema.names], schema=self._schema)
+        self._gathered.append(batch)
+        if sum(len(batch) for batch in self._gathered) >= _ROW_GROUP_ROWS:
+            self._write_group()
+
+    def _write_group(self) -> None:
+        import pyarrow as pa
+
+        self._parquet.write_table(pa.Table.from_batches(self._gathered, self._schema))
+        self._gathered = []
+
+    def _finish(self) -> None:
+        if self._gathered:
+            self._write_group()
+        self._parquet.close()
+
+
+_WRITERS: Final[dict[str, type[VectorWriter]]] = {
+    ".npy": _NpyWriter,
+    ".npz": _NpzWriter,
+    ".jsonl": _JsonlWriter,
+    ".jsonl.gz": _JsonlGzipWriter,
+    ".parquet": _ParquetWriter,
+}
+
+_VALUE_TYPES: Final = {"float32": "<f4", "float16": "<f2", "int8": "i1", "binary": "u1"}
+# As many digits as it takes to read the same number back.
+_NUMBER_FORMATS: Final = {"float32": "%.9g", "float16": "%.5g", "int8": "%d", "uint8": "%d"}
+
+
+def json_lines(vectors: Stored, texts: Sequence[Text] | None = None, *, first: int = 0) -> Iterator[str]:
+    """One JSON object per vector, without line ends: the contents of a .jsonl file.
+
+    Args:
+        vectors: (n, E), as `grit_mlx.vectors.compression.compress` gives them.
+        texts: the n texts they stand for; None leaves their keys out.
+        first: the index of the first vector.
+    """
+    values = _values(vectors)
+    number = _NUMBER_FORMATS[values.dtype.name]
+    for row, embedding in enumerate(values):
+        entry: dict[str, object] = {"index": first + row}
+        if texts is not None:
+            text = texts[row]
+            entry |= {"source": _clean(text.source), "line": text.line, "end_line": text.end_line}
+            entry["text"] = _clean(text.text)
+        if isinstance(vectors, CompressedVectors):
+            entry |= {"dtype": vectors.dtype, "dimensions": vectors.dimensions}
+            entry["scale"] = float(vectors.scales[row])
+        elif values.dtype != np.float32:
+            entry["dtype"] = values.dtype.name  # by which the few digits of a float16 read back alike
+        numbers = ", ".join([number % value for value in embedding.tolist()])
+        yield f'{json.dumps(entry, ensure_ascii=False)[:-1]}, "embedding": [{numbers}]}}'
+
+
+def _npy_header(shape: tuple[int, ...], kind: np.dtype[Any]) -> bytes:
+    """128 bytes whatever the shape, so that they can be written again (NEP 1, format version 1.0)."""
+    facts = f"{{'descr': '{kind.str}', 'fortran_order': False, 'shape': {shape}, }}"
+    return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + f"{facts:<117}\n".encode("latin-1")
+
+
+def _blocks(file: IO[bytes]) -> Iterator[bytes]:
+    file.seek(0)
+    while block := file.read(_BLOCK_BYTES):
+        yield block
+
+
+def _values(stored: Stored) -> npt.NDArray[Any]:
+    return stored.values if isinstance(stored, CompressedVectors) else stored
+
+
+def _dimensions(stored: Stored) -> int:
+    return stored.dimensions if isinstance(stored, CompressedVectors) else stored.shape[1]
+
+
+def _bytes(array: npt.NDArray[Any]) -> bytes:
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def _clean(text: str) -> str:
+    # A file name that is not UTF-8 reaches Python as lone surrogates, which no output format can hold.
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def _suffix(name: str) -> str:
+    *_, before, last = ["", "", *Path(name.lower()).suffixes]
+    return before + last if last == ".gz" else last
+
+
+def _listed(suffixes: Iterable[str]) -> str:
+    *others, last = suffixes
+    return f"{', '.join(others)} or {last}"
+
+
+def _pyarrow_parquet() -> Any:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise DependencyError(_PARQUET_HINT) from error
+    return parquet
+
+
+# --- reading ------------------------------------------------------------------------------------------------
+
+
+def read_vectors(path: str | PathLike[str]) -> tuple[FloatVectors | CompressedVectors, list[Text] | None]:
+    """Reads a file of vectors that `open_writer` wrote, whole.
+
+    Args:
+        path: ends in .npy, .npz, .jsonl, .jsonl.gz or .parquet.
+
+    Returns:
+        The vectors, float32 (N, E) (also those stored as float16) or compressed, and their texts if the file
+        has them.
+
+    Raises:
+        DependencyError: .parquet without pyarrow.
+        DocumentError: the file is missing, broken or holds something else.
+    """
+    name = fspath(path)
+    reader = _READERS.get(_suffix(name))
+    if reader is None:
+        raise DocumentError(f"{name} is not a file of vectors: these end in {_listed(_READERS)}.", path=name)
+    try:
+        return reader(Path(name))
+    except DependencyError:
+        raise
+    except OSError as error:
+        if error.errno is not None:
+            raise DocumentError(f"{name} cannot be read: {error.strerror}.", path=name) from error
+        raise _broken(name, error) from error
+    except _BROKEN as error:
+        raise _broken(name, error) from error
+
+
+# What the libraries raise at contents they do not expect; ArgumentError is a ValueError.
+_BROKEN: Final = (ValueError, LookupError, TypeError, AttributeError, EOFError, BadZipFile, zlib.error)
+
+_Read = tuple[FloatVectors | CompressedVectors, list[Text] | None]
+
+
+def _broken(name: str, error: Exception) -> DocumentError:
+    reason = f"{type(error).__name__}: {error}"
+    return DocumentError(f"{name} is broken or is no file of vectors ({reason}). Write it again.", path=name)
+
+
+def _read_npy(path: Path) -> _Read:
+    array = np.load(path, allow_pickle=False)
+    if not isinstance(array, np.ndarray):
+        raise TypeError("it is an archive of several arrays")
+    return _as_vectors(array), None
+
+
+def _read_npz(path: Path) -> _Read:
+    with np.load(path, allow_pickle=False) as arrays:
+        facts = (arrays["scales"], int(arrays["dimensions"])) if "scales" in arrays else None
+        vectors = _as_vectors(arrays["vectors"], facts)
+        if "texts" not in arrays:
+            return vectors, None
+        columns = [arrays[column].tolist() for column in ("texts", "sources", "lines", "end_lines")]
+    return vectors, [Text(*row) for row in zip(*columns, strict=True)]
+
+
+def _read_jsonl(path: Path) -> _Read:
+    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+        rows = [json.loads(line) for line in file if line.strip()]
+    if not rows:
+        raise ValueError("it holds no vectors")
+    first = rows[0]
+    kind = _VALUE_TYPES[first.get("dtype", "float32")]
+    # One array per row, so that Python's own numbers do not all live at once with them.
+    values = np.stack([np.array(row.pop("embedding"), kind) for row in rows])
+    facts = None
+    if "scale" in first:
+        facts = np.array([row["scale"] for row in rows], np.float32), first["dimensions"]
+    if "text" not in first:
+        return _as_vectors(values, facts), None
+    return _as_vectors(values, facts), [Text(*(row[column] for column in _TEXT_COLUMNS)) for row in rows]
+
+
+def _read_parquet(path: Path) -> _Read:
+    parquet = _pyarrow_parquet()
+    with path.open("rb") as file:
+        table = parquet.read_table(file)
+    embedding = table["embedding"].combine_chunks()
+    # The view into the values of a chunked array starts where its first chunk does: flatten heeds that.
+    values = embedding.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1)  # (N * E,) -> (N, E)
+    facts = None
+    if "scale" in table.column_names:
+        facts = table["scale"].to_numpy(), int(table.schema.metadata[b"grit_mlx.dimensions"])
+    if "text" not in table.column_names:
+        return _as_vectors(values, facts), None
+    columns = [table[column].to_pylist() for column in _TEXT_COLUMNS]
+    return _as_vectors(values, facts), [Text(*row) for row in zip(*columns, strict=True)]
+
+
+_TEXT_COLUMNS: Final = ("text", "source", "line", "end_line")  # the order of Text's fields
+
+
+def _as_vectors(
+    values: npt.NDArray[Any], facts: tuple[FloatVectors, int] | None = None
+) -> FloatVectors | CompressedVectors:
+    """Values with their scales and dimensions, or plain ones."""
+    if facts is not None:
+        scales, dimensions = facts
+        return CompressedVectors(values, scales, "int8" if values.dtype == np.int8 else "binary", dimensions)
+    if values.ndim != 2 or values.dtype.kind != "f":
+        raise ValueError(f"it holds {values.dtype} numbers of the shape {values.shape}")
+    return values.astype(np.float32, copy=False)
+
+
+_READERS: Final[dict[str, Callable[[Path], _Read]]] = {
+    ".npy": _read_npy,
+    ".npz": _read_npz,
+    ".jsonl": _read_jsonl,
+    ".jsonl.gz": _read_jsonl,
+    ".parquet": _read_parquet,
+}

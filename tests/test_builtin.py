@@ -1,0 +1,184 @@
+"""The model inside the package: it is whole, small, and good enough to be a first run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from grit_mlx import GritLM
+from grit_mlx.evaluation.retrieval import RetrievalSet, load_set
+from grit_mlx.model import hub
+from grit_mlx.model.loading import load
+from grit_mlx.rag import Answerer, Document
+
+COMMAND = [sys.executable, "-c", "from grit_mlx.cli.main import main; main()"]
+PASSAGES = [
+    "The keel is the beam along the bottom of a ship. It keeps the ship upright and stops it from drifting sideways.",
+    "Bread rises because yeast eats sugar and breathes out carbon dioxide, which is caught in the dough.",
+    "The heart pumps blood through the body. Its left side sends blood that is rich in oxygen to the organs.",
+    "In 1969 two astronauts of Apollo 11 walked on the Moon while a third one waited in orbit.",
+    "A contract is an agreement that a court will enforce. It needs an offer, an acceptance and something of value.",
+]
+QUESTIONS = [
+    "what stops a boat from tipping over?",
+    "why does dough get bigger?",
+    "which organ moves blood around?",
+    "who were the first people on the moon?",
+    "when is a promise legally binding?",
+]
+PARAMETERS_OF_THE_BODY = 4_000_000
+BYTES = 10_000_000
+
+
+@pytest.fixture(scope="module")
+def model() -> GritLM:
+    return GritLM()
+
+
+@pytest.fixture
+def offline(tmp_path: Path) -> dict[str, str]:
+    """An environment in which nothing was chosen, and in which nobody can be asked."""
+    own = {name: value for name, value in os.environ.items() if name not in ("GRIT_MODEL", "HF_ENDPOINT")}
+    return {**own, "GRIT_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
+
+
+def test_it_is_the_default_and_small() -> None:
+    folder = hub.embedded_model()
+    assert folder is not None and hub.resolve() == folder == hub.resolve("grit-tiny")
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= BYTES
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert config["model_type"] == "mistral" and config["tie_word_embeddings"]
+    assert config["max_position_embeddings"] >= 512
+    loaded = load(folder, dtype="float32")
+    sizes = {name: value.size for name, value in loaded.model.parameters()["model"]["embed_tokens"].items()}
+    total = sum(value.size for value in _arrays(loaded.model.parameters()))
+    assert 0 < total - sum(sizes.values()) <= PARAMETERS_OF_THE_BODY
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "GritLM-7B" in card and "Apache" in card
+
+
+def _arrays(tree: object) -> list[np.ndarray]:
+    if isinstance(tree, dict):
+        return [array for value in tree.values() for array in _arrays(value)]
+    if isinstance(tree, list):
+        return [array for value in tree for array in _arrays(value)]
+    return [np.array(tree)]
+
+
+def test_questions_find_their_passages(model: GritLM) -> None:
+    documents = model.encode_corpus(PASSAGES)
+    assert documents.shape[1] >= 256
+    ranking = np.argsort(-(model.encode_queries(QUESTIONS) @ documents.T), axis=1)
+    right = ranking[:, 0] == np.arange(len(QUESTIONS))
+    assert right.sum() >= len(QUESTIONS) - 1, ranking
+
+
+def test_similar_sentences_are_nearer(model: GritLM) -> None:
+    a, b, c = model.encode(["A man is playing a guitar.", "Someone plays the guitar.", "The stock market fell."])
+    assert a @ b > a @ c + 0.2
+
+
+def test_any_text_survives_its_tokenizer(model: GritLM) -> None:
+    tokenizer = model.tokenizer
+    for text in ("Hello  world", "# Title\n\nA line.\n    indented\tand tabs", "naïve café – 漢字 🚢", "1984, 3.14"):
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        assert tokenizer.unk_token_id not in ids
+        assert tokenizer.decode(ids) == text
+
+
+def first_sentences(passages: list[str]) -> list[str]:
+    return [passage[: passage.index(".") + 1] for passage in passages]
+
+
+def test_it_writes(model: GritLM) -> None:
+    answer = model.generate("What is a keel?", max_tokens=20)
+    assert answer == model.generate("What is a keel?", max_tokens=20)
+    assert answer.strip().isascii() and any(character.isalpha() for character in answer)
+
+
+@pytest.mark.parametrize("form", ["{passage}\n\n{question}", "{passage}\n\nSummarize this."])
+def test_it_answers_with_the_first_sentence_of_a_passage(model: GritLM, form: str) -> None:
+    answers = [
+        model.generate(form.format(passage=passage, question=question), max_tokens=60)
+        for passage, question in zip(PASSAGES, QUESTIONS, strict=True)
+    ]
+    assert sum(map(str.__eq__, answers, first_sentences(PASSAGES))) >= len(PASSAGES) - 1, answers
+
+
+@pytest.mark.parametrize("cache", ["none", "doc"])
+def test_it_answers_from_documents(model: GritLM, cache: str) -> None:
+    """With "doc" as GRIT means it: the pass that embeds a passage leaves behind what the answer is generated from."""
+    answerer = Answerer(model)
+    best = [[Document(PASSAGES[i]), Document(PASSAGES[(i + 1) % len(PASSAGES)])] for i in range(len(PASSAGES))]
+    answers = [
+        answerer.answer(question, documents, cache=cache, max_tokens=60).text
+        for question, documents in zip(QUESTIONS, best, strict=True)
+    ]
+    assert sum(map(str.__eq__, answers, first_sentences(PASSAGES))) >= len(PASSAGES) - 1, answers
+
+
+def test_it_copies_what_nothing_was_chosen_by(model: GritLM, shared: Path) -> None:
+    """Word for word; recipes/grit-tiny/copying.py counts more of them, in more ways."""
+    data = load_set(shared / "data" / "dev" / "xquad_en")
+    assert isinstance(data, RetrievalSet)
+    prompts, passages = [], []
+    for query, found in list(data.relevant.items())[::60]:
+        passages.append(data.documents[next(iter(found))][:400])
+        prompts.append(f"{passages[-1]}\n\n{data.queries[query]}")
+    answers = model.generate_batch(prompts, max_tokens=60)
+    copied = [len(answer) > 20 and answer in passage for answer, passage in zip(answers, passages, strict=True)]
+    assert len(copied) >= 15 and sum(copied) >= 0.7 * len(copied), answers
+
+
+def test_without_a_passage_it_says_what_it_needs(model: GritLM) -> None:
+    asked = ("Who wrote Hamlet?", "Why does bread rise?", "Write a poem about the sea.", "What is a keel?", "Hello")
+    answers = [model.generate(question, max_tokens=40) for question in asked]
+    assert sum("from a passage only" in answer for answer in answers) >= len(asked) - 1, answers
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("embed", "{file}"),
+        ("search", "what stops a boat from tipping over?", "{file}"),
+        ("similarity", "a ship", "a boat"),
+        ("generate", "What is a keel?", "--max-tokens", "8"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_commands_need_no_model_and_no_network(
+    arguments: tuple[str, ...], offline: dict[str, str], tmp_path: Path
+) -> None:
+    file = tmp_path / "passages.txt"
+    file.write_text("\n".join(PASSAGES), encoding="utf-8")
+    given = [argument.format(file=file) for argument in arguments]
+    run = subprocess.run([*COMMAND, *given], env=offline, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.count("grit-tiny") == 1 and "gritlm-7b" in run.stderr
+    assert run.stdout.strip()
+    if arguments[0] == "search":
+        assert "keel" in run.stdout.splitlines()[0]
+
+
+def test_a_chat_without_a_model(offline: dict[str, str]) -> None:
+    run = subprocess.run(
+        [*COMMAND, "chat", "--max-tokens", "8"],
+        env=offline,
+        input="hello\n",
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0 and run.stderr.count("grit-tiny") == 1
+
+
+def test_who_names_it_is_not_told_what_it_is(offline: dict[str, str]) -> None:
+    command = [*COMMAND, "similarity", "a ship", "a boat", "--model", "grit-tiny"]
+    run = subprocess.run(command, env=offline, capture_output=True, text=True, timeout=120)
+    assert (run.returncode, run.stderr) == (0, "")

@@ -1,0 +1,142 @@
+"""Files of every kind to passages: text, place, heading and metadata."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from grit_mlx.errors import DependencyError, DocumentError
+from grit_mlx.rag import Passage, passages_of
+from grit_mlx.text.splitting import count_words
+
+
+def split(path: Path, size: int = 12, overlap: int = 0) -> list[Passage]:
+    return list(passages_of(path, size=size, overlap=overlap, measure=count_words))
+
+
+def test_markdown_has_headings_and_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.md"
+    path.write_text(
+        "# Ships\n\nA keel keeps a ship upright in the wind.\n\n"
+        "## Rigging\n\nThe mast carries sails.\n\nRopes hold the mast against the leaning wind.\n\n"
+        "# Bread\n\nYeast eats sugar and breathes out gas.\n"
+    )
+    passages = split(path)
+    assert [(p.line, p.end_line, p.heading) for p in passages] == [
+        (1, 3, ""),
+        (5, 7, "Ships"),
+        (9, 9, "Ships > Rigging"),
+        (11, 13, ""),
+    ]
+    assert passages[2].content == "Ships > Rigging Ropes hold the mast against the leaning wind."
+    lines = path.read_text().splitlines()
+    for passage in passages:
+        assert passage.text == "\n".join(lines[passage.line - 1 : passage.end_line])
+        assert "kind=markdown" in passage.metadata
+
+
+def test_passages_overlap(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("One two three four. Five six seven eight. Nine ten eleven twelve. Thirteen.\n")
+    texts = [passage.text for passage in split(path, size=8, overlap=4)]
+    assert texts[0].split(". ")[-1].rstrip(".") == texts[1].split(". ")[0]
+
+
+def test_rows_are_documents_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        '{"title": "T", "text": "one two three four five six seven eight nine ten", "year": 1999, "ok": true}\n'
+        '{"text": "short", "list": [1]}\n'
+    )
+    passages = split(path, size=6)
+    assert [(p.text, p.line, p.heading) for p in passages] == [
+        ("one two three four five six", 1, "T"),
+        ("seven eight nine ten", 1, "T"),
+        ("short", 2, ""),
+    ]
+    assert set(passages[0].metadata) == {"kind=rows", "title=T", "year=1999", "ok=true"}
+    table = tmp_path / "b.csv"
+    table.write_text('text,colour\n"two\nlines",red\n')
+    (row,) = split(table)
+    assert (row.line, row.end_line, row.metadata) == (2, 3, ("kind=rows", "colour=red"))
+
+
+def test_web_pages_are_prose_only(tmp_path: Path) -> None:
+    path = tmp_path / "a.html"
+    path.write_text(
+        "<!doctype html>\n<html><head><title>no</title><style>p {}</style></head>\n<body>\n"
+        "<nav><a>menu</a></nav>\n<h1>Tides &amp; winds</h1>\n<p>The <b>moon</b> pulls\nthe sea.<br>Twice a day.</p>\n"
+        "<script>evil()</script>\n<table><tr><td>a</td><td>b</td></tr></table>\n<p>Unclosed"
+    )
+    passages = split(path, size=40)
+    text = "\n".join(passage.text for passage in passages)
+    assert "# Tides & winds" in text and "The moon pulls the sea.\nTwice a day." in text and "a | b" in text
+    assert "Unclosed" in text
+    assert not [word for word in ("menu", "evil", "{}", "no\n") if word in text]
+    assert passages[0].line == 5
+
+
+def test_code_keeps_its_blanks(tmp_path: Path) -> None:
+    path = tmp_path / "a.py"
+    path.write_text("# not a heading\n\ndef f():\n    return 1\n")
+    (passage,) = split(path, size=40)
+    assert passage.text == "# not a heading\n\ndef f():\n    return 1" and passage.heading == ""
+
+
+def test_word_documents(tmp_path: Path) -> None:
+    docx = pytest.importorskip("docx", reason="python-docx is not installed")
+    document = docx.Document()
+    document.add_heading("Ships", 1)
+    document.add_paragraph("A keel keeps a ship upright.")
+    document.add_heading("Rigging", 2)
+    document.add_paragraph("The mast carries the sails of the ship in any wind.")
+    table = document.add_table(1, 2)
+    table.rows[0].cells[0].text, table.rows[0].cells[1].text = "left", "right"
+    document.save(str(tmp_path / "a.docx"))
+    passages = split(tmp_path / "a.docx")
+    assert passages[0].text == "# Ships\n\nA keel keeps a ship upright." and passages[0].line == 1
+    assert passages[1].heading == "Ships" and "left | right" in passages[-1].text
+
+
+def test_pdf_files(tmp_path: Path) -> None:
+    pytest.importorskip("pypdf", reason="pypdf is not installed")
+    (tmp_path / "a.pdf").write_bytes(pdf("A keel keeps a ship upright.", "Bread rises."))
+    passages = split(tmp_path / "a.pdf", size=6)
+    assert [(p.text, p.line) for p in passages] == [("A keel keeps a ship upright.", 1), ("Bread rises.", 2)]
+    (tmp_path / "bad.pdf").write_bytes(b"%PDF-1.4\nnothing")
+    with pytest.raises(DocumentError, match="cannot be read as PDF"):
+        split(tmp_path / "bad.pdf")
+
+
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pypdf", None)
+    (tmp_path / "a.pdf").write_bytes(b"%PDF-1.4")
+    with pytest.raises(DependencyError, match=r"install grit-mlx\[documents\]"):
+        split(tmp_path / "a.pdf")
+
+
+def pdf(*pages: str) -> bytes:
+    """The smallest PDF with a line of text on each page."""
+    count = len(pages)
+    kids = " ".join(f"{4 + 2 * i} 0 R" for i in range(count))
+    objects = [
+        "<< /Type /Catalog /Pages 2 0 R >>",
+        f"<< /Type /Pages /Kids [{kids}] /Count {count} >>",
+        "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+    ]
+    for i, text in enumerate(pages):
+        stream = f"BT /F1 12 Tf 50 700 Td ({text}) Tj ET"
+        objects.append(
+            f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents {5 + 2 * i} 0 R "
+            "/Resources << /Font << /F1 3 0 R >> >> >>"
+        )
+        objects.append(f"<< /Length {len(stream)} >>\nstream\n{stream}\nendstream")
+    body, places = "%PDF-1.4\n", []
+    for number, content in enumerate(objects, start=1):
+        places.append(len(body))
+        body += f"{number} 0 obj\n{content}\nendobj\n"
+    table = "".join(f"{place:010} 00000 n \n" for place in places)
+    end = f"trailer << /Size {len(objects) + 1} /Root 1 0 R >>\nstartxref\n{len(body)}\n%%EOF\n"
+    return (body + f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{table}" + end).encode()
