@@ -8,12 +8,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from grit_mlx.cli import console, options
-from grit_mlx.cli.generate import Answer, sampling, show_piece, written
+from grit_mlx.cli.generate import Answer, show_piece, written
 from grit_mlx.cli.loader import load_model, model_name
+from grit_mlx.cli.options import Use
 from grit_mlx.errors import ArgumentError, GritError
+from grit_mlx.model.options import GenerationOptions, ModelChoice
 from grit_mlx.text.reading import read_texts
 from grit_mlx.text.splitting import STDIN
 
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from grit_mlx.gritlm import GritLM
-    from grit_mlx.model.generation import GenerationOptions
 
 __all__ = ["EXAMPLES", "Conversation", "chat", "interruptible", "piped_lines", "typed_lines"]
 
@@ -42,24 +43,12 @@ Ctrl-C stops an answer."""
 _COMMAND = re.compile(r"/([A-Za-z]+)(?:\s+(.*))?")
 
 
+@options.command
 def chat(
+    *,
+    sampling: Annotated[GenerationOptions, Use(defaults={"max_tokens": 1024})],
+    model: Annotated[ModelChoice, Use(without=("pooling", "attn"))],
     system: options.System = None,
-    max_tokens: options.MaxTokens = 1024,
-    temperature: options.Temperature = 0.0,
-    top_p: options.TopP = 1.0,
-    top_k: options.TopK = 0,
-    min_p: options.MinP = 0.0,
-    repetition_penalty: options.RepetitionPenalty = None,
-    seed: options.Seed = None,
-    stop: options.Stop = None,
-    model: options.Model = None,
-    adapter: options.Adapter = None,
-    revision: options.Revision = None,
-    model_dtype: options.ModelDtype = "auto",
-    trust_remote_code: options.TrustRemoteCode = False,
-    kv_bits: options.KvBits = None,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Talk with the model.
 
@@ -67,30 +56,11 @@ def chat(
     line of standard input is a turn. Inside: /reset, /save FILE, /quit, /help; Ctrl-C stops an answer, and
     leaves where one would type.
     """
-    console.set_up(quiet=quiet, verbose=verbose)
-    chosen = sampling(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-        stop=tuple(stop or ()),
-        kv_bits=kv_bits,
-    )
-    grit = load_model(
-        model,
-        mode="generative",
-        dtype=model_dtype,
-        adapter=adapter,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-    )
-    conversation = Conversation(grit, chosen, system=system)
+    grit = load_model(model, mode="generative")
+    conversation = Conversation(grit, sampling, system=system)
     typed = console.stdin_is_terminal()
     if typed:
-        console.note(f"{model_name(model)}: /help lists the commands, Ctrl-D leaves")
+        console.note(f"{model_name(model.model)}: /help lists the commands, Ctrl-D leaves")
     for line in typed_lines() if typed else piped_lines():
         try:
             if not _obey(line, conversation):
@@ -217,7 +187,7 @@ def typed_lines() -> Iterator[str]:
 
 def piped_lines() -> Iterator[str]:
     """Lines of standard input that are not blank."""
-    return (text.text for text in read_texts(STDIN, by="line"))
+    return (text.text for text in read_texts(STDIN))
 
 
 @contextmanager

@@ -15,13 +15,13 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from grit_mlx.errors import ConfigError, DocumentError, GritError, OutputError
+from grit_mlx.errors import GritError, Option, OutputError
 from grit_mlx.progress import Progress, bar
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ __all__ = [
     "show",
     "silence_hub",
     "silence_stdout",
+    "spelled",
     "status",
     "stderr_is_terminal",
     "stdin_is_terminal",
@@ -49,7 +50,7 @@ __all__ = [
     "visible",
     "warn",
     "width",
-    "with_options",
+    "worded",
     "write",
 ]
 
@@ -57,37 +58,12 @@ __all__ = [
 # surrogate pairs, which no encoding can write.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
-# The library's messages name Python's arguments; on the command line they are options.
-_OPTION_NAMES = {
-    "trust_remote_code=True": "--trust-remote-code",
-    "long_texts='average'": "--long average",
-    "dtype='float32'": "--model-dtype float32",
-    "kv_bits=8": "--kv-bits 8",
-    "verify=True": "--verify",
-    "average chunks": "average chunks with --long average",
-    **{
-        name: "--" + name.replace("_", "-")
-        for name in (
-            "batch_size",
-            "chunk_size",
-            "kv_bits",
-            "max_length",
-            "max_tokens",
-            "min_p",
-            "repetition_penalty",
-            "top_k",
-            "top_p",
-        )
-    },
-}
-# These are words of English too: options only where a rule about them is told.
-_RULE = re.compile(r"^(overlap|seed|stop|temperature)(?= must be )")
-
 
 @dataclass
 class _State:
     quiet: bool = False
     verbose: bool = False
+    flags: Mapping[str, str] = field(default_factory=dict)  # of the running command, by Python's names
 
 
 _state = _State()
@@ -96,13 +72,23 @@ _state = _State()
 def reset() -> None:
     """Forget what the last command of this process arranged; only tests run more than one."""
     _state.quiet = _state.verbose = False
+    _state.flags = {}
     _console.cache_clear()
     error_console.cache_clear()
 
 
-def set_up(*, quiet: bool, verbose: bool) -> None:
-    """Arrange the streams, the library's log and other libraries' chatter; each command begins with it."""
+def set_up(*, quiet: bool, verbose: bool, flags: Mapping[str, str] | None = None) -> None:
+    """Arrange the streams, the library's log and other libraries' chatter; each command begins with it.
+
+    Args:
+        quiet: no notes, no warnings, no progress.
+        verbose: details.
+        flags: of the command, by Python's names: how messages spell the options that they mention. None leaves
+            what was set before.
+    """
     _state.quiet, _state.verbose = quiet, verbose
+    if flags is not None:
+        _state.flags = flags
     for stream in (sys.stdout, sys.stdin):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
@@ -246,17 +232,20 @@ def error(failure: GritError) -> None:
     """Tell why the command failed, in one line; with --verbose also where in the code."""
     if _state.verbose:
         sys.stderr.write("".join(traceback.format_exception(failure)))
-    # In a message about a file the same words are the file's own.
-    text = str(failure) if isinstance(failure, DocumentError | ConfigError) else with_options(str(failure))
-    _say("error", "bold red", text)
+    _say("error", "bold red", worded(failure))
 
 
-def with_options(text: str) -> str:
-    """A message of the library in which Python's arguments are called by their options."""
-    for argument, option in _OPTION_NAMES.items():
-        # Not in a path, nor in the middle of a longer name.
-        text = re.sub(rf"(?<![\w/.-]){re.escape(argument)}(?![\w/-]|\.\w)", option, text)
-    return _RULE.sub(r"--\1", text)
+def worded(failure: GritError) -> str:
+    """A message in which options are called by their flags."""
+    return "".join(spelled(part) if isinstance(part, Option) else part for part in failure.parts)
+
+
+def spelled(option: Option) -> str:
+    """An option as one types it; as Python spells it where the command has no such flag."""
+    flag = _state.flags.get(option.name)
+    if flag is None:
+        return str(option)
+    return flag if option.value in (None, True) else f"{flag} {option.value}"
 
 
 def _say(label: str, style: str, text: str) -> None:
@@ -273,7 +262,9 @@ class _Notes(logging.Handler):
     """Shows the library's log as notes and warnings."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = with_options(record.getMessage())
+        if isinstance(record.args, tuple):
+            record.args = tuple(spelled(one) if isinstance(one, Option) else one for one in record.args)
+        text = record.getMessage()
         if record.levelno >= logging.WARNING:
             warn(text)
         else:

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from grit_mlx.cli import console, options
+from grit_mlx.cli.options import Use
 from grit_mlx.cli.wording import bytes_of_size, number_of, size_of
 from grit_mlx.errors import ArgumentError, OutputError
 from grit_mlx.model import hub
+from grit_mlx.model.options import ModelChoice
 
 if TYPE_CHECKING:
     from grit_mlx.convert import Report, Step
@@ -44,7 +46,9 @@ _DRIFT = {
 }
 
 
+@options.command(quiet=("--quiet",))  # -q is --quantize here, as in mlx-lm
 def convert(
+    *,
     models: Annotated[
         list[str],
         typer.Argument(
@@ -129,12 +133,7 @@ def convert(
         bool,
         typer.Option("--dequantize", "-d", rich_help_panel=QUANTIZING, help="Unpack a quantised model instead."),
     ] = False,
-    adapter: Annotated[
-        str | None,
-        typer.Option(metavar="FOLDER", rich_help_panel=options.MODEL, help="LoRA or DoRA adapter to fuse on the way."),
-    ] = None,
-    revision: options.Revision = None,
-    trust_remote_code: options.TrustRemoteCode = False,
+    choice: Annotated[ModelChoice, Use(only=("adapter", "revision", "trust_remote_code"))],
     force: Annotated[
         bool, typer.Option("--force", rich_help_panel=options.OUTPUT, help="Replace a model that is there already.")
     ] = False,
@@ -164,8 +163,6 @@ def convert(
         ),
     ] = None,
     json_output: options.JsonFlag = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No notes, no warnings, no progress; errors only.")] = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Make an MLX folder of a model, quantised or not, in a few hundred megabytes of memory.
 
@@ -174,7 +171,6 @@ def convert(
     result works here, in mlx-lm and in its server, and its card says how far its vectors and predictions are from
     the source's.
     """
-    console.set_up(quiet=quiet, verbose=verbose)
     if len(models) != (2 if verify_only else 1):
         raise typer.BadParameter(
             f"Name {'two models' if verify_only else 'one model'}, not {len(models)}.", param_hint="MODEL"
@@ -190,7 +186,7 @@ def convert(
     chosen = {name: value for name, value in chosen.items() if value is not None}
     wanted = _texts(texts) if texts is not None else None
     if verify_only:
-        _compare(models, wanted, trust_remote_code=trust_remote_code, json_output=json_output)
+        _compare(models, wanted, trust_remote_code=choice.trust_remote_code, json_output=json_output)
         return
     report = converting(
         models[0],
@@ -199,9 +195,9 @@ def convert(
         **chosen,
         dtype=dtype,
         dequantize=dequantize,
-        adapter=adapter,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
+        adapter=choice.adapter,
+        revision=choice.revision,
+        trust_remote_code=choice.trust_remote_code,
         force=force,
         upload_repo=upload_repo,
         verify=verify,

@@ -30,14 +30,12 @@ _MEASURED_SECONDS = 0.3
 _SLOW_GFLOPS = 20
 
 
-def doctor(
-    json_output: options.JsonFlag = False, quiet: options.Quiet = False, verbose: options.Verbose = False
-) -> None:
+@options.command
+def doctor(*, json_output: options.JsonFlag = False) -> None:
     """Check this machine, and say what to do about problems.
 
     Looks at versions, device, memory, the speed of matrix products, the default model and the model cache.
     """
-    console.set_up(quiet=quiet, verbose=verbose)
     with console.status("Looking at this machine"):
         found = facts()
     if json_output:

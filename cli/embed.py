@@ -13,9 +13,12 @@ import typer
 from grit_mlx.cli import console, options
 from grit_mlx.cli.inputs import CutTexts, Inputs, cut_texts, paired, token_measure
 from grit_mlx.cli.loader import load_model
+from grit_mlx.cli.options import Use
 from grit_mlx.cli.wording import number_of, one_line
 from grit_mlx.errors import ArgumentError
+from grit_mlx.model.options import EmbeddingOptions, ModelChoice
 from grit_mlx.model.prompts import embedding_prompt
+from grit_mlx.text.options import ReadingOptions
 from grit_mlx.text.splitting import STDIN, Text
 
 if TYPE_CHECKING:
@@ -43,34 +46,17 @@ _PATH_COLUMNS = 30
 _WRITTEN_TEXTS = 256  # handed to a file or pipe at once
 
 
+@options.command
 def embed(
-    files: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="FILE...",
-            help="Text, Markdown, .jsonl, .json, .csv or .tsv, each perhaps with .gz; - is standard input.",
-        ),
-    ],
-    by: Annotated[
-        options.By,
-        typer.Option(
-            metavar="line|paragraph|file|chunk",
-            rich_help_panel=options.INPUT,
-            help="What gets a vector: each non-empty line (each row of .jsonl and .csv), each paragraph, the whole "
-            "file, or each chunk of at most --chunk-size tokens.",
-        ),
-    ] = "line",
-    chunk_size: options.ChunkSize = 256,
-    overlap: options.Overlap = 0,
-    field: options.Field = None,
-    skip_empty: options.SkipEmpty = False,
-    encoding: options.Encoding = "utf-8",
+    *,
+    files: options.Files,
+    reading: Annotated[ReadingOptions, Use(defaults={"by": "line"})],
     instruction: Annotated[
         str | None,
         typer.Option(
             metavar="TEXT",
             rich_help_panel=options.MODEL,
-            help="What the texts are embedded for. Default: the model's setting for documents, mostly none.",
+            help="Instruction to embed the texts with. Default: the model's document instruction, usually none.",
         ),
     ] = None,
     query: Annotated[
@@ -78,19 +64,11 @@ def embed(
         typer.Option(
             "--query",
             rich_help_panel=options.MODEL,
-            help="The texts are search queries: use the model's instruction for these.",
+            help="Embed the texts as search queries, with the model's query instruction.",
         ),
     ] = False,
-    model: options.Model = None,
-    adapter: options.Adapter = None,
-    revision: options.Revision = None,
-    model_dtype: options.ModelDtype = "auto",
-    trust_remote_code: options.TrustRemoteCode = False,
-    max_length: options.MaxLength = None,
-    long_texts: options.LongTexts = "truncate",
-    pooling: options.Pooling = None,
-    attn: options.Attn = None,
-    batch_size: options.BatchSize = None,
+    model: ModelChoice,
+    embedding: EmbeddingOptions,
     output: Annotated[
         str | None,
         typer.Option(
@@ -98,8 +76,8 @@ def embed(
             "-o",
             metavar="FILE",
             rich_help_panel=options.OUTPUT,
-            help=".npy (vectors alone), .npz, .jsonl, .jsonl.gz or .parquet. An existing file is replaced, once the "
-            "new one is whole.",
+            help="Write .npy (vectors only), .npz, .jsonl, .jsonl.gz or .parquet. An existing file is replaced once "
+            "the new one is complete.",
         ),
     ] = None,
     no_overwrite: Annotated[
@@ -110,21 +88,18 @@ def embed(
         typer.Option(
             metavar="float32|float16|int8|binary",
             rich_help_panel=options.OUTPUT,
-            help="Precision of the numbers that are written. int8 and binary come with a scale for each vector.",
+            help="Precision of the vectors written. int8 and binary come with a scale per vector.",
         ),
     ] = "float32",
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Turn texts into vectors.
 
     Without --output a terminal shows a table of the first texts; a pipe gets JSON lines with index, source,
     line, end_line, text and embedding. Any number of texts takes the same memory.
     """
-    console.set_up(quiet=quiet, verbose=verbose)
     if query and instruction is not None:
         raise typer.BadParameter("--query brings its own instruction: leave one of the two out.", param_hint="--query")
-    inputs = Inputs(files, by, field, encoding, skip_empty, chunk_size, overlap)
+    inputs = Inputs(files, reading)
     total = inputs.check()
     with ExitStack() as stack:
         writer = None
@@ -134,16 +109,7 @@ def embed(
 
             # Opened before the model is loaded: a path that cannot be written costs no waiting.
             writer = stack.enter_context(open_writer(output, dtype=dtype, overwrite=not no_overwrite))
-        grit = load_model(
-            model,
-            mode="embedding",
-            dtype=model_dtype,
-            adapter=adapter,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            pooling=pooling,
-            attn=attn,
-        )
+        grit = load_model(model, mode="embedding")
         in_table = output is None and console.stdout_is_terminal()
         texts: Iterable[Text] = inputs.read(token_measure(grit))
         if in_table:
@@ -157,10 +123,10 @@ def embed(
             texts,
             lambda strings: grit.encode_iter(
                 strings,
-                batch_size=batch_size,
-                max_length=max_length,
+                batch_size=embedding.batch_size,
+                max_length=embedding.max_length,
                 instruction=embedding_prompt(instruction),
-                long_texts=long_texts,
+                long_texts=embedding.long_texts,
                 progress=advance,
             ),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +15,7 @@ from grit_mlx.cli import console, options
 from grit_mlx.cli.inputs import cut_texts
 from grit_mlx.cli.loader import load_model, model_name
 from grit_mlx.errors import ArgumentError
+from grit_mlx.model.options import EmbeddingOptions, ModelChoice
 
 if TYPE_CHECKING:
     from grit_mlx.evaluation.scoring import Score
@@ -34,7 +35,9 @@ Examples:
 BASELINES = "What is scored"
 
 
+@options.command
 def evaluate(
+    *,
     paths: Annotated[
         list[str] | None,
         typer.Argument(
@@ -61,7 +64,7 @@ def evaluate(
             help="Score the first queries, pairs or answers of each set only; all documents stay.",
         ),
     ] = None,
-    model: options.Model = None,
+    model: ModelChoice,
     compare: Annotated[
         list[str] | None,
         typer.Option(
@@ -105,15 +108,7 @@ def evaluate(
             "the model's settings.",
         ),
     ] = None,
-    adapter: options.Adapter = None,
-    revision: options.Revision = None,
-    model_dtype: options.ModelDtype = "auto",
-    trust_remote_code: options.TrustRemoteCode = False,
-    max_length: options.MaxLength = None,
-    long_texts: options.LongTexts = "truncate",
-    pooling: options.Pooling = None,
-    attn: options.Attn = None,
-    batch_size: options.BatchSize = None,
+    embedding: EmbeddingOptions,
     json_file: Annotated[
         str | None,
         typer.Option(
@@ -124,15 +119,12 @@ def evaluate(
         str | None,
         typer.Option(metavar="FILE", rich_help_panel=options.OUTPUT, help="Draw bars as a PNG (extra 'plots')."),
     ] = None,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Score a model on labelled data: retrieval (nDCG@10), sentence pairs (Spearman), answers (perplexity).
 
     What a set is for is seen from its files. With one system the table shows all its scores; with several, the
     main score of each. In a pipe columns are tab-separated.
     """
-    console.set_up(quiet=quiet, verbose=verbose)
     started = time.perf_counter()
     begun = datetime.now(timezone.utc)
     for path in (json_file, plot):
@@ -150,32 +142,25 @@ def evaluate(
 
         check_plots()
     default, instructions = _instructions(instruction or [], [*(data.name for data in sets.values()), *(mteb or [])])
-    encoding = {"max_length": max_length, "long_texts": long_texts, "batch_size": batch_size}
+    encoding = {name: getattr(embedding, name) for name in ("max_length", "long_texts", "batch_size")}
 
-    def grit(name: str | None, **chosen: Any) -> Callable[[], System]:
+    def grit(choice: ModelChoice) -> Callable[[], System]:
         def make() -> System:
             answers = any(kind_of_set(data) == "answers" for data in sets.values())
-            loaded = load_model(
-                name,
-                mode="unified" if answers else "embedding",
-                dtype=model_dtype,
-                trust_remote_code=trust_remote_code,
-                pooling=pooling,
-                attn=attn,
-                **{"adapter": None, "revision": None, **chosen},
-            )
+            loaded = load_model(choice, mode="unified" if answers else "embedding")
             return GritSystem(
-                loaded, name=model_name(name), instruction=default, instructions=instructions, options=encoding
+                loaded, name=model_name(choice.model), instruction=default, instructions=instructions, options=encoding
             )
 
         return make
 
-    with console.status(f"Loading {model_name(model)}"):
+    with console.status(f"Loading {model_name(model.model)}"):
         from grit_mlx.evaluation.scoring import evaluate as scores_of
         from grit_mlx.evaluation.scoring import kind_of_set
         from grit_mlx.evaluation.systems import BM25System, GritSystem, SentenceTransformerSystem
 
-        systems = [grit(model, adapter=adapter, revision=revision), *(grit(name) for name in compare or [])]
+        others = [replace(model, model=name, adapter=None, revision=None) for name in compare or []]
+        systems = [grit(choice) for choice in (model, *others)]
         if bm25:
             lexical = BM25System()  # now: what is missing should not be found out after the model has run
             systems.append(lambda: lexical)

@@ -9,6 +9,8 @@ import typer
 
 from grit_mlx.cli import console, options
 from grit_mlx.cli.loader import model_name
+from grit_mlx.cli.options import Use
+from grit_mlx.model.options import ModelChoice
 
 __all__ = ["EXAMPLES", "fuse"]
 
@@ -22,7 +24,9 @@ Examples:
 _ACCEPTED_LOSS = 0.1
 
 
+@options.command
 def fuse(
+    *,
     adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="Folder of a LoRA or DoRA adapter.")],
     output: Annotated[
         str,
@@ -30,7 +34,7 @@ def fuse(
             "--output", "-o", metavar="FOLDER", rich_help_panel=options.OUTPUT, help="Where the model is written."
         ),
     ],
-    model: options.Model = None,
+    model: Annotated[ModelChoice, Use(only=("model",))],
     dequantize: Annotated[
         bool,
         typer.Option(
@@ -39,19 +43,16 @@ def fuse(
             help="Leave the weights of a quantised model unquantised: larger, and nothing is lost.",
         ),
     ] = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Fuse an adapter into its model's weights, as a model folder of its own.
 
     Quantised weights are widened for it and quantised again, which can round a small adapter away. How much is
     measured on sample texts and told.
     """
-    console.set_up(quiet=quiet, verbose=verbose)
-    with console.status(f"Fusing into {model_name(model)}"):
+    with console.status(f"Fusing into {model_name(model.model)}"):
         from grit_mlx.training import fusing
 
-        drift = fusing.fuse(model, Path(adapter), Path(output), dequantize=dequantize)
+        drift = fusing.fuse(model.model, Path(adapter), Path(output), dequantize=dequantize)
     console.write(f"The fused model is in {output}.")
     console.write(
         f"Cosine of vectors before and after fusing: {drift.fused:.6f} (adapter's own change: {drift.adapter:.6f})."

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from grit_mlx.cli import console, options
 from grit_mlx.cli.loader import load_model, model_name
+from grit_mlx.cli.options import Use
 from grit_mlx.cli.wording import size_of
 from grit_mlx.errors import ArgumentError
+from grit_mlx.model.options import GenerationOptions, ModelChoice
+from grit_mlx.text.options import ReadingOptions
 from grit_mlx.text.reading import read_texts
 from grit_mlx.text.splitting import STDIN
 
@@ -20,9 +23,8 @@ if TYPE_CHECKING:
 
     from mlx_lm.generate import GenerationResponse
 
-    from grit_mlx.model.generation import GenerationOptions
 
-__all__ = ["EXAMPLES", "Answer", "generate", "sampling", "written"]
+__all__ = ["EXAMPLES", "Answer", "generate", "written"]
 
 EXAMPLES = """
 Examples:
@@ -65,7 +67,9 @@ class Answer:
         )
 
 
+@options.command
 def generate(
+    *,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to answer; - reads it from standard input.")],
     system: options.System = None,
     raw: Annotated[
@@ -76,76 +80,36 @@ def generate(
             help="Continue the prompt as it stands, without the chat format; special tokens in it are obeyed.",
         ),
     ] = False,
-    max_tokens: options.MaxTokens = 256,
-    temperature: options.Temperature = 0.0,
-    top_p: options.TopP = 1.0,
-    top_k: options.TopK = 0,
-    min_p: options.MinP = 0.0,
-    repetition_penalty: options.RepetitionPenalty = None,
-    seed: options.Seed = None,
-    stop: options.Stop = None,
-    model: options.Model = None,
-    adapter: options.Adapter = None,
-    revision: options.Revision = None,
-    model_dtype: options.ModelDtype = "auto",
-    trust_remote_code: options.TrustRemoteCode = False,
-    kv_bits: options.KvBits = None,
+    sampling: GenerationOptions,
+    model: Annotated[ModelChoice, Use(without=("pooling", "attn"))],
     json_output: Annotated[
         bool,
         typer.Option("--json", rich_help_panel=options.OUTPUT, help="Print the whole answer and its timings as JSON."),
     ] = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Write an answer to a prompt, as it comes."""
-    console.set_up(quiet=quiet, verbose=verbose)
     prompt = _from_stdin() if prompt == STDIN else prompt
     if not prompt.strip():
         raise ArgumentError("The prompt is empty.")
     if raw and system is not None:
         raise typer.BadParameter("A raw prompt has no system message: put it into the prompt.", param_hint="--system")
-    chosen = sampling(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-        stop=tuple(stop or ()),
-        kv_bits=kv_bits,
-    )
-    grit = load_model(
-        model,
-        mode="generative",
-        dtype=model_dtype,
-        adapter=adapter,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-    )
+    grit = load_model(model, mode="generative")
     messages = [{"role": "system", "content": system}] if system else []
     whole = prompt if raw else [*messages, {"role": "user", "content": prompt}]
-    responses = grit.stream_responses(whole, raw=raw, **asdict(chosen))
+    responses = grit.stream_responses(whole, raw=raw, **asdict(sampling))
     answer = written(responses, (lambda _: None) if json_output else show_piece)
     if json_output:
-        console.write(console.dumps({"model": model_name(model), **asdict(answer)}))
+        console.write(console.dumps({"model": model_name(model.model), **asdict(answer)}))
         return
     console.write("")
-    if verbose:
+    if console.verbose():
         console.note(answer.timings())
     if answer.finish_reason == "length":
         console.note(f"stopped after {answer.generated_tokens} tokens; --max-tokens allows more")
 
 
 def _from_stdin() -> str:
-    return next((text.text for text in read_texts(STDIN, by="file")), "")
-
-
-def sampling(**values: Any) -> GenerationOptions:
-    """Options of generating, refused now where they cannot work and not after the model was loaded."""
-    from grit_mlx.model.generation import GenerationOptions
-
-    return GenerationOptions(**values)
+    return next((text.text for text in read_texts(STDIN, ReadingOptions(by="file"))), "")
 
 
 def show_piece(text: str) -> None:

@@ -6,14 +6,15 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from grit_mlx.cli import console
 from grit_mlx.cli.wording import number_of
 from grit_mlx.errors import ArgumentError, DocumentError, TextError
-from grit_mlx.text.reading import By, kind_of, read_texts
+from grit_mlx.text.options import ReadingOptions
+from grit_mlx.text.reading import read_texts
 from grit_mlx.text.splitting import STDIN, Measure, Text, count_words
 
 if TYPE_CHECKING:
@@ -31,22 +32,12 @@ class Inputs:
 
     Attributes:
         files: paths, and at most once "-" for standard input.
-        by: see ``documents.read_texts``; None for paragraphs of Markdown and lines of everything else.
-        field: see there, as for the others.
-        encoding: see there.
-        skip_empty: see there.
-        chunk_size: see there, in tokens.
-        overlap: see there, in tokens.
+        reading: how they are read.
         skipped: rows without text that ``read`` has left out so far.
     """
 
     files: Sequence[str]
-    by: By | None = "line"
-    field: str | None = None
-    encoding: str = "utf-8"
-    skip_empty: bool = False
-    chunk_size: int = 256
-    overlap: int = 0
+    reading: ReadingOptions = field(default_factory=ReadingOptions)
     skipped: int = 0
 
     def check(self) -> int | None:
@@ -68,11 +59,12 @@ class Inputs:
         if STDIN in self.files and console.stdin_is_terminal():
             console.note("reading from the keyboard: one text a line, Ctrl-D at the end")
         # Paragraphs stand for chunks: the same files are read the same way, without a tokenizer.
-        plain = replace(self, by="paragraph") if self.by == "chunk" else self
+        chunked = self.reading.by == "chunk"
+        plain = replace(self, reading=replace(self.reading, by="paragraph")) if chunked else self
         count = sum(1 for name in self.files if name not in streams for _ in plain._texts(name, count_words))
         if not streams and not count:
             raise self.no_text()
-        return None if streams or self.by == "chunk" else count
+        return None if streams or chunked else count
 
     def read(self, measure: Measure = count_words) -> Iterator[Text]:
         """All texts, as a stream.
@@ -98,20 +90,7 @@ class Inputs:
         self.skipped += 1
 
     def _texts(self, name: str, measure: Measure, on_skip: Callable[[], None] | None = None) -> Iterator[Text]:
-        by = self.by
-        if by is None:
-            by = "paragraph" if kind_of(name, field=self.field) == "markdown" else "line"
-        return read_texts(
-            name,
-            by=by,
-            field=self.field,
-            encoding=self.encoding,
-            chunk_size=self.chunk_size,
-            overlap=self.overlap,
-            measure=measure,
-            skip_empty=self.skip_empty,
-            on_skip=on_skip,
-        )
+        return read_texts(name, self.reading, measure=measure, on_skip=on_skip)
 
 
 def token_measure(model: GritLM) -> Measure:
@@ -151,8 +130,9 @@ def paired(
         text = waiting[error.index - done]
         name = "Standard input" if text.source == STDIN else text.source
         # "Text 12 is empty." counts what no user sees; the file and line are what they can look up.
-        reason = console.with_options(str(error).removeprefix(f"Text {error.index} "))
-        raise DocumentError(f"{name}, line {text.line}: the text {reason}", path=text.source, line=text.line) from error
+        _, *reason = str(error.parts[0]).partition(f"Text {error.index} ")
+        parts = f"{name}, line {text.line}: the text {reason[-1]}", *error.parts[1:]
+        raise DocumentError(*parts, path=text.source, line=text.line) from error
 
 
 class CutTexts(logging.Filter):
@@ -185,7 +165,7 @@ class CutTexts(logging.Filter):
             )
             splits = "" if total is None else ", --by chunk splits"
             console.warn(
-                f"{texts} {verb} cut at {self._limit} tokens. "
+                f"{texts} {verb} truncated at {self._limit} tokens. "
                 f"--max-length reads more, --long average reads all{splits}."
             )
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from grit_mlx.cli import console
 from grit_mlx.model import hub
+from grit_mlx.model.options import ModelChoice
 
 if TYPE_CHECKING:
     from grit_mlx.gritlm import GritLM
@@ -21,51 +23,27 @@ EMBEDDED = (
 )
 
 
-def load_model(
-    name: str | None,
-    *,
-    mode: str,
-    dtype: str,
-    adapter: str | None,
-    revision: str | None,
-    trust_remote_code: bool,
-    pooling: str | None = None,
-    attn: str | None = None,
-) -> GritLM:
+def load_model(choice: ModelChoice, *, mode: str) -> GritLM:
     """The model, found first (downloaded if need be, with the hub's own progress bar) and then loaded.
 
     Args:
-        name: as ``--model``; None for the default.
-        mode: see ``GritLM``, as for the others.
-        dtype: see there.
-        adapter: see there.
-        revision: see there.
-        trust_remote_code: see there.
-        pooling: see there.
-        attn: see there.
+        choice: which, and how.
+        mode: see ``GritLM``.
 
     Raises:
         GritError: as ``GritLM``.
     """
-    folder = hub.resolve(name, revision=revision, trust_remote_code=trust_remote_code)
-    if name is None and folder == hub.embedded_model():
+    folder = hub.resolve(choice)
+    if choice.model is None and folder == hub.embedded_model():
         console.note(EMBEDDED)
-    with console.status(f"Loading {model_name(name)}"):
+    with console.status(f"Loading {model_name(choice.model)}"):
         # Here, because it brings mlx and transformers: 1.2 seconds that a wrong name need not cost.
         from grit_mlx.gritlm import GritLM
 
-        return GritLM(
-            folder,
-            mode=mode,
-            dtype=dtype,
-            adapter_path=adapter,
-            pooling_method=pooling,
-            attn=attn,
-            trust_remote_code=trust_remote_code,
-        )
+        return GritLM.from_choice(replace(choice, model=folder), mode=mode)
 
 
-def model_name(name: str | None) -> str:
+def model_name(name: str | Path | None) -> str:
     """What to call a model: the last part of a folder, the whole of a hub id."""
-    chosen = name or hub.default_model() or ""
+    chosen = str(name or hub.default_model() or "")
     return Path(chosen).name if Path(chosen).expanduser().is_dir() else chosen

@@ -9,10 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from grit_mlx.cli import console, convert, options
+from grit_mlx.cli.options import Use
 from grit_mlx.cli.wording import size_of
 from grit_mlx.errors import ArgumentError, ModelNotFoundError
 from grit_mlx.model import hub
 from grit_mlx.model.checkpoint import Tensor, read_config, read_headers
+from grit_mlx.model.options import ModelChoice
 from grit_mlx.model.settings import FILE_NAME, read_settings
 
 __all__ = [
@@ -60,11 +62,9 @@ Examples:
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64", "U32": "uint32", "U8": "uint8"}
 
 
-def list_models(
-    json_output: options.JsonFlag = False, quiet: options.Quiet = False, verbose: options.Verbose = False
-) -> None:
+@options.command
+def list_models(*, json_output: options.JsonFlag = False) -> None:
     """List the models on this machine, with the default marked."""
-    console.set_up(quiet=quiet, verbose=verbose)
     default = hub.default_model()
     models = _known_models(default)
     if json_output:
@@ -83,19 +83,18 @@ def list_models(
         console.note(f"the default is {default}, which is not here yet")
 
 
+@options.command
 def info(
+    *,
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="Which model; without a name the default.")
     ] = None,
     json_output: options.JsonFlag = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Show what a model is.
 
     Tells architecture, size, precision and settings; reads the headers of the weights only.
     """
-    console.set_up(quiet=quiet, verbose=verbose)
     facts = describe(_local_folder(name))
     if json_output:
         console.write(console.dumps(facts, indent=2))
@@ -106,7 +105,9 @@ def info(
         console.write(console.visible(f"{label:<{label_width}}  {value}"))
 
 
+@options.command
 def pull(
+    *,
     name: Annotated[str, typer.Argument(metavar="NAME", help="A hub id such as GritLM/GritLM-7B, or a short name.")],
     bits: Annotated[
         int | None,
@@ -116,37 +117,32 @@ def pull(
             help="Quantised to N bits: ready-made if the hub has it so, else converted while it is downloaded.",
         ),
     ] = None,
-    revision: options.Revision = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", rich_help_panel=options.MODEL, help="Fetch its Python files too.")
-    ] = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
+    choice: Annotated[ModelChoice, Use(only=("revision", "trust_remote_code"))],
 ) -> None:
     """Download a model and print its folder.
 
     A download that broke off goes on where it stopped.
     """
-    console.set_up(quiet=quiet, verbose=verbose)
     if bits is not None:
-        console.write(str(convert.pulled(name, bits, revision=revision, trust_remote_code=trust_remote_code)))
+        console.write(
+            str(convert.pulled(name, bits, revision=choice.revision, trust_remote_code=choice.trust_remote_code))
+        )
         return
     place = hub.identify(name)
     if isinstance(place, Path):
         raise ArgumentError(f"{place} is a folder on this machine already.")
-    console.write(str(hub.download(place, revision=revision, trust_remote_code=trust_remote_code)))
+    console.write(str(hub.download(place, revision=choice.revision, code=choice.trust_remote_code)))
 
 
+@options.command
 def use(
+    *,
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="A model folder, a hub id or a short name.")
     ] = None,
     unset: Annotated[bool, typer.Option("--unset", help="Forget the choice.")] = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Choose the model that commands use where none is named."""
-    console.set_up(quiet=quiet, verbose=verbose)
     if unset == (name is not None):
         raise typer.BadParameter("Give either a name or --unset.", param_hint="NAME")
     if name is None:
@@ -195,7 +191,7 @@ def _local_folder(name: str | None) -> Path:
     """The folder of a model, which has to be on this machine: reading about one must not download it."""
     chosen = hub.default_model() if name is None else name
     if chosen is None:
-        return hub.resolve(None)  # says what to do
+        return hub.resolve(ModelChoice())  # says what to do
     place = hub.identify(chosen)
     if isinstance(place, Path):
         return place

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -13,8 +14,11 @@ from grit_mlx.cli import console, options
 from grit_mlx.cli.chat import interruptible, piped_lines, typed_lines
 from grit_mlx.cli.generate import show_piece
 from grit_mlx.cli.loader import load_model
+from grit_mlx.cli.options import Use
 from grit_mlx.cli.wording import bytes_of_size, number_of, one_line, size_of
 from grit_mlx.errors import ArgumentError, GritError
+from grit_mlx.model.options import GenerationOptions, ModelChoice
+from grit_mlx.text.options import ReadingOptions
 
 if TYPE_CHECKING:
     from grit_mlx.gritlm import GritLM
@@ -86,6 +90,9 @@ _HELP = """/sources    where the last answer came from, with the text
 Ctrl-C stops an answer."""
 
 _EXCERPT_ROWS = 3  # rows of the terminal that a passage may fill
+
+_Model = Annotated[ModelChoice, Use(without=("pooling", "attn"))]
+_SAMPLING = ("max_tokens", "temperature", "seed")
 
 StoreOption = Annotated[
     str,
@@ -175,7 +182,9 @@ Wait = Annotated[
 ]
 
 
+@options.command
 def index(
+    *,
     paths: Annotated[
         list[str],
         typer.Argument(
@@ -202,7 +211,7 @@ def index(
             help="Most tokens that a passage repeats of the one before. Default: the store's, or 32.",
         ),
     ] = None,
-    field: options.Field = None,
+    reading: Annotated[ReadingOptions, Use(only=("field",))],
     keep_missing: Annotated[
         bool, typer.Option("--keep-missing", rich_help_panel=STORE, help="Keep the passages of files that are gone.")
     ] = False,
@@ -228,30 +237,16 @@ def index(
     ] = "0",
     cache_bits: CacheBits = "full",
     cache_budget: CacheBudget = "10GB",
-    model: options.Model = None,
-    adapter: options.Adapter = None,
-    revision: options.Revision = None,
-    model_dtype: options.ModelDtype = "auto",
-    trust_remote_code: options.TrustRemoteCode = False,
+    model: _Model,
     json_output: options.JsonFlag = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Make files searchable, or bring a store up to date with them.
 
     Unchanged files are skipped, changed ones replaced, and those that are gone from PATH removed, all in one step at
     the end. What .gitignore excludes is left out. An interrupted run is gone on from by the next.
     """
-    console.set_up(quiet=quiet, verbose=verbose)
     budget, ahead = budget_of(cache_budget), _count_or_all(cache_ahead)
-    grit = load_model(
-        model,
-        mode="embedding",
-        dtype=model_dtype,
-        adapter=adapter,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-    )
+    grit = load_model(model, mode="embedding")
     opened = _opened(
         store,
         grit,
@@ -262,7 +257,7 @@ def index(
     )
     if dry_run or ahead == "all":
         with console.progress("Counting", None) as advance:
-            estimate = opened.estimate(paths, field=field, progress=advance)
+            estimate = opened.estimate(paths, field=reading.field, progress=advance)
         sizes = {name: size_of(count) for name, count in estimate.cache_bytes.items()}
         if dry_run:
             _show_estimate(estimate, sizes, in_json=json_output)
@@ -274,7 +269,7 @@ def index(
         with _bytes_bar("Indexing") as progress:
             report = opened.index(
                 paths,
-                field=field,
+                field=reading.field,
                 keep_missing=keep_missing,
                 cache_ahead=ahead,
                 approximate=approximate or None,
@@ -288,7 +283,9 @@ def index(
     _show_report(report, store, in_json=json_output)
 
 
+@options.command
 def ask(
+    *,
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to answer.")],
     store: StoreOption = ".grit",
     top: Top = 4,
@@ -300,14 +297,8 @@ def ask(
     cache: CacheMode = "auto",
     cache_bits: CacheBits = "full",
     cache_budget: CacheBudget = "10GB",
-    max_tokens: options.MaxTokens = 256,
-    temperature: options.Temperature = 0.0,
-    seed: options.Seed = None,
-    model: options.Model = None,
-    adapter: options.Adapter = None,
-    revision: options.Revision = None,
-    model_dtype: options.ModelDtype = "auto",
-    trust_remote_code: options.TrustRemoteCode = False,
+    sampling: Annotated[GenerationOptions, Use(only=_SAMPLING, defaults={"max_tokens": 256})],
+    model: _Model,
     sources_only: Annotated[
         bool, typer.Option("--sources-only", rich_help_panel=options.OUTPUT, help="Only where, without an answer.")
     ] = False,
@@ -318,26 +309,19 @@ def ask(
         ),
     ] = False,
     json_output: options.JsonFlag = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Answer a question from a store, as it comes, and say where from.
 
     Each source is FILE:LINES with its cosine and the headings above it. Where no passage is relevant, that is said
     and nothing is made up.
     """
-    console.set_up(quiet=quiet, verbose=verbose)
     if not question.strip():
         raise ArgumentError("The question is empty.")
     answering = not (sources_only or no_generate)
     opened, grit = _store_and_model(
         store,
-        None if method == "bm25" and not answering and not rerank else model or "",
+        None if method == "bm25" and not answering and not rerank else model,
         mode="unified" if answering or rerank else "embedding",
-        dtype=model_dtype,
-        adapter=adapter,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
         cache_precision=cache_bits,
         cache_budget=budget_of(cache_budget),
     )
@@ -353,11 +337,13 @@ def ask(
     if not answering:
         _show_found(found, opened, in_json=json_output, texts=no_generate)
         return
-    response = rag.respond(found, max_tokens=max_tokens, temperature=temperature, seed=seed)
+    response = rag.respond(found, **asdict(sampling))
     _answer(response, opened, in_json=json_output)
 
 
+@options.command
 def chat(
+    *,
     store: StoreOption = ".grit",
     top: Top = 4,
     method: Method = "hybrid",
@@ -369,31 +355,18 @@ def chat(
     ] = "auto",
     cache_bits: CacheBits = "full",
     cache_budget: CacheBudget = "10GB",
-    max_tokens: options.MaxTokens = 512,
-    temperature: options.Temperature = 0.0,
-    seed: options.Seed = None,
-    model: options.Model = None,
-    adapter: options.Adapter = None,
-    revision: options.Revision = None,
-    model_dtype: options.ModelDtype = "auto",
-    trust_remote_code: options.TrustRemoteCode = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
+    sampling: Annotated[GenerationOptions, Use(only=_SAMPLING, defaults={"max_tokens": 512})],
+    model: _Model,
 ) -> None:
     """Talk about what a store holds.
 
     As long as a question finds what the one before found, the documents stay in place and only what is new is
     computed. In a pipe each line of standard input is a question. Inside: /sources, /reset, /quit, /help.
     """
-    console.set_up(quiet=quiet, verbose=verbose)
     opened, grit = _store_and_model(
         store,
-        model or "",
+        model,
         mode="unified",
-        dtype=model_dtype,
-        adapter=adapter,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
         cache_precision=cache_bits,
         cache_budget=budget_of(cache_budget),
     )
@@ -411,7 +384,7 @@ def chat(
                 if not _obey(line, rag, sources):
                     break
                 continue
-            response = rag.chat(line, max_tokens=max_tokens, temperature=temperature, seed=seed)
+            response = rag.chat(line, **asdict(sampling))
             text = _answer(response, opened)
             if response.answer is not None:
                 rag.remember(line, text)
@@ -423,14 +396,13 @@ def chat(
             console.error(error)
 
 
+@options.command
 def stats(
+    *,
     store: StoreOption = ".grit",
     json_output: options.JsonFlag = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Tell what a store holds, and how much disk it takes."""
-    console.set_up(quiet=quiet, verbose=verbose)
     found = _existing(store).stats()
     caches = found.caches
     if json_output:
@@ -452,32 +424,30 @@ def stats(
         console.write(f"{name:<15} {console.visible(value)}")
 
 
+@options.command
 def remove(
+    *,
     paths: Annotated[
         list[str], typer.Argument(metavar="PATH...", help="Files, folders, or patterns such as 'docs/*.md'.")
     ],
     store: StoreOption = ".grit",
     wait: Wait = 0.0,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Take files out of a store; the files themselves stay."""
-    console.set_up(quiet=quiet, verbose=verbose)
     count = _existing(store).remove(paths, wait=wait)
     console.note(f"{number_of(count, 'file')} removed from {store}")
 
 
+@options.command
 def verify(
+    *,
     store: StoreOption = ".grit",
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Look for what is wrong in a store: files that changed, damaged rows and caches.
 
     Each problem is a line; damaged cached documents are removed, and computed again when they are needed. With
     problems the exit code is 1.
     """
-    console.set_up(quiet=quiet, verbose=verbose)
     with console.progress("Verifying", None) as advance:
         problems = _existing(store).verify(advance)
     for problem in problems:
@@ -509,20 +479,19 @@ def _existing(uri: str) -> Store:
 
 
 def _store_and_model(
-    uri: str, name: str | None, *, mode: str, cache_precision: str, cache_budget: int | None, **chosen: Any
+    uri: str, choice: ModelChoice | None, *, mode: str, cache_precision: str, cache_budget: int | None
 ) -> tuple[Store, GritLM | None]:
     """Both, where there is a store: a wrong folder shows before a model was loaded.
 
     Args:
         uri: the store.
-        name: the model, "" for the default; None for none.
-        mode: see ``load_model``, as for the others.
+        choice: the model; None for none.
+        mode: see ``load_model``.
         cache_precision: see ``Store``.
         cache_budget: see there.
-        **chosen: see ``load_model``.
     """
     _existing(uri)
-    grit = None if name is None else load_model(name or None, mode=mode, **chosen)
+    grit = None if choice is None else load_model(choice, mode=mode)
     return _opened(uri, grit, cache_precision=cache_precision, cache_budget=cache_budget), grit
 
 

@@ -12,9 +12,12 @@ import typer
 from grit_mlx.cli import console, options
 from grit_mlx.cli.inputs import Inputs, cut_texts, paired, token_measure
 from grit_mlx.cli.loader import load_model
+from grit_mlx.cli.options import Use
 from grit_mlx.cli.wording import number_of, one_line
 from grit_mlx.errors import ArgumentError
+from grit_mlx.model.options import EmbeddingOptions, ModelChoice
 from grit_mlx.model.prompts import embedding_prompt
+from grit_mlx.text.options import ReadingOptions
 from grit_mlx.text.splitting import Text
 
 if TYPE_CHECKING:
@@ -30,6 +33,10 @@ Examples:
   history | grit search "shrink a video" - --min-score 0.4
 """
 
+_BY = (
+    "Unit that is ranked: lines (or rows of .jsonl and .csv), paragraphs, whole files, or chunks of at most "
+    "--chunk-size tokens. Default: paragraphs of Markdown, lines and rows of other files."
+)
 _TERMINAL_ROWS = 3  # rows of the terminal that one hit may fill
 
 
@@ -42,49 +49,25 @@ class Hit:
     text: Text
 
 
+@options.command
 def search(
+    *,
     query: Annotated[str, typer.Argument(metavar="QUERY", help="What to look for.")],
-    files: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="FILE...",
-            help="Text, Markdown, .jsonl, .json, .csv or .tsv, each perhaps with .gz; - is standard input.",
-        ),
-    ],
-    by: Annotated[
-        options.By | None,
-        typer.Option(
-            metavar="line|paragraph|file|chunk",
-            rich_help_panel=options.INPUT,
-            help="What is ranked. Default: paragraphs of Markdown, rows of .jsonl and .csv, lines of other files.",
-        ),
-    ] = None,
-    chunk_size: options.ChunkSize = 256,
-    overlap: options.Overlap = 0,
-    field: options.Field = None,
-    skip_empty: options.SkipEmpty = False,
-    encoding: options.Encoding = "utf-8",
+    files: options.Files,
+    reading: Annotated[ReadingOptions, Use(helps={"by": _BY})],
     instruction: Annotated[
         str | None,
         typer.Option(
             metavar="TEXT",
             rich_help_panel=options.MODEL,
-            help="What the query is embedded for. Default: the model's setting for queries.",
+            help="Instruction to embed the query with. Default: the model's query instruction.",
         ),
     ] = None,
-    model: options.Model = None,
-    adapter: options.Adapter = None,
-    revision: options.Revision = None,
-    model_dtype: options.ModelDtype = "auto",
-    trust_remote_code: options.TrustRemoteCode = False,
-    max_length: options.MaxLength = None,
-    long_texts: options.LongTexts = "truncate",
-    pooling: options.Pooling = None,
-    attn: options.Attn = None,
-    batch_size: options.BatchSize = None,
+    model: ModelChoice,
+    embedding: EmbeddingOptions,
     top: Annotated[
         int,
-        typer.Option("--top", "-n", metavar="COUNT", min=1, rich_help_panel=options.OUTPUT, help="Most hits shown."),
+        typer.Option("--top", "-n", metavar="COUNT", min=1, rich_help_panel=options.OUTPUT, help="Number of hits."),
     ] = 10,
     min_score: Annotated[
         float | None,
@@ -101,44 +84,34 @@ def search(
         typer.Option(
             "--json",
             rich_help_panel=options.OUTPUT,
-            help="One JSON object a line: source, line, end_line, score, text.",
+            help="Print one JSON object per line: source, line, end_line, score, text.",
         ),
     ] = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Rank the texts of files by meaning, as grep finds words.
 
     Each hit is FILE:LINE: SCORE TEXT, where SCORE is the cosine, at most 1. Nothing is indexed or kept: all
     files are embedded each time, in constant memory.
     """
-    console.set_up(quiet=quiet, verbose=verbose)
     if not query.strip():
         raise ArgumentError("The query is empty. Say what to look for.")
-    inputs = Inputs(files, by, field, encoding, skip_empty, chunk_size, overlap)
+    inputs = Inputs(files, reading)
     total = inputs.check()
-    grit = load_model(
-        model,
-        mode="embedding",
-        dtype=model_dtype,
-        adapter=adapter,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        pooling=pooling,
-        attn=attn,
-    )
+    grit = load_model(model, mode="embedding")
     wanted = grit.encode_queries(
-        query, max_length=max_length, instruction=None if instruction is None else embedding_prompt(instruction)
+        query,
+        max_length=embedding.max_length,
+        instruction=None if instruction is None else embedding_prompt(instruction),
     )
     with cut_texts() as cut, console.progress("Searching", total) as advance:
         pairs = paired(
             inputs.read(token_measure(grit)),
             lambda strings: grit.encode_iter(
                 strings,
-                batch_size=batch_size,
-                max_length=max_length,
+                batch_size=embedding.batch_size,
+                max_length=embedding.max_length,
                 instruction=embedding_prompt(grit.settings.document_instruction),
-                long_texts=long_texts,
+                long_texts=embedding.long_texts,
                 progress=advance,
             ),
         )

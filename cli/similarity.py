@@ -8,8 +8,10 @@ import typer
 
 from grit_mlx.cli import console, options
 from grit_mlx.cli.loader import load_model
+from grit_mlx.cli.options import Use
 from grit_mlx.cli.wording import one_line
 from grit_mlx.errors import ArgumentError
+from grit_mlx.model.options import EmbeddingOptions, ModelChoice
 from grit_mlx.model.prompts import embedding_prompt
 
 if TYPE_CHECKING:
@@ -27,56 +29,42 @@ Examples:
 """
 
 
+@options.command
 def similarity(
+    *,
     texts: Annotated[list[str], typer.Argument(metavar="TEXT TEXT...", help="Two texts or more.")],
     instruction: Annotated[
         str | None,
         typer.Option(
             metavar="TEXT",
             rich_help_panel=options.MODEL,
-            help="What all texts are embedded for. Default: the model's setting for comparisons.",
+            help="Instruction to embed the texts with. Default: the model's similarity instruction.",
         ),
     ] = None,
-    model: options.Model = None,
-    adapter: options.Adapter = None,
-    revision: options.Revision = None,
-    model_dtype: options.ModelDtype = "auto",
-    trust_remote_code: options.TrustRemoteCode = False,
-    max_length: options.MaxLength = None,
-    long_texts: options.LongTexts = "truncate",
-    pooling: options.Pooling = None,
-    attn: options.Attn = None,
+    model: ModelChoice,
+    embedding: Annotated[EmbeddingOptions, Use(without=("batch_size",))],
     json_output: options.JsonFlag = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Compare the meaning of two texts or more.
 
     Two texts give one number, the cosine of their vectors, at most 1; more give a table of all pairs,
     tab-separated in a pipe.
     """
-    console.set_up(quiet=quiet, verbose=verbose)
     if len(texts) < 2:
         raise typer.BadParameter("Give at least two texts to compare.", param_hint="TEXT")
     for number, text in enumerate(texts, start=1):
         if not text.strip():
             raise ArgumentError(f"Text {number} is empty. Give every text at least a word.")
-    grit = load_model(
-        model,
-        mode="embedding",
-        dtype=model_dtype,
-        adapter=adapter,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        pooling=pooling,
-        attn=attn,
-    )
+    grit = load_model(model, mode="embedding")
     from grit_mlx.vectors.compression import cosine
 
     if instruction is None:
         instruction = grit.settings.similarity_instruction
     vectors = grit.encode(
-        texts, instruction=embedding_prompt(instruction), max_length=max_length, long_texts=long_texts
+        texts,
+        instruction=embedding_prompt(instruction),
+        max_length=embedding.max_length,
+        long_texts=embedding.long_texts,
     )
     cosines = cosine(vectors, vectors)  # (N, N)
     if json_output:

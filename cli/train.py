@@ -52,8 +52,6 @@ def _train(
     init: bool,
     export_peft: str | None,
     import_peft: str | None,
-    quiet: bool,
-    verbose: bool,
     **flags: Any,
 ) -> None:
     """Tune a model for embedding, for generating, or for both.
@@ -61,7 +59,6 @@ def _train(
     Flags go before the settings of --config, and these before the defaults. Data is JSON lines: rows with query,
     pos and neg are for embedding; rows with text, messages, or prompt and completion are for generating.
     """
-    console.set_up(quiet=quiet, verbose=verbose)
     given = {name: value for name, value in flags.items() if value not in (None, [])}
     if init:
         _write_new_config(Path(config or _NEW_CONFIG), given)
@@ -77,7 +74,7 @@ def _train(
     from grit_mlx.training.trainer import train as run
 
     if not World().is_first:
-        console.set_up(quiet=True, verbose=verbose)  # one process tells
+        console.set_up(quiet=True, verbose=console.verbose())  # one process tells
     display: Any = _Display(settings)  # a Callback, whose module brings mlx
     try:
         with display.shown():
@@ -134,9 +131,10 @@ def _write_new_config(path: Path, given: Mapping[str, Any]) -> None:
 def _convert_adapter(settings: TrainingSettings, export: str | None, imported: str | None) -> None:
     from grit_mlx.model import hub
     from grit_mlx.model.checkpoint import read_config
+    from grit_mlx.model.options import ModelChoice
     from grit_mlx.training.peft import export_peft, import_peft
 
-    config = read_config(hub.resolve(settings.model, trust_remote_code=settings.trust_remote_code))
+    config = read_config(hub.resolve(ModelChoice(settings.model, trust_remote_code=settings.trust_remote_code)))
     layers = int((config.get("text_config") or config)["num_hidden_layers"])
     adapter = Path(settings.adapter_path)
     if export:
@@ -345,11 +343,6 @@ def _signature() -> inspect.Signature:
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
         for name, (kind, option, default) in everything.items()
     ]
-    shared = {"quiet": options.Quiet, "verbose": options.Verbose}
-    parameters += [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
-        for name, kind in shared.items()
-    ]
     return inspect.Signature(parameters)
 
 
@@ -395,7 +388,7 @@ def _made() -> Any:
     train.__doc__ = _train.__doc__
     train.__signature__ = signature  # type: ignore[attr-defined]
     train.__annotations__ = {name: one.annotation for name, one in signature.parameters.items()}
-    return train
+    return options.command(train)
 
 
 train = _made()

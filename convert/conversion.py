@@ -244,14 +244,14 @@ def convert_source(source: Source, target: Path, options: Options, *, progress: 
             dtype=dtype,
             dequantize=options.dequantize,
             fused=options.adapter is not None,
-            trust_remote_code=options.trust_remote_code,
+            trust=options.trust_remote_code,
         )
 
     plain = planned(None)
-    model = build_model(plain.config, source.folder, trust_remote_code=options.trust_remote_code)
+    model = build_model(plain.config, source.folder, trust=options.trust_remote_code)
     deltas = {}
     if options.adapter is not None:
-        wrapped = build_model(plain.config, source.folder, trust_remote_code=options.trust_remote_code)
+        wrapped = build_model(plain.config, source.folder, trust=options.trust_remote_code)
         deltas = deltas_of(wrapped, Path(options.adapter).expanduser())
     _warn(plain, options, deltas)
 
@@ -269,7 +269,7 @@ def convert_source(source: Source, target: Path, options: Options, *, progress: 
                 values,
                 model,
                 budget,
-                load_tokenizer(source.folder, config, trust_remote_code=options.trust_remote_code).encode,
+                load_tokenizer(source.folder, config, trust=options.trust_remote_code).encode,
                 texts=options.texts,
                 progress=lambda done, total: report(Step("measure", done, total)),
             )
@@ -308,7 +308,7 @@ def _opened(place: Path | str, revision: str | None, options: Options) -> Source
     try:
         return Repository(place, revision=revision, code=options.trust_remote_code)
     except DownloadError:
-        folder = hub.download(place, revision=revision, trust_remote_code=options.trust_remote_code)
+        folder = hub.download(place, revision=revision, code=options.trust_remote_code)
         return Folder(folder, name=place)
 
 
@@ -465,7 +465,7 @@ def _proof(
             model,
             folder,
             texts=options.texts,
-            trust_remote_code=options.trust_remote_code,
+            trust=options.trust_remote_code,
             progress=lambda done, total: report(Step("verify", done, total)),
         )
     except ModelError as error:

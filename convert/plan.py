@@ -20,7 +20,7 @@ from grit_mlx.convert.layout import Layout, lay_out, parameters
 from grit_mlx.convert.quantization import MODES, Quantization
 from grit_mlx.errors import ArchitectureError, CheckpointError, ConfigError
 from grit_mlx.model.checkpoint import Tensor
-from grit_mlx.model.loading import explained, mended_config
+from grit_mlx.model.loading import explained, mended_config, refuse_code
 
 __all__ = ["Plan", "Weight", "build_model", "make_plan", "split_projection"]
 
@@ -113,7 +113,7 @@ class Plan:
         return sum(weight.rows * weight.width for weight in self.weights)
 
 
-def build_model(config: Mapping[str, Any], folder: Path, *, trust_remote_code: bool = False) -> nn.Module:
+def build_model(config: Mapping[str, Any], folder: Path, *, trust: bool = False) -> nn.Module:
     """mlx-lm's model for a mended config, unquantised, with weights that nothing has computed yet.
 
     Raises:
@@ -122,9 +122,9 @@ def build_model(config: Mapping[str, Any], folder: Path, *, trust_remote_code: b
     """
     from mlx_lm.utils import _get_classes
 
+    if not trust:
+        refuse_code(config, folder)
     code = config.get("model_file")
-    if code is not None and not trust_remote_code:
-        raise ArchitectureError(f"{folder} brings its own code ({code}). Pass trust_remote_code=True if you trust it.")
     try:
         classes = _get_classes(dict(config)) if code is None else _classes_in(folder / code)
         model: nn.Module = classes[0](classes[1].from_dict(dict(config)))
@@ -162,7 +162,7 @@ def make_plan(
     dtype: mx.Dtype | None = None,
     dequantize: bool = False,
     fused: bool = False,
-    trust_remote_code: bool = False,
+    trust: bool = False,
 ) -> Plan:
     """Decide everything.
 
@@ -174,14 +174,14 @@ def make_plan(
         dtype: of the numbers that are not packed; None keeps what is stored.
         dequantize: unpack weights that the source has quantised.
         fused: whether an adapter is added on the way.
-        trust_remote_code: run Python code that comes with the model.
+        trust: run Python code that comes with the model.
 
     Raises:
         ModelError: of a kind that says what is wrong; the first tensor at fault is named.
     """
     _refuse_foreign_quantization(config, folder)
     config, headless = _mended(config, tensors)
-    model = build_model(config, folder, trust_remote_code=trust_remote_code)
+    model = build_model(config, folder, trust=trust)
     layout = lay_out(model, tensors)
     packed = _packed(model, layout, config)
     _check(model, layout, packed, tensors, folder)

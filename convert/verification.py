@@ -14,6 +14,7 @@ from grit_mlx.convert.streaming import Stream
 from grit_mlx.evaluation.drift import Drift, drift_between, outputs_of
 from grit_mlx.gritlm import GritLM
 from grit_mlx.model import device, loading
+from grit_mlx.model.options import ModelChoice
 
 __all__ = ["fits", "verify", "verify_conversion"]
 
@@ -68,7 +69,7 @@ def verify_conversion(
     folder: Path,
     *,
     texts: Sequence[str] | None = None,
-    trust_remote_code: bool = False,
+    trust: bool = False,
     progress: Steps | None = None,
 ) -> Drift:
     """Compare a converted folder with what it was made of.
@@ -82,7 +83,7 @@ def verify_conversion(
         model: mlx-lm's model, unquantised; its weights are replaced.
         folder: the result.
         texts: None for built-in ones.
-        trust_remote_code: run Python code that comes with the model.
+        trust: run Python code that comes with the model.
         progress: called as the work goes on.
 
     Raises:
@@ -90,7 +91,7 @@ def verify_conversion(
     """
     report = progress or (lambda done, total: None)
     report(0, 2)
-    loaded = loading.load(folder, trust_remote_code=trust_remote_code)
+    loaded = loading.load(ModelChoice(folder, trust_remote_code=trust))
     result = outputs_of(GritLM.from_loaded(loaded), texts)
     report(1, 2)
     target = device.compute_dtype("auto")

@@ -22,13 +22,20 @@
     ├── OutputError                       a result cannot be written
     └── DependencyError (ImportError)     an optional package is not installed
 
-Each message is one or two plain sentences: what is wrong, where, and what to do about it.
-The command line prints that message alone and exits with 1 (see ``grit_mlx.cli``).
+Each message is one or two plain sentences: what is wrong, where, and what to do about it. Options are mentioned in
+it as `Option`, so that Python shows ``max_length`` and the command line ``--max-length``. The command line prints the
+message alone and exits with 1 (see ``grit_mlx.cli``).
+
+What the operating system and other libraries raise is worded here as well: ``unreadable``, ``unwritable``,
+``first_line``.
 """
 
 from __future__ import annotations
 
+import errno
+from os import PathLike, fspath
 from pathlib import Path
+from typing import Any, Final
 
 __all__ = [
     "AdapterError",
@@ -45,16 +52,54 @@ __all__ = [
     "ModelError",
     "ModelNotFoundError",
     "NonFiniteError",
+    "Option",
     "OutputError",
     "StoreBusyError",
     "StoreError",
     "TextError",
     "TokenizerError",
+    "first_line",
+    "unreadable",
+    "unwritable",
 ]
 
 
+class Option:
+    """An option as a message mentions it: Python's name and, where one is recommended, a value.
+
+    ``str()`` spells it as Python does; ``grit_mlx.cli`` shows the flag of the command that is running. Warnings that
+    are logged take it as an argument: ``logger.warning("Raise %s.", Option("max_length"))``.
+    """
+
+    def __init__(self, name: str, value: Any = None) -> None:
+        self.name = name
+        self.value = value
+
+    def __str__(self) -> str:
+        return self.name if self.value is None else f"{self.name}={self.value!r}"
+
+
 class GritError(Exception):
-    """Base of all errors raised on purpose by grit-mlx."""
+    """Base of all errors raised on purpose by grit-mlx.
+
+    Args:
+        *parts: the message; strings and the options that it mentions.
+
+    Attributes:
+        parts: these.
+    """
+
+    def __init__(self, *parts: str | Option) -> None:
+        super().__init__(*parts)
+        self.parts = parts
+
+    def __str__(self) -> str:
+        return "".join(map(str, self.parts))
+
+    @property
+    def option(self) -> str | None:
+        """The name of the first option that the message mentions."""
+        return next((part.name for part in self.parts if isinstance(part, Option)), None)
 
 
 class ArgumentError(GritError, ValueError):
@@ -68,8 +113,8 @@ class TextError(ArgumentError):
         index: position of the text in the sequence that was passed, from 0.
     """
 
-    def __init__(self, message: str, *, index: int) -> None:
-        super().__init__(message)
+    def __init__(self, *parts: str | Option, index: int) -> None:
+        super().__init__(*parts)
         self.index = index
 
 
@@ -125,8 +170,8 @@ class DocumentError(GritError):
         line: the line in it, from 1, or None where the whole file is at fault.
     """
 
-    def __init__(self, message: str, *, path: str | Path, line: int | None = None) -> None:
-        super().__init__(message)
+    def __init__(self, *parts: str | Option, path: str | Path, line: int | None = None) -> None:
+        super().__init__(*parts)
         self.path = str(path)
         self.line = line
 
@@ -145,3 +190,55 @@ class OutputError(GritError):
 
 class DependencyError(GritError, ImportError):
     """An optional package is not installed."""
+
+
+_UNREADABLE: Final[dict[int, str]] = {
+    errno.ENOENT: "does not exist. Check the name.",
+    errno.ENOTDIR: "does not exist: a part of its path is a file, not a folder.",
+    errno.EISDIR: "is a folder, not a file.",
+    errno.EACCES: "cannot be read: permission denied. Check its permissions.",
+    errno.EPERM: "cannot be read: permission denied. Check its permissions.",
+    errno.ENAMETOOLONG: "is too long for a file name.",
+    errno.ELOOP: "is a symbolic link that leads back to itself.",
+}
+
+_UNWRITABLE: Final[dict[int, str]] = {
+    errno.ENOENT: "its folder does not exist. Create it first.",
+    errno.ENOTDIR: "a part of its path is a file, not a folder.",
+    errno.EISDIR: "it is a folder. Name a file in it.",
+    errno.EACCES: "permission denied. Check the permissions, or choose another place.",
+    errno.EPERM: "permission denied. Check the permissions, or choose another place.",
+    errno.EROFS: "it is on a read-only disk. Choose another place.",
+    errno.ENOSPC: "the disk is full. Make room, or choose another place.",
+    errno.EDQUOT: "your disk quota is used up. Make room, or choose another place.",
+    errno.EFBIG: "the file would be larger than the disk or its limits allow.",
+    errno.ENAMETOOLONG: "the name is too long.",
+    errno.ELOOP: "it is a symbolic link that leads back to itself.",
+    errno.EEXIST: "it exists already. Allow overwriting, or choose another name.",
+    errno.EIO: "the disk reports an error.",
+}
+
+
+def unreadable(name: str | PathLike[str], error: BaseException) -> str:
+    """The sentence for a file or folder that cannot be read.
+
+    Args:
+        name: as the user knows it.
+        error: what was raised on reading it; of an error that is not the operating system's, the first line.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{fspath(name)} {_UNREADABLE.get(error.errno) or f'cannot be read: {error.strerror or error}.'}"
+    return f"{fspath(name)} cannot be read: {first_line(error)}"
+
+
+def unwritable(name: str | PathLike[str], error: BaseException) -> str:
+    """The sentence for a file or folder that cannot be written; see ``unreadable``."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"Cannot write {fspath(name)}: {_UNWRITABLE.get(error.errno) or f'{error.strerror or error}.'}"
+    return f"Cannot write {fspath(name)}: {first_line(error)}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what another library says, with a full stop; the error's class where it says nothing."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0].strip()
+    return line if line.endswith((".", "!", "?")) else line + "."

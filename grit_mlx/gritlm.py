@@ -16,12 +16,12 @@ import numpy as np
 from mlx_lm.generate import GenerationResponse
 from numpy.typing import NDArray
 
-from grit_mlx.errors import ArgumentError, ModeError, TextError
+from grit_mlx.errors import ArgumentError, ModeError, Option, TextError
 from grit_mlx.model import generation, loading, prompts
 from grit_mlx.model.batching import windows
-from grit_mlx.model.embedding import Embedder, EmbeddingOptions, TextCaches
-from grit_mlx.model.generation import DocumentLayers, GenerationOptions, PromptCache
-from grit_mlx.model.settings import Settings
+from grit_mlx.model.embedding import Embedder, TextCaches
+from grit_mlx.model.generation import DocumentLayers, PromptCache
+from grit_mlx.model.options import EmbeddingOptions, GenerationOptions, ModelChoice
 from grit_mlx.progress import Progress, reporting
 from grit_mlx.vectors.compression import DTYPES, CompressedVectors, compress
 
@@ -75,29 +75,37 @@ class GritLM:
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        # Before minutes of loading, not after.
-        overrides = {"pooling": pooling_method, "normalized": normalized, "attn": attn}
-        Settings().override(**overrides)
-        loaded = loading.load(
-            model_name_or_path,
-            mode=mode,
-            dtype=dtype,
-            adapter_path=adapter_path,
+        choice = ModelChoice(
+            model=model_name_or_path,
+            adapter=adapter_path,
             revision=revision,
+            dtype=dtype,
             trust_remote_code=trust_remote_code,
+            pooling=pooling_method,
+            attn=attn,
+            normalized=normalized,
         )
-        self._set_up(loaded, mode, loaded.settings.override(**overrides))
+        self._set_up(loading.load(choice, mode=mode), mode)
+
+    @classmethod
+    def from_choice(cls, choice: ModelChoice, *, mode: str = "unified") -> GritLM:
+        """As the constructor, from one value.
+
+        Raises:
+            As the constructor.
+        """
+        return cls.from_loaded(loading.load(choice, mode=mode), mode=mode)
 
     @classmethod
     def from_loaded(cls, loaded: loading.LoadedModel, *, mode: str = "unified") -> GritLM:
         """A GritLM around a model that is in memory already, with the settings it was loaded with."""
         self = cls.__new__(cls)
-        self._set_up(loaded, mode, loaded.settings)
+        self._set_up(loaded, mode)
         return self
 
-    def _set_up(self, loaded: loading.LoadedModel, mode: str, settings: Settings) -> None:
+    def _set_up(self, loaded: loading.LoadedModel, mode: str) -> None:
         self.mode = mode
-        self.settings = settings
+        self.settings = loaded.settings
         self.model = loaded.model
         self.config = loaded.config
         self.folder = loaded.folder
@@ -111,7 +119,7 @@ class GritLM:
                 loaded.model,
                 loaded.shape,
                 tokenizer=self.tokenizer,
-                settings=settings,
+                settings=loaded.settings,
                 config=loaded.config,
                 projection=loaded.projection,
             )
@@ -178,7 +186,9 @@ class GritLM:
             long_texts=long_texts,
         )
         if output_dtype not in DTYPES:
-            raise ArgumentError(f"Unknown output_dtype {output_dtype!r}: use one of {', '.join(DTYPES)}.")
+            raise ArgumentError(
+                "Unknown ", Option("output_dtype"), f" {output_dtype!r}: use one of {', '.join(DTYPES)}."
+            )
         if not convert_to_numpy and output_dtype in {"int8", "binary"}:
             raise ArgumentError(f"output_dtype={output_dtype!r} is a NumPy format: leave convert_to_numpy at True.")
 
@@ -335,7 +345,7 @@ class GritLM:
                 ``encode(get_cache=True)``, which ``prompt`` then continues as it is (see
                 ``prompts.rag_prompt``).
             raw: take a text as the whole prompt, without the chat format; special tokens in it are obeyed.
-            **options: the other fields of ``generation.GenerationOptions``: ``top_p``, ``top_k``, ``min_p``,
+            **options: the other fields of ``GenerationOptions``: ``top_p``, ``top_k``, ``min_p``,
                 ``repetition_penalty``, ``seed``, ``stop``, ``kv_bits``, ...
 
         Raises:

@@ -15,6 +15,7 @@ from grit_mlx import GritLM
 from grit_mlx.evaluation.retrieval import RetrievalSet, load_set
 from grit_mlx.model import hub
 from grit_mlx.model.loading import load
+from grit_mlx.model.options import ModelChoice
 from grit_mlx.rag import Answerer, Document
 
 COMMAND = [sys.executable, "-c", "from grit_mlx.cli.main import main; main()"]
@@ -50,12 +51,12 @@ def offline(tmp_path: Path) -> dict[str, str]:
 
 def test_it_is_the_default_and_small() -> None:
     folder = hub.embedded_model()
-    assert folder is not None and hub.resolve() == folder == hub.resolve("grit-tiny")
+    assert folder is not None and hub.resolve(ModelChoice()) == folder == hub.resolve(ModelChoice("grit-tiny"))
     assert sum(path.stat().st_size for path in folder.iterdir()) <= BYTES
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert config["model_type"] == "mistral" and config["tie_word_embeddings"]
     assert config["max_position_embeddings"] >= 512
-    loaded = load(folder, dtype="float32")
+    loaded = load(ModelChoice(folder, dtype="float32"))
     sizes = {name: value.size for name, value in loaded.model.parameters()["model"]["embed_tokens"].items()}
     total = sum(value.size for value in _arrays(loaded.model.parameters()))
     assert 0 < total - sum(sizes.values()) <= PARAMETERS_OF_THE_BODY

@@ -132,7 +132,7 @@ def test_long_texts(model: GritLM, caplog: pytest.LogCaptureFixture) -> None:
     short = "a short one"
     with caplog.at_level(logging.WARNING, logger="grit_mlx"):
         cut = model.encode([long, short], max_length=32, instruction="<|embed|>\n")
-    assert "1 of 2 texts have more than 32 tokens" in caplog.text
+    assert "1 of 2 texts were truncated at 32 tokens" in caplog.text
     averaged = model.encode([long, short], max_length=32, instruction="<|embed|>\n", long_texts="average")
     np.testing.assert_allclose(averaged[1], cut[1], atol=1e-6)
     assert np.abs(averaged[0] - cut[0]).max() > 1e-3
@@ -171,9 +171,9 @@ def mean_of(model: GritLM, ids: list[int], skipped: int) -> NDArray[Any]:
         (["ok", "bad \ud800 half"], {}, "Text 1 holds half a surrogate pair at character 4"),
         (["a"], {"max_length": 4, "instruction": "<|embed|>\n"}, "Text 0 has no room: the instruction takes all 4"),
         (["a"], {"max_length": 0}, "max_length must be at least 1"),
-        (["a"], {"max_length": "8"}, "max_length must be at least 1 token, not '8'"),
+        (["a"], {"max_length": "8"}, "max_length must be a whole number, not '8'"),
         (["a"], {"batch_size": -1}, "batch_size must be at least 1"),
-        (["a"], {"instruction": 3}, "instruction must be text, not int"),
+        (["a"], {"instruction": 3}, "instruction must be text, not 3"),
         (["a"], {"long_texts": "drop"}, "Unknown long_texts 'drop': use one of truncate, average"),
         (["a"], {"long_texts": "average", "get_cache": True}, "get_cache keeps one pass"),
     ],

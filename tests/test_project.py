@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A name is a folder of grit_mlx or a module directly in it; `grit_mlx` itself is its __init__ of public names.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
-    frozenset({"optional", "progress"}),
+    frozenset({"optional", "options", "progress"}),
     frozenset({"files"}),
     frozenset({"model", "text"}),
     frozenset({"vectors"}),

@@ -16,25 +16,9 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from grit_mlx.errors import OutputError
+from grit_mlx.errors import OutputError, unwritable
 
 __all__ = ["atomic_path", "atomic_write", "output_errors"]
-
-_OS_FAILURES: Final[dict[int, str]] = {
-    errno.ENOENT: "its folder does not exist. Create it first.",
-    errno.ENOTDIR: "a part of its path is a file, not a folder.",
-    errno.EISDIR: "it is a folder. Name a file in it.",
-    errno.EACCES: "you may not write there. Check the permissions, or choose another place.",
-    errno.EPERM: "you may not write there. Check the permissions, or choose another place.",
-    errno.EROFS: "it is on a read-only disk. Choose another place.",
-    errno.ENOSPC: "the disk is full. Make room, or choose another place.",
-    errno.EDQUOT: "your disk quota is used up. Make room, or choose another place.",
-    errno.EFBIG: "the file would be larger than the disk or its limits allow.",
-    errno.ENAMETOOLONG: "the name is too long.",
-    errno.ELOOP: "it is a symbolic link that leads back to itself.",
-    errno.EEXIST: "it exists already. Allow overwriting, or choose another name.",
-    errno.EIO: "the disk reports an error.",
-}
 
 # What only a write can fail with. Other OSErrors inside a `with atomic_path` are the caller's, such as a lost
 # network.
@@ -126,8 +110,7 @@ def output_errors(name: str, *, only: Sequence[int] | None = None) -> Iterator[N
     except OSError as error:
         if only is not None and error.errno not in only:
             raise
-        reason = _OS_FAILURES.get(error.errno or 0) or f"{error.strerror or error}."
-        raise OutputError(f"Cannot write {name}: {reason}") from error
+        raise OutputError(unwritable(name, error)) from error
     except ValueError as error:
         if only is not None or "null" not in str(error):
             raise

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -19,57 +19,25 @@ import numpy as np
 from mlx_lm.models.cache import KVCache
 from numpy.typing import NDArray
 
-from grit_mlx.errors import ArgumentError, MemoryLimitError, NonFiniteError, TextError
+from grit_mlx.errors import MemoryLimitError, NonFiniteError, Option, TextError
 from grit_mlx.model import device
 from grit_mlx.model.attention import backbone, document_caches, embedding_caches, split_document_caches
 from grit_mlx.model.batching import halve, plan_batches
 from grit_mlx.model.numpy_linear import through_numpy
+from grit_mlx.model.options import EmbeddingOptions
 from grit_mlx.model.pooling import AVERAGING, pool
 from grit_mlx.model.prompts import tokenize_texts
 from grit_mlx.model.settings import ATTENTION, Settings
 
-__all__ = ["LONG_TEXTS", "Embedder", "EmbeddingOptions", "Projection", "TextCaches"]
+__all__ = ["Embedder", "Projection", "TextCaches"]
 
 logger = logging.getLogger("grit_mlx")
-
-# What to do with a text of more than max_length tokens.
-LONG_TEXTS = ("truncate", "average")
 
 # Weight (P, E) and bias (P,) or None of the optional linear map before pooling.
 Projection = tuple[mx.array, mx.array | None]
 
 # The keys and values of one text: a cache for each layer.
 TextCaches = list[KVCache]
-
-
-@dataclass(frozen=True)
-class EmbeddingOptions:
-    """How texts are embedded; ``GritLM.encode`` documents each field.
-
-    Raises:
-        ArgumentError: a value out of range, or two that do not go together.
-    """
-
-    max_length: int
-    batch_size: int | None = None
-    instruction: str = ""
-    embed_instruction: bool = False
-    get_cache: bool = False
-    add_special_tokens: bool = True
-    long_texts: str = "truncate"
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot work."""
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ArgumentError(f"batch_size must be at least 1, not {self.batch_size}.")
-        if not isinstance(self.max_length, int) or self.max_length < 1:
-            raise ArgumentError(f"max_length must be at least 1 token, not {self.max_length!r}.")
-        if not isinstance(self.instruction, str):
-            raise ArgumentError(f"The instruction must be text, not {type(self.instruction).__name__}.")
-        if self.long_texts not in LONG_TEXTS:
-            raise ArgumentError(f"Unknown long_texts {self.long_texts!r}: use one of {', '.join(LONG_TEXTS)}.")
-        if self.get_cache and self.long_texts == "average":
-            raise ArgumentError("get_cache keeps one pass over a text: use long_texts='truncate' with it.")
 
 
 @dataclass(frozen=True)
@@ -143,6 +111,8 @@ class Embedder:
             NonFiniteError: the model computed NaN or infinity.
             MemoryLimitError: one text alone does not fit into memory.
         """
+        if options.max_length is None:
+            options = replace(options, max_length=self.settings.max_length)
         pieces = self._pieces(texts, options, first_index)
         lengths = [len(piece.ids) for piece in pieces]
         budget = self._token_budget(max(lengths))
@@ -169,7 +139,7 @@ class Embedder:
                     continue
                 for row, piece in enumerate(batch):
                     if not np.isfinite(computed[row]).all():
-                        raise NonFiniteError(_not_finite(first_index + piece.text))
+                        raise _not_finite(first_index + piece.text)
                     vectors[piece.text] += computed[row] * (piece.pooled / shares[piece.text])
                     if kept:
                         caches[piece.text] = kept[row]
@@ -184,6 +154,7 @@ class Embedder:
 
     def _pieces(self, texts: Sequence[str], options: EmbeddingOptions, first_index: int) -> list[_Piece]:
         """The sequences to compute: one for each text, or several for long ones that are averaged."""
+        assert options.max_length is not None
         average = options.long_texts == "average"
         tokenized = tokenize_texts(
             self.tokenizer,
@@ -198,17 +169,25 @@ class Embedder:
             head, body = tokens.ids[: tokens.instruction_tokens], tokens.ids[tokens.instruction_tokens :]
             room = options.max_length - len(head)
             if not text.strip() or (room > 0 and not body):
-                raise TextError(_EMPTY.format(first_index + i), index=first_index + i)
+                raise TextError(
+                    f"Text {first_index + i} is empty. Leave it out, or give it some text.", index=first_index + i
+                )
             if room <= 0:
-                raise TextError(_NO_ROOM.format(first_index + i, options.max_length), index=first_index + i)
+                raise TextError(
+                    f"Text {first_index + i} has no room: the instruction takes all {options.max_length} tokens of ",
+                    *(Option("max_length"), ". Shorten the instruction or raise ", Option("max_length"), "."),
+                    index=first_index + i,
+                )
             skipped = len(head) if masked else 0
             pieces += [_Piece(i, head + body[at : at + room], skipped) for at in range(0, len(body), room)]
         if cut := sum(tokens.truncated for tokens in tokenized):
             logger.warning(
-                "%d of %d texts have more than %d tokens and were cut there. Raise max_length, or average chunks.",
+                "%d of %d texts were truncated at %d tokens. Raise %s, or average chunks (%s).",
                 cut,
                 len(texts),
                 options.max_length,
+                Option("max_length"),
+                Option("long_texts", "average"),
                 extra={"cut_texts": cut, "cut_at": options.max_length},  # for handlers that add up windows
             )
         return pieces
@@ -256,8 +235,11 @@ def _smaller(plan: list[list[int]], lengths: Sequence[int]) -> list[list[int]]:
     failed = plan[-1]
     if len(failed) == 1:
         raise MemoryLimitError(
-            f"A text of {lengths[failed[0]]} tokens does not fit into memory. Lower max_length, average chunks "
-            "(long_texts='average'), or use a model with fewer bits."
+            f"A text of {lengths[failed[0]]} tokens does not fit into memory. Lower ",
+            Option("max_length"),
+            ", average chunks (",
+            Option("long_texts", "average"),
+            "), or use a model with fewer bits.",
         )
     logger.warning("Memory ran out at %d texts at once; going on with half as many.", len(failed))
 
@@ -268,15 +250,10 @@ def _smaller(plan: list[list[int]], lengths: Sequence[int]) -> list[list[int]]:
     return [part for batch in plan for part in (halve(batch) if tokens(batch) > limit else [batch])]
 
 
-_EMPTY = "Text {} is empty. Leave it out, or give it some text."
-_NO_ROOM = (
-    "Text {} has no room: the instruction takes all {} tokens of max_length. "
-    "Shorten the instruction or raise max_length."
-)
-
-
-def _not_finite(index: int) -> str:
-    return (
+def _not_finite(index: int) -> NonFiniteError:
+    return NonFiniteError(
         f"The vector of text {index} holds NaN or infinity: the model's weights are damaged, or overflow their dtype. "
-        "Download or convert the model again, or load it with dtype='float32'."
+        "Download or convert the model again, or load it with ",
+        Option("dtype", "float32"),
+        ".",
     )

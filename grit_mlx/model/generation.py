@@ -9,7 +9,7 @@ import contextlib
 import copy
 import sys
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -19,87 +19,14 @@ from mlx_lm.generate import GenerationResponse, batch_generate, stream_generate
 from mlx_lm.models.cache import KVCache, can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
 from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
-from grit_mlx.errors import ArgumentError, MemoryLimitError, NonFiniteError
+from grit_mlx.errors import ArgumentError, MemoryLimitError, NonFiniteError, Option
 from grit_mlx.model.device import is_out_of_memory
+from grit_mlx.model.options import GenerationOptions
 
-__all__ = ["DocumentLayers", "GenerationOptions", "PromptCache", "copied_layers", "generate_batch", "stream_responses"]
+__all__ = ["DocumentLayers", "PromptCache", "copied_layers", "generate_batch", "stream_responses"]
 
 # Keys and values that a document left behind, one mlx-lm cache for each layer.
 DocumentLayers = Sequence[KVCache]
-
-
-@dataclass(frozen=True)
-class GenerationOptions:
-    """How text is sampled. The names and meanings are mlx-lm's and llama.cpp's.
-
-    Attributes:
-        max_tokens: most tokens to generate; -1 for no limit.
-        temperature: 0 takes the likeliest token each time.
-        top_p: sample from the likeliest tokens that together have this probability; 1 for all.
-        top_k: sample from this many of the likeliest tokens; 0 for all.
-        min_p: leave out tokens less likely than this times the likeliest; 0 for none.
-        repetition_penalty: divides the score of recent tokens; 1 or None for none.
-        repetition_context_size: how many recent tokens that looks at.
-        seed: makes sampling repeatable; None for a fresh draw.
-        stop: texts at which to stop; they are not part of the result.
-        kv_bits: bits of quantised keys and values (2, 3, 4, 6, 8); None keeps them as they are.
-        kv_group_size: numbers that share a scale; must divide the head size.
-        quantized_kv_start: tokens from which on they are quantised.
-        prefill_step_size: tokens of the prompt that are computed at once.
-    """
-
-    max_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float | None = None
-    repetition_context_size: int = 20
-    seed: int | None = None
-    stop: Sequence[str] = ()
-    kv_bits: int | None = None
-    kv_group_size: int = 64
-    quantized_kv_start: int = 0
-    prefill_step_size: int = 2048
-
-    def __post_init__(self) -> None:
-        """Refuse values outside their range.
-
-        Raises:
-            ArgumentError: names the option and its range.
-        """
-        checks = {
-            "max_tokens must be at least 1, or -1 for no limit": self.max_tokens == -1 or self.max_tokens >= 1,
-            "temperature must be 0 or more": self.temperature >= 0,
-            "top_p must be above 0 and at most 1": 0 < self.top_p <= 1,
-            "top_k must be 0 or more": self.top_k >= 0,
-            "min_p must be from 0 to 1": 0 <= self.min_p <= 1,
-            "repetition_penalty must be above 0": self.repetition_penalty is None or self.repetition_penalty > 0,
-            "repetition_context_size must be at least 1": self.repetition_context_size >= 1,
-            "stop must be a list of texts that are not empty": not isinstance(self.stop, str) and all(self.stop),
-            "kv_bits must be 2, 3, 4, 6 or 8": self.kv_bits in (None, 2, 3, 4, 6, 8),
-            "kv_group_size must be 32, 64 or 128": self.kv_group_size in (32, 64, 128),
-            "prefill_step_size must be at least 1": self.prefill_step_size >= 1,
-        }
-        for rule, holds in checks.items():
-            if not holds:
-                raise ArgumentError(f"{rule}, not {getattr(self, rule.split()[0])!r}.")
-
-    def sampling(self, vocabulary_size: int) -> dict[str, Any]:
-        """The sampler and the processors of logits, as mlx-lm's functions take them."""
-        return {
-            "sampler": make_sampler(
-                temp=self.temperature,
-                top_p=self.top_p,
-                # mlx-lm refuses a top_k of the whole vocabulary, which only means "all".
-                top_k=self.top_k if self.top_k < vocabulary_size else 0,
-                min_p=self.min_p,
-            ),
-            "logits_processors": make_logits_processors(
-                repetition_penalty=None if self.repetition_penalty == 1 else self.repetition_penalty,
-                repetition_context_size=self.repetition_context_size,
-            ),
-        }
 
 
 class PromptCache:
@@ -199,7 +126,7 @@ def stream_responses(
         kv_bits=options.kv_bits,
         kv_group_size=options.kv_group_size,
         quantized_kv_start=options.quantized_kv_start,
-        **options.sampling(len(tokenizer._tokenizer)),
+        **_sampling(options, len(tokenizer._tokenizer)),
     )
     answer: list[int] = []
     try:
@@ -210,8 +137,8 @@ def stream_responses(
         if not is_out_of_memory(error):
             raise
         raise MemoryLimitError(
-            f"Memory ran out after {len(tokens) + len(answer)} tokens. Use a shorter prompt, kv_bits=8, "
-            "or a model with fewer bits."
+            f"Memory ran out after {len(tokens) + len(answer)} tokens. Use a shorter prompt, ",
+            *(Option("kv_bits", 8), ", or a model with fewer bits."),
         ) from error
     finally:
         responses.close()
@@ -234,9 +161,9 @@ def generate_batch(
         if not prompt:
             raise ArgumentError(f"Prompt {i} is empty.")
     if options.kv_bits is not None:
-        raise ArgumentError("kv_bits does not work for a batch of prompts: generate them one by one.")
+        raise ArgumentError(Option("kv_bits"), " does not work for a batch of prompts: generate them one by one.")
     if options.max_tokens < 0:
-        raise ArgumentError("max_tokens must be given for a batch of prompts.")
+        raise ArgumentError(Option("max_tokens"), " must be given for a batch of prompts.")
     if not prompts:
         return []
     if options.seed is not None:
@@ -247,9 +174,26 @@ def generate_batch(
         [list(prompt) for prompt in prompts],
         max_tokens=options.max_tokens,
         prefill_step_size=options.prefill_step_size,
-        **options.sampling(len(tokenizer._tokenizer)),
+        **_sampling(options, len(tokenizer._tokenizer)),
     )
     return [_cut(text, options.stop) for text in result.texts]
+
+
+def _sampling(options: GenerationOptions, vocabulary_size: int) -> dict[str, Any]:
+    """The sampler and the processors of logits, as mlx-lm's functions take them."""
+    return {
+        "sampler": make_sampler(
+            temp=options.temperature,
+            top_p=options.top_p,
+            # mlx-lm refuses a top_k of the whole vocabulary, which only means "all".
+            top_k=options.top_k if options.top_k < vocabulary_size else 0,
+            min_p=options.min_p,
+        ),
+        "logits_processors": make_logits_processors(
+            repetition_penalty=None if options.repetition_penalty == 1 else options.repetition_penalty,
+            repetition_context_size=options.repetition_context_size,
+        ),
+    }
 
 
 def _started(responses: Iterator[GenerationResponse]) -> Iterator[GenerationResponse]:
@@ -266,7 +210,8 @@ def _started(responses: Iterator[GenerationResponse]) -> Iterator[GenerationResp
     if not np.isfinite(np.max(np.array(first.logprobs.tolist()))):
         raise NonFiniteError(
             "The model computes NaN or infinity: its weights are damaged, or overflow their dtype. "
-            "Download or convert it again, or load it with dtype='float32'."
+            "Download or convert it again, or load it with ",
+            *(Option("dtype", "float32"), "."),
         )
     yield first
     yield from responses

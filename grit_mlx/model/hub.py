@@ -11,8 +11,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from grit_mlx.errors import ConfigError, DownloadError, GritError, ModelNotFoundError, OutputError
+from grit_mlx.errors import (
+    ConfigError,
+    DownloadError,
+    GritError,
+    ModelNotFoundError,
+    OutputError,
+    first_line,
+    unwritable,
+)
 from grit_mlx.files.atomic import atomic_write
+from grit_mlx.model.options import ModelChoice
 
 __all__ = [
     "ALIASES",
@@ -50,7 +59,7 @@ FILES = (
     "*.txt",
     "README.md",
 )
-# Code, for callers that trust it (trust_remote_code).
+# Code, for callers that trust it.
 CODE = ("*.py",)
 
 EMBEDDED = Path(__file__).parents[1] / "builtin" / "grit-tiny"
@@ -129,28 +138,24 @@ def set_default_model(name: str | None) -> Path:
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(
-            f"Cannot write {path}: {error.strerror}. Set GRIT_HOME to a folder you can write to."
-        ) from error
+        raise OutputError(f"{unwritable(path, error)} Set GRIT_HOME to a folder you can write to.") from error
     with atomic_write(path) as file:
         file.write(json.dumps({"model": name}).encode())
     return path
 
 
-def resolve(name: str | Path | None = None, *, revision: str | None = None, trust_remote_code: bool = False) -> Path:
+def resolve(choice: ModelChoice) -> Path:
     """The folder of a model, downloaded first where it has to be.
 
     Args:
-        name: a folder, a hub id (``owner/name``), a short name of ``ALIASES``, or None for the default.
-        revision: branch, tag or commit of a hub repository.
-        trust_remote_code: download the repository's Python files too.
+        choice: names a folder, a hub id (``owner/name``), a short name of ``ALIASES``, or None for the default;
+            with ``trust_remote_code`` the repository's Python files are downloaded too.
 
     Raises:
         ModelNotFoundError: no such folder or repository; the message tells what was tried.
         DownloadError: the hub did not deliver.
     """
-    if name is None:
-        name = default_model()
+    name = default_model() if choice.model is None else choice.model
     if name is None:
         raise ModelNotFoundError(
             "No model was named and there is no default yet. Name one (--model gritlm-7b, or a folder), "
@@ -159,7 +164,7 @@ def resolve(name: str | Path | None = None, *, revision: str | None = None, trus
     place = identify(name)
     if isinstance(place, Path):
         return place
-    return download(place, revision=revision, trust_remote_code=trust_remote_code)
+    return download(place, revision=choice.revision, code=choice.trust_remote_code)
 
 
 def identify(name: str | Path) -> Path | str:
@@ -192,7 +197,7 @@ def identify(name: str | Path) -> Path | str:
     raise ModelNotFoundError(f"There is no folder and no model called {text!r}. {hint}")
 
 
-def download(repository: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Path:
+def download(repository: str, *, revision: str | None = None, code: bool = False) -> Path:
     """The folder of a hub repository in the local cache, fetched or completed where needed.
 
     A download that broke off goes on where it stopped. ``HF_HUB_OFFLINE=1`` uses only what is in the cache.
@@ -204,7 +209,7 @@ def download(repository: str, *, revision: str | None = None, trust_remote_code:
     with explained(repository, revision):
         from huggingface_hub import snapshot_download  # costs 0.3 s, and most models are folders
 
-        patterns = [*FILES, *(CODE if trust_remote_code else ())]
+        patterns = [*FILES, *(CODE if code else ())]
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
 
 
@@ -260,7 +265,7 @@ def explained(repository: str, revision: str | None = None) -> Iterator[None]:
         raise ModelNotFoundError(f"{repository!r} is no valid hub id: they look like owner/name.") from error
     except OSError as error:
         raise DownloadError(
-            f"Downloading {repository} failed: {_first_line(error)} Run it again to go on where it stopped."
+            f"Downloading {repository} failed: {first_line(error)} Run it again to go on where it stopped."
         ) from error
     except Exception as error:
         # The hub's client lets errors of its HTTP library through, whose classes change between versions.
@@ -272,7 +277,7 @@ def explained(repository: str, revision: str | None = None) -> Iterator[None]:
             "huggingface_hub",
         }:
             raise DownloadError(
-                f"Downloading {repository} failed: {_first_line(error)} Run it again to go on where it stopped."
+                f"Downloading {repository} failed: {first_line(error)} Run it again to go on where it stopped."
             ) from error
         raise
 
@@ -295,8 +300,3 @@ def local_models() -> Iterator[LocalModel]:
         newest = max(repository.revisions, key=lambda r: r.last_modified, default=None)
         if repository.repo_type == "model" and newest and (newest.snapshot_path / "config.json").exists():
             yield LocalModel(repository.repo_id, newest.snapshot_path, newest.size_on_disk)
-
-
-def _first_line(error: BaseException) -> str:
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return line if line.endswith((".", "!", "?")) else line + "."

@@ -28,15 +28,17 @@ from grit_mlx.errors import (
     ConfigError,
     ModelError,
     NonFiniteError,
+    Option,
     TokenizerError,
+    first_line,
 )
 from grit_mlx.model import device, hub, numpy_linear
 from grit_mlx.model.attention import check_both_modes
 from grit_mlx.model.checkpoint import read_config, read_header, read_headers
+from grit_mlx.model.options import MODES, ModelChoice
 from grit_mlx.model.settings import FILE_NAME, Settings, read_settings
 
 __all__ = [
-    "MODES",
     "TOKENIZER_FILES",
     "LoadedModel",
     "attach_adapter",
@@ -45,11 +47,10 @@ __all__ = [
     "load",
     "load_tokenizer",
     "mended_config",
+    "refuse_code",
 ]
 
 logger = logging.getLogger("grit_mlx")
-
-MODES = ("unified", "embedding", "generative")
 
 # Part of the free memory that widened weights may take on a CPU.
 _WIDENING_FRACTION = 0.7
@@ -86,39 +87,28 @@ class LoadedModel:
     adapter: Path | None = None
 
 
-def load(
-    name: str | Path | None = None,
-    *,
-    mode: str = "unified",
-    dtype: str = "auto",
-    adapter_path: str | Path | None = None,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-) -> LoadedModel:
+def load(choice: ModelChoice, *, mode: str = "unified") -> LoadedModel:
     """Load a model by name.
 
     Args:
-        name: a folder, a hub id, a short name, or None for the default model (see ``hub.resolve``).
+        choice: which, and how.
         mode: ``"unified"``; ``"embedding"`` leaves the language-model head out of memory; ``"generative"`` skips
             the proof of both attention modes, so that any mlx-lm model loads.
-        dtype: see ``device.compute_dtype``.
-        adapter_path: a folder with an adapter in mlx-lm's layout.
-        revision: branch, tag or commit of a hub repository.
-        trust_remote_code: run Python code that comes with the model.
 
     Raises:
         ModelError: one of its kinds, naming the file or tensor at fault.
-        ArgumentError: an unknown mode or dtype.
+        ArgumentError: an unknown mode.
     """
     if mode not in MODES:
-        raise ArgumentError(f"Unknown mode {mode!r}: use one of {', '.join(MODES)}.")
-    target = device.compute_dtype(dtype)
-    folder = hub.resolve(name, revision=revision, trust_remote_code=trust_remote_code)
-    adapter = None if adapter_path is None else checked_adapter(Path(adapter_path).expanduser())
+        raise ArgumentError("Unknown ", Option("mode"), f" {mode!r}: use one of {', '.join(MODES)}.")
+    target = device.compute_dtype(choice.dtype)
+    folder = hub.resolve(choice)
+    adapter = None if choice.adapter is None else checked_adapter(Path(choice.adapter).expanduser())
     tuned = adapter is not None and (adapter / FILE_NAME).exists()
     settings = read_settings(adapter if adapter is not None and tuned else folder)
+    settings = settings.override(pooling=choice.pooling, normalized=choice.normalized, attn=choice.attn)
 
-    model, config = _load_weights(folder, trust_remote_code=trust_remote_code)
+    model, config = _load_weights(folder, trust=choice.trust_remote_code)
     if mode == "embedding" and "lm_head" in model:
         model.pop("lm_head")  # never evaluated so far, so it was never read from the file either
     _cast(model, target, lookups_only=mode == "embedding")
@@ -127,7 +117,7 @@ def load(
     model.eval()
     _materialize(model)
 
-    tokenizer = load_tokenizer(folder, config, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(folder, config, trust=choice.trust_remote_code)
     shape = None
     if mode != "generative":
         try:
@@ -177,23 +167,33 @@ def mended_config(config: Mapping[str, Any], tensors: Collection[str]) -> dict[s
     return mended
 
 
-def _load_weights(folder: Path, *, trust_remote_code: bool) -> tuple[nn.Module, dict[str, Any]]:
+def _load_weights(folder: Path, *, trust: bool) -> tuple[nn.Module, dict[str, Any]]:
     """The model with lazy weights, and its mended config."""
     config = read_config(folder)
     tensors = read_headers(folder)
     # mlx-lm before 0.32 (the last for Python 3.10) runs such code without asking, so the question is asked here.
-    if config.get("model_file") and not trust_remote_code:
-        raise ArchitectureError(
-            f"{folder} brings its own code ({config['model_file']}). Pass trust_remote_code=True if you trust it."
-        )
-    trust: dict[str, Any] = (
+    if not trust:
+        refuse_code(config, folder)
+    trusted: dict[str, Any] = (
         {"trust_remote_code": True} if "trust_remote_code" in signature(load_model).parameters else {}
     )
     try:
-        model, config = load_model(folder, lazy=True, model_config=mended_config(config, tensors), **trust)
+        model, config = load_model(folder, lazy=True, model_config=mended_config(config, tensors), **trusted)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise explained(error, folder, config) from error
     return model, config
+
+
+def refuse_code(config: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a model that brings Python code of its own.
+
+    Raises:
+        ArchitectureError: it does.
+    """
+    if code := config.get("model_file"):
+        raise ArchitectureError(
+            f"{folder} brings its own code ({code}). Pass ", Option("trust_remote_code", True), " if you trust it."
+        )
 
 
 def explained(error: Exception, folder: Path, config: Mapping[str, Any]) -> ModelError:
@@ -305,7 +305,7 @@ def attach_adapter(model: nn.Module, folder: Path) -> None:
         ) from error
 
 
-def load_tokenizer(folder: Path, config: Mapping[str, Any], *, trust_remote_code: bool) -> Any:
+def load_tokenizer(folder: Path, config: Mapping[str, Any], *, trust: bool) -> Any:
     """mlx-lm's wrapper of a model folder's tokenizer.
 
     Raises:
@@ -316,13 +316,12 @@ def load_tokenizer(folder: Path, config: Mapping[str, Any], *, trust_remote_code
     try:
         tokenizer = mlx_lm_utils.load_tokenizer(
             folder,
-            {"trust_remote_code": trust_remote_code},
+            {"trust_remote_code": trust},
             eos_token_ids=config.get("eos_token_id"),
         )
     except Exception as error:  # the tokenizer libraries raise anything, a bare Exception from Rust included
-        line = (str(error).strip() or repr(error)).splitlines()[0]
         raise TokenizerError(
-            f"Cannot read the tokenizer in {folder}: {line.rstrip('.')}. Download the model again."
+            f"Cannot read the tokenizer in {folder}: {first_line(error)} Download the model again."
         ) from error
     size = _vocabulary_size(config, tokenizer)
     if tokenizer.vocab_size > size:

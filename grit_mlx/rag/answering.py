@@ -19,7 +19,8 @@ from grit_mlx.errors import ArchitectureError, ArgumentError
 from grit_mlx.gritlm import GritLM
 from grit_mlx.model import device, prompts
 from grit_mlx.model.attention import concatenate_caches
-from grit_mlx.model.generation import GenerationOptions, PromptCache
+from grit_mlx.model.generation import PromptCache
+from grit_mlx.model.options import GenerationOptions
 from grit_mlx.model.prompts import embedding_prompt, literal_tokens, neutralised, rag_prompt
 from grit_mlx.rag.caches import DocumentCaches, cache_key
 from grit_mlx.rag.fingerprint import digest, fingerprint

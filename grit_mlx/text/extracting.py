@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from grit_mlx.errors import DependencyError, DocumentError
 from grit_mlx.text.html import html_paragraphs
+from grit_mlx.text.options import ReadingOptions
 from grit_mlx.text.reading import read_texts
 from grit_mlx.text.splitting import Text
 
@@ -97,12 +98,12 @@ def paragraphs(path: Path, *, field: str | None = None) -> Iterator[Text]:
     if reader is not None:
         return reader(path)
     if kind.rows:
-        return read_texts(path, by="line", field=field, skip_empty=True)
-    return read_texts(path, by="paragraph")
+        return read_texts(path, ReadingOptions(by="line", field=field, skip_empty=True))
+    return read_texts(path, ReadingOptions(by="paragraph"))
 
 
 def _html(path: Path) -> Iterator[Text]:
-    for page in read_texts(path, by="file"):  # one, or none where there is no text
+    for page in read_texts(path, ReadingOptions(by="file")):  # one, or none where there is no text
         yield from html_paragraphs(page.text, source=str(path), first_line=page.line)
 
 

@@ -24,15 +24,15 @@ from dataclasses import replace
 from itertools import chain
 from os import PathLike, fspath
 from pathlib import Path, PurePath
-from typing import Final, Literal, Protocol, cast, get_args
+from typing import Final, Literal, Protocol, cast
 
-from grit_mlx.errors import ArgumentError, DocumentError
+from grit_mlx.errors import DocumentError, unreadable
+from grit_mlx.text.options import ReadingOptions
 from grit_mlx.text.rows import READERS, failure, joined_rows, named, without_empty
 from grit_mlx.text.splitting import (
     STDIN,
     Measure,
     Text,
-    check_chunking,
     count_words,
     split_chunks,
     split_file,
@@ -41,7 +41,6 @@ from grit_mlx.text.splitting import (
 )
 
 __all__ = [
-    "By",
     "Kind",
     "kind_of",
     "read_lines",
@@ -49,7 +48,6 @@ __all__ = [
     "texts_from_lines",
 ]
 
-By = Literal["line", "paragraph", "file", "chunk"]
 Kind = Literal["text", "markdown", "jsonl", "json", "csv", "tsv"]
 
 _KINDS: Final[dict[str, Kind]] = {
@@ -79,16 +77,7 @@ _FOREIGN_FILES: Final = (
     (b"\x1f\x8b", "holds gzipped data. Give it a name that ends in .gz, or unpack it first."),
 )
 
-_OS_FAILURES: Final[dict[int, str]] = {
-    errno.ENOENT: "does not exist. Check the name.",
-    errno.ENOTDIR: "does not exist: a part of its path is a file, not a folder.",
-    errno.EISDIR: "is a folder. Name the files in it, for example with a shell pattern such as {path}/*.txt.",
-    errno.EACCES: "may not be read by you. Check its permissions.",
-    errno.EPERM: "may not be read by you. Check its permissions.",
-    errno.ENAMETOOLONG: "is too long for a file name.",
-    errno.ELOOP: "is a symbolic link that leads back to itself.",
-}
-
+_DEFAULTS: Final = ReadingOptions(by="line")
 
 _BLOCK_BYTES: Final = 1 << 16
 _BINARY_PROBE_BYTES: Final = 8192
@@ -99,58 +88,31 @@ _BINARY_PROBE_BYTES: Final = 8192
 
 def read_texts(
     path: str | PathLike[str],
+    options: ReadingOptions = _DEFAULTS,
     *,
-    by: By = "line",
-    field: str | None = None,
-    encoding: str = "utf-8",
-    chunk_size: int = 200,
-    overlap: int = 0,
     measure: Measure = count_words,
-    skip_empty: bool = False,
     on_skip: Callable[[], None] | None = None,
 ) -> Iterator[Text]:
     """Reads the texts of one file, or of standard input.
 
-    What cannot work (an unknown option, a missing file, a folder) is refused at the call, so that it costs a
-    caller no model load; what only the content shows is raised while iterating. A file without texts yields
-    none.
+    What cannot work (a missing file, a folder) is refused at the call, so that it costs a caller no model load; what
+    only the content shows is raised while iterating. A file without texts yields none.
 
     Args:
-        path: a file, or "-" for standard input, which is plain text, or JSON lines if `field` is given.
-        by: what makes one text. "line": a line that is not blank, without the white space around it; in JSON,
-            CSV and TSV a row as it stands. "paragraph": a block between blank lines. "file": everything.
-            "chunk": see `split_chunks`. Paragraphs and chunks never span two rows.
-        field: the field or column that holds the text. None means "text", or the only column.
-        encoding: how the bytes are to be read. A UTF-8 byte order mark is dropped.
-        chunk_size: the most units that a chunk measures; only for by="chunk".
-        overlap: the most units that a chunk repeats of the one before; only for by="chunk".
-        measure: the units in a text, such as its number of tokens. It must not shrink as a text grows.
-        skip_empty: drop rows whose text is empty or null, instead of refusing them. With by="line" such a row
-            is an error otherwise: dropping it unasked would shift every later vector against its row.
-        on_skip: called for each row that is dropped so.
+        path: a file, or "-" for standard input, which is plain text, or JSON lines if a field is given.
+        options: what makes one text, which field holds it, how the bytes are to be read.
+        measure: the units in a text, such as its number of tokens, for chunks. It must not shrink as a text grows.
+        on_skip: called for each row that is dropped because it has no text.
 
     Raises:
-        ArgumentError: an option is unknown or cannot work.
         DocumentError: the file cannot be read, or holds something else than the texts asked for.
     """
     source = fspath(path)
-    kind = kind_of(source, field=field)
-    _check_encoding(encoding)
-    _check_options(by, chunk_size, overlap)
+    kind = kind_of(source, field=options.field)
     if source != STDIN:
         _check_file(source)
-    return texts_from_lines(
-        _decoded_lines(_read_blocks(source), source=source, encoding=encoding),
-        source=source,
-        kind=kind,
-        by=by,
-        field=field,
-        chunk_size=chunk_size,
-        overlap=overlap,
-        measure=measure,
-        skip_empty=skip_empty,
-        on_skip=on_skip,
-    )
+    lines = _decoded_lines(_read_blocks(source), source=source, encoding=options.encoding)
+    return texts_from_lines(lines, options, source=source, kind=kind, measure=measure, on_skip=on_skip)
 
 
 def read_lines(path: str | PathLike[str]) -> Iterator[str]:
@@ -169,36 +131,27 @@ def read_lines(path: str | PathLike[str]) -> Iterator[str]:
 
 def texts_from_lines(
     lines: Iterable[str],
+    options: ReadingOptions = _DEFAULTS,
     *,
     source: str = STDIN,
     kind: Kind = "text",
-    by: By = "line",
-    field: str | None = None,
-    chunk_size: int = 200,
-    overlap: int = 0,
     measure: Measure = count_words,
-    skip_empty: bool = False,
     on_skip: Callable[[], None] | None = None,
 ) -> Iterator[Text]:
     """Makes texts of lines: the half of `read_texts` that touches no file.
 
     Args:
         lines: the lines of one file, without their ends.
+        options: see `read_texts`.
         source: what to call that file.
         kind: how the file is written.
-        by: see `read_texts`, as for all other options.
-        field: see there.
-        chunk_size: see there.
-        overlap: see there.
-        measure: see there.
-        skip_empty: see there.
+        measure: see `read_texts`.
         on_skip: see there.
 
     Raises:
-        ArgumentError: an option is unknown or cannot work.
         DocumentError: the lines hold something else than the texts asked for.
     """
-    _check_options(by, chunk_size, overlap)
+    by = options.by or ("paragraph" if kind == "markdown" else "line")
 
     def split(lines: Iterable[str], *, markdown: bool = False) -> Iterator[Text]:
         if by == "line":
@@ -208,13 +161,15 @@ def texts_from_lines(
         blocks = split_paragraphs(lines, source=source, markdown=markdown)
         if by == "paragraph":
             return blocks
-        return split_chunks(blocks, size=chunk_size, overlap=overlap, measure=measure, markdown=markdown)
+        return split_chunks(
+            blocks, size=options.chunk_size, overlap=options.overlap, measure=measure, markdown=markdown
+        )
 
     if kind in ("text", "markdown"):
         return split(lines, markdown=kind == "markdown")
-    rows = READERS[kind](lines, source=source, field=field, kind=kind)
+    rows = READERS[kind](lines, source=source, field=options.field, kind=kind)
     if by == "line":
-        return without_empty(rows, skip=skip_empty, on_skip=on_skip)
+        return without_empty(rows, skip=options.skip_empty, on_skip=on_skip)
     if by == "file":
         return joined_rows(rows)
     return (
@@ -238,20 +193,6 @@ def kind_of(path: str | PathLike[str], *, field: str | None = None) -> Kind:
         problem = f"is plain text and has no field {field!r}"
         raise failure(f"{problem}. Leave the field out, or name a .jsonl or .csv file.", source)
     return kind
-
-
-def _check_options(by: str, chunk_size: int, overlap: int) -> None:
-    if by not in get_args(By):
-        raise ArgumentError(f"by={by!r} is unknown. Choose one of: {', '.join(get_args(By))}.")
-    check_chunking(chunk_size, overlap)
-
-
-def _check_encoding(encoding: str) -> None:
-    try:
-        # Unlike codecs.lookup this also refuses codecs that are not of text, such as base64.
-        "".encode(encoding)
-    except (LookupError, ValueError) as error:
-        raise ArgumentError(f"The encoding {encoding!r} is unknown. Try utf-8, latin-1 or utf-16.") from error
 
 
 def _check_file(source: str) -> None:
@@ -294,9 +235,10 @@ def _unreadable(error: Exception, source: str) -> DocumentError:
     name = named(source)
     if isinstance(error, (gzip.BadGzipFile, EOFError, zlib.error)):
         message = f"{name} is not a whole gzip file ({error}). Make or download it again."
+    elif isinstance(error, IsADirectoryError):
+        message = f"{unreadable(name, error)} Name the files in it, for example with a shell pattern: {source}/*.txt."
     elif isinstance(error, OSError):
-        problem = _OS_FAILURES.get(error.errno or 0) or f"cannot be read: {error.strerror or error}."
-        message = f"{name} {problem.replace('{path}', source)}"
+        message = unreadable(name, error)
     else:  # a NUL in the name
         message = f"{source!r} is not a file name: {error}."
     return DocumentError(message, path=source)

@@ -23,6 +23,7 @@ from grit_mlx.files.atomic import output_errors
 from grit_mlx.gritlm import GritLM
 from grit_mlx.model.checkpoint import read_header
 from grit_mlx.model.loading import LoadedModel, load
+from grit_mlx.model.options import ModelChoice
 from grit_mlx.model.settings import write_settings
 from grit_mlx.training.arrays import save_arrays
 from grit_mlx.training.preparation import is_quantized
@@ -77,8 +78,8 @@ def fuse(model: str | Path | None, adapter: Path, output: Path, *, dequantize: b
     """
     if (output / "config.json").exists():
         raise ArgumentError(f"{output} holds a model already. Name another folder, or remove it.")
-    base = _vectors(load(model, mode="unified", dtype="stored"))
-    loaded = load(model, mode="unified", dtype="stored", adapter_path=adapter)
+    base = _vectors(load(ModelChoice(model, dtype="stored")))
+    loaded = load(ModelChoice(model, adapter=adapter, dtype="stored"))
     beside = _vectors(loaded)
     config = fused_model(loaded.model, dict(loaded.config), dequantize=dequantize)
     fused = _vectors(loaded)

@@ -15,6 +15,7 @@ from grit_mlx.datasets.examples import EMBEDDING, GENERATIVE
 from grit_mlx.errors import ArgumentError, DocumentError
 from grit_mlx.model import device
 from grit_mlx.model.loading import LoadedModel, load
+from grit_mlx.model.options import ModelChoice
 from grit_mlx.training import adapters
 from grit_mlx.training.adapters import AdapterLayout
 from grit_mlx.training.arrays import named_arrays
@@ -150,8 +151,15 @@ def _load(settings: TrainingSettings, world: World) -> LoadedModel:
     # Full tuning writes the whole model, so there the head stays even where it is not trained.
     embedding_only = settings.mode == "embedding" and settings.fine_tune_type != "full"
     mode = "generative" if not settings.embeds else "embedding" if embedding_only else "unified"
-    loaded = load(name, mode=mode, dtype=settings.dtype, trust_remote_code=settings.trust_remote_code)
-    names = ("pooling", "attn", "max_length", "query_instruction")
+    choice = ModelChoice(
+        model=name,
+        dtype=settings.dtype,
+        trust_remote_code=settings.trust_remote_code,
+        pooling=settings.pooling,
+        attn=settings.attn,
+    )
+    loaded = load(choice, mode=mode)
+    names = ("max_length", "query_instruction")
     chosen = loaded.settings.override(**{name: getattr(settings, name) for name in names})
     return replace(loaded, settings=chosen)
 

@@ -164,7 +164,7 @@ def test_cut_texts_are_counted_once(
     run = grit("embed", path, "--max-length", "14")
     assert run.code == 0
     assert run.err == (
-        "warning: 9 of 10 texts were cut at 14 tokens. --max-length reads more, --long average reads all, "
+        "warning: 9 of 10 texts were truncated at 14 tokens. --max-length reads more, --long average reads all, "
         "--by chunk splits.\n"
     )
     assert grit("embed", path, "--max-length", "14", "--long", "average").err == ""
@@ -184,7 +184,7 @@ def test_a_line_of_megabytes(grit: Grit, tmp_path: Path) -> None:
     run = grit("embed", path)
     assert run.code == 0
     assert len(rows(run.out)) == 1
-    assert run.err.startswith("warning: 1 of 1 text was cut at 512 tokens.")
+    assert run.err.startswith("warning: 1 of 1 text was truncated at 512 tokens.")
 
 
 def test_the_table_of_a_terminal(grit: Grit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,7 +110,7 @@ def test_long_texts_are_told_once(grit: Grit, beir: Path, tmp_path: Path) -> Non
     write_beir(tmp_path / "others")
     run = grit("eval", beir, tmp_path / "others", "--max-length", 24, "--instruction", "Find")
     assert run.code == 0
-    assert run.err.startswith("warning: ") and run.err.count("cut at 24 tokens") == 1
+    assert run.err.startswith("warning: ") and run.err.count("truncated at 24 tokens") == 1
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ import pytest
 from grit_mlx import GritLM
 from grit_mlx.cli import chat as chat_command
 from grit_mlx.cli import console
-from grit_mlx.cli.generate import sampling
 from grit_mlx.errors import MemoryLimitError
+from grit_mlx.model.options import GenerationOptions
 
 Grit = Any
 
@@ -200,8 +200,8 @@ def test_a_second_ctrl_c_interrupts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_turn_that_failed_is_forgotten(library: GritLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    conversation = chat_command.Conversation(library, sampling(max_tokens=8))
-    expected, _ = chat_command.Conversation(library, sampling(max_tokens=8)).answer("Hello", lambda _: None)
+    conversation = chat_command.Conversation(library, GenerationOptions(max_tokens=8))
+    expected, _ = chat_command.Conversation(library, GenerationOptions(max_tokens=8)).answer("Hello", lambda _: None)
     real = library.stream_responses
 
     def failing(*_: object, **__: object) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import inspect
 import re
 import typing
 from pathlib import Path
@@ -11,11 +13,12 @@ from typing import Any
 import pytest
 
 from grit_mlx import __version__
-from grit_mlx.cli import console, options
-from grit_mlx.errors import ArgumentError, DocumentError
-from grit_mlx.model.device import DTYPES as MODEL_DTYPES
-from grit_mlx.model.embedding import LONG_TEXTS
-from grit_mlx.model.settings import ATTENTION, POOLING
+from grit_mlx.cli import console
+from grit_mlx.cli.embed import embed
+from grit_mlx.errors import ArgumentError, DocumentError, Option
+from grit_mlx.model.options import EmbeddingOptions, ModelChoice
+from grit_mlx.options import spec_of
+from grit_mlx.text.options import ReadingOptions
 
 Grit = Any
 
@@ -57,16 +60,20 @@ def test_version(grit: Grit) -> None:
     assert grit("--version").out == f"grit-mlx {__version__}\n"
 
 
-def test_choices_are_the_librarys() -> None:
-    def choices(option: Any) -> set[str]:
-        kind = typing.get_args(option)[0]
-        literals = [kind, *typing.get_args(kind)]
-        return {value for one in literals if typing.get_origin(one) is typing.Literal for value in typing.get_args(one)}
-
-    assert choices(options.Pooling) == set(POOLING)
-    assert choices(options.Attn) == set(ATTENTION)
-    assert choices(options.LongTexts) == set(LONG_TEXTS)
-    assert choices(options.ModelDtype) == {"auto", "stored", *MODEL_DTYPES}
+def test_flags_are_the_tables_of_the_library() -> None:
+    found = {name: one.annotation for name, one in inspect.signature(embed).parameters.items()}
+    for group, prefix in ((ModelChoice, "model"), (EmbeddingOptions, "embedding"), (ReadingOptions, "reading")):
+        for one in dataclasses.fields(group):
+            spec = spec_of(one)
+            name = f"{prefix}__{one.name}"
+            assert (name in found) == (spec.flags is not None)
+            if name not in found:
+                continue
+            kind, declared = typing.get_args(found[name])
+            assert declared.help == spec.help
+            literals = [kind, *typing.get_args(kind)]
+            choices = [typing.get_args(one) for one in literals if typing.get_origin(one) is typing.Literal]
+            assert choices == ([spec.choices] if spec.choices else [])
 
 
 @pytest.mark.parametrize(
@@ -78,7 +85,7 @@ def test_choices_are_the_librarys() -> None:
         (["embed", "x", "--topp"], "No such option: --topp"),
         (["embed", "x", "--by", "word"], "'word' is not one of 'line', 'paragraph', 'file', 'chunk'"),
         (["embed", "x", "--pooling", "max"], "'max' is not one of 'mean', 'weightedmean', 'lasttoken', 'cls'"),
-        (["embed", "x", "--attn", "cb"], "'cb' is not one of 'bbcc', 'cccc', 'bb', 'cc'"),
+        (["embed", "x", "--attn", "cb"], "'cb' is not one of 'bbcc', 'bb', 'cccc', 'cc'"),
         (["embed", "x", "--dtype", "int4"], "'int4' is not one of 'float32', 'float16', 'int8', 'binary'"),
         (["embed", "x", "--model-dtype", "int8"], "'int8' is not one of 'auto', 'stored'"),
         (["embed", "x", "--long", "cut"], "'cut' is not one of 'truncate', 'average'"),
@@ -108,12 +115,18 @@ def test_wrong_usage(grit: Grit, args: list[str], message: str) -> None:
     assert run.err.startswith("Usage: grit")
 
 
-def test_messages_name_options_and_not_arguments_of_python(capsys: pytest.CaptureFixture[str]) -> None:
-    console.error(ArgumentError("Raise max_length, or load it with dtype='float32'. Pass trust_remote_code=True."))
+def test_messages_spell_options_as_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    console.set_up(quiet=False, verbose=False, flags={"max_length": "--max-length", "dtype": "--model-dtype"})
+    error = ArgumentError("Raise ", Option("max_length"), ", or load it with ", Option("dtype", "float32"), ".")
+    assert str(error) == "Raise max_length, or load it with dtype='float32'." and error.option == "max_length"
+    console.error(error)
     console.error(DocumentError("a.jsonl, line 1: there is no field 'max_length'.", path="a.jsonl", line=1))
     console.error(ArgumentError("Cannot read /data/max_length/config.json.\nReally.\x1b[0m"))
+    # What the running command has no flag for is spelled as Python does.
+    console.error(ArgumentError(Option("top_p"), " must be at most 1."))
     assert capsys.readouterr().err.splitlines() == [
-        "error: Raise --max-length, or load it with --model-dtype float32. Pass --trust-remote-code.",
+        "error: Raise --max-length, or load it with --model-dtype float32.",
         "error: a.jsonl, line 1: there is no field 'max_length'.",
         "error: Cannot read /data/max_length/config.json.\\nReally.\\x1b[0m",
+        "error: top_p must be at most 1.",
     ]

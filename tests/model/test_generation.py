@@ -15,7 +15,8 @@ from mlx_lm import stream_generate
 
 from grit_mlx import GritLM, PromptCache, embedding_prompt
 from grit_mlx.errors import ArgumentError, MemoryLimitError, NonFiniteError
-from grit_mlx.model.generation import GenerationOptions, _stopped, stream_responses
+from grit_mlx.model.generation import _stopped, stream_responses
+from grit_mlx.model.options import GenerationOptions
 
 PROMPT = "What keeps a ship upright?"
 
@@ -168,16 +169,15 @@ def test_raw_prompts_obey_special_tokens(model: GritLM) -> None:
     ("options", "message"),
     [
         ({"max_tokens": 0}, "max_tokens must be at least 1, or -1 for no limit, not 0"),
-        ({"temperature": -0.1}, "temperature must be 0 or more, not -0.1"),
+        ({"temperature": -0.1}, "temperature must be at least 0, not -0.1"),
         ({"top_p": 0}, "top_p must be above 0 and at most 1, not 0"),
         ({"top_p": 1.2}, "top_p must be"),
-        ({"top_k": -1}, "top_k must be 0 or more"),
+        ({"top_k": -1}, "top_k must be at least 0"),
         ({"min_p": 2}, "min_p must be from 0 to 1"),
         ({"repetition_penalty": 0}, "repetition_penalty must be above 0"),
-        ({"stop": "text"}, "stop must be a list of texts"),
-        ({"stop": [""]}, "stop must be a list of texts"),
-        ({"kv_bits": 5}, "kv_bits must be 2, 3, 4, 6 or 8, not 5"),
-        ({"kv_group_size": 10}, "kv_group_size must be"),
+        ({"stop": [""]}, "stop must be texts"),
+        ({"kv_bits": 5}, "Unknown kv_bits 5: use one of 2, 3, 4, 6, 8"),
+        ({"kv_group_size": 10}, "Unknown kv_group_size"),
         ({"prefill_step_size": 0}, "prefill_step_size must be"),
     ],
 )

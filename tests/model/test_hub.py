@@ -14,6 +14,7 @@ import pytest
 
 from grit_mlx.errors import ConfigError, ModelNotFoundError, OutputError
 from grit_mlx.model import hub
+from grit_mlx.model.options import ModelChoice
 from tests import fake_hub
 from tests.fake_hub import COMMIT, FakeHub
 
@@ -22,10 +23,11 @@ from tests.fake_hub import COMMIT, FakeHub
 RESOLVE = """
 import json, sys
 from grit_mlx.model import hub
+from grit_mlx.model.options import ModelChoice
 from grit_mlx.errors import GritError
 for name in sys.argv[2:]:
     try:
-        folder = hub.resolve(name, revision=sys.argv[1] or None)
+        folder = hub.resolve(ModelChoice(name, revision=sys.argv[1] or None))
         print(json.dumps([str(folder), sorted(path.name for path in folder.iterdir())]))
     except GritError as error:
         print(json.dumps([type(error).__name__, str(error)]))
@@ -108,10 +110,10 @@ def test_an_unreachable_hub(server: FakeHub, tmp_path: Path) -> None:
 
 
 def test_folders_come_first(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert hub.resolve(tiny_model) == hub.resolve(str(tiny_model)) == tiny_model
+    assert hub.resolve(ModelChoice(tiny_model)) == hub.resolve(ModelChoice(str(tiny_model))) == tiny_model
     (tmp_path / "own" / "tiny").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert hub.resolve("own/tiny") == Path("own/tiny")
+    assert hub.resolve(ModelChoice("own/tiny")) == Path("own/tiny")
 
 
 @pytest.mark.parametrize(
@@ -127,12 +129,12 @@ def test_folders_come_first(tiny_model: Path, tmp_path: Path, monkeypatch: pytes
 )
 def test_names_that_are_none(name: str, message: str) -> None:
     with pytest.raises(ModelNotFoundError, match=message):
-        hub.resolve(name)
+        hub.resolve(ModelChoice(name))
 
 
 def test_a_file_is_no_folder(tiny_model: Path) -> None:
     with pytest.raises(ModelNotFoundError, match=r"is a file\. Name the folder that it is in"):
-        hub.resolve(tiny_model / "config.json")
+        hub.resolve(ModelChoice(tiny_model / "config.json"))
 
 
 def test_the_default_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +142,7 @@ def test_the_default_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(hub, "EMBEDDED", tmp_path / "none")
     assert hub.default_model() is None
     with pytest.raises(ModelNotFoundError, match="No model was named and there is no default yet"):
-        hub.resolve()
+        hub.resolve(ModelChoice())
     path = hub.set_default_model("own/tiny")
     assert path == tmp_path / "home" / "config.json" and hub.default_model() == "own/tiny"
     monkeypatch.setenv("GRIT_MODEL", "from-environment")

@@ -33,6 +33,7 @@ from grit_mlx.errors import (
 )
 from grit_mlx.model import device
 from grit_mlx.model.loading import load, mended_config
+from grit_mlx.model.options import ModelChoice
 
 Copy = Callable[..., Path]
 TEXTS = ["A keel keeps a ship upright.", "Bread rises."]
@@ -97,7 +98,7 @@ def test_quantized_weights_stay_or_are_widened(
     mlx_convert(str(tiny_model), str(folder), quantize=True, q_bits=4, q_group_size=32)
 
     def names(**options: Any) -> set[str]:
-        return set(parameters(load(folder, **options).model))
+        return set(parameters(load(ModelChoice(folder, **options)).model))
 
     with caplog.at_level(logging.DEBUG, logger="grit_mlx"):
         widened = names()
@@ -168,7 +169,7 @@ def test_products_go_through_numpy_only_while_embedding(tiny_model: Path, monkey
 def test_bfloat16_is_widened_on_a_cpu(model_copy: Copy, tiny_model: Path) -> None:
     folder = model_copy()
     rewrite(folder, lambda t: t.update({name: value.astype(mx.bfloat16) for name, value in t.items()}))
-    dtypes = {value.dtype for value in parameters(load(folder).model).values()}
+    dtypes = {value.dtype for value in parameters(load(ModelChoice(folder)).model).values()}
     assert dtypes == {mx.float32}
     assert (cosine(vectors(folder), vectors(tiny_model)) > 0.999).all()
 
@@ -182,7 +183,7 @@ def test_weights_are_read_once_and_only_those_needed(tiny_model: Path, monkeypat
         return real(path)
 
     monkeypatch.setattr(mx, "load", watched)
-    load(tiny_model, mode="embedding")
+    load(ModelChoice(tiny_model), mode="embedding")
     assert opened == [str(tiny_model / "model.safetensors")]
 
 

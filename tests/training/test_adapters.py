@@ -18,6 +18,7 @@ from mlx_lm.utils import quantize_model, save_config, save_model
 from grit_mlx import GritLM
 from grit_mlx.errors import AdapterError, ArgumentError, OutputError
 from grit_mlx.model.loading import load
+from grit_mlx.model.options import ModelChoice
 from grit_mlx.training import adapters
 from grit_mlx.training.adapters import AdapterLayout, attach_adapter, choose_keys, count_trainable
 from grit_mlx.training.arrays import named_arrays
@@ -31,7 +32,7 @@ MLP = ("mlp.gate_proj", "mlp.down_proj", "mlp.up_proj")
 
 def write_adapter(folder: Path, model: Path, kind: str = "lora", **changes: Any) -> dict[str, mx.array]:
     """An adapter with random weights in all its parts."""
-    loaded = load(model)
+    loaded = load(ModelChoice(model))
     experts = "switch" in str(changes.get("keys", ()))
     layout = AdapterLayout(
         **{
@@ -57,7 +58,7 @@ def write_adapter(folder: Path, model: Path, kind: str = "lora", **changes: Any)
 
 
 def quantized(model: Path, folder: Path, bits: int) -> Path:
-    loaded = load(model, dtype="float32")
+    loaded = load(ModelChoice(model, dtype="float32"))
     made, config = quantize_model(loaded.model, dict(loaded.config), group_size=32, bits=bits)
     folder.mkdir()
     save_model(folder, made)
@@ -67,15 +68,15 @@ def quantized(model: Path, folder: Path, bits: int) -> Path:
 
 
 def test_routers_and_experts_only_when_asked(tiny_model: Path, tiny_mixtral: Path) -> None:
-    assert set(choose_keys(load(tiny_model).model)) == {*LINEAR, *MLP}
-    mixtral = load(tiny_mixtral).model
+    assert set(choose_keys(load(ModelChoice(tiny_model)).model)) == {*LINEAR, *MLP}
+    mixtral = load(ModelChoice(tiny_mixtral)).model
     assert set(choose_keys(mixtral)) == set(LINEAR)
     experts = {f"block_sparse_moe.switch_mlp.{name}_proj" for name in ("gate", "down", "up")}
     assert set(choose_keys(mixtral, experts=True)) == {*LINEAR, *experts}
     assert set(choose_keys(mixtral, router=True)) == {*LINEAR, "block_sparse_moe.gate"}
     for name, asked in (("adapt_experts", {"experts": True}), ("adapt_router", {"router": True})):
         with pytest.raises(ArgumentError, match=f"{name} is for mixtures of experts, and this model is none"):
-            choose_keys(load(tiny_model).model, **asked)
+            choose_keys(load(ModelChoice(tiny_model)).model, **asked)
     attach_adapter(mixtral, AdapterLayout("lora", -1, 4, 1.0, 0.0, choose_keys(mixtral)))
     assert all("self_attn" in name and "lora_" in name for name, _ in named_arrays(mixtral.trainable_parameters()))
     found = count_trainable(mixtral)
@@ -83,20 +84,20 @@ def test_routers_and_experts_only_when_asked(tiny_model: Path, tiny_mixtral: Pat
 
 
 def test_layer_selection(tiny_model: Path) -> None:
-    model = load(tiny_model).model
+    model = load(ModelChoice(tiny_model)).model
     attach_adapter(model, AdapterLayout("lora", 1, 4, 1.0, 0.0, ("self_attn.q_proj",)))
     assert {name.split(".")[2] for name, _ in named_arrays(model.trainable_parameters())} == {"1"}
     with pytest.raises(ArgumentError, match=r"no layer 'self_attn.x' to adapt: there are self_attn\."):
-        attach_adapter(load(tiny_model).model, AdapterLayout("lora", -1, 4, 1.0, 0.0, ("self_attn.x",)))
+        attach_adapter(load(ModelChoice(tiny_model)).model, AdapterLayout("lora", -1, 4, 1.0, 0.0, ("self_attn.x",)))
     with pytest.raises(ArgumentError, match="num_layers = 3, and the model has 2"):
-        attach_adapter(load(tiny_model).model, AdapterLayout("lora", 3, 4, 1.0, 0.0, LINEAR))
-    full = load(tiny_model).model
+        attach_adapter(load(ModelChoice(tiny_model)).model, AdapterLayout("lora", 3, 4, 1.0, 0.0, LINEAR))
+    full = load(ModelChoice(tiny_model)).model
     adapters.unfreeze_for_full(full, 1)
     assert all(name.startswith("model.layers.1.") for name, _ in named_arrays(full.trainable_parameters()))
 
 
 def test_frozen_modules_stay_as_they_are(tiny_model: Path) -> None:
-    model = load(tiny_model).model
+    model = load(ModelChoice(tiny_model)).model
     adapters.unfreeze_for_full(model, -1, ["model.norm", "model.layers.*.mlp"])
     left = {name for name, _ in named_arrays(model.parameters())}
     left -= {name for name, _ in named_arrays(model.trainable_parameters())}
@@ -141,7 +142,7 @@ def test_peft_names_and_formula(tiny_model: Path, tmp_path: Path, kind: str) -> 
     name = "base_model.model.model.layers.1.self_attn.q_proj"
     a, b = (np.array(tensors[f"{name}.lora_{letter}.weight"], dtype=np.float64) for letter in "AB")
     assert a.shape == (4, 32) and b.shape == (32, 4)
-    loaded = load(tiny_model, adapter_path=tmp_path / "a")
+    loaded = load(ModelChoice(tiny_model, adapter=tmp_path / "a"))
     layer = loaded.model.layers[1].self_attn.q_proj
     x = np.random.default_rng(0).normal(size=(3, 32))
     adapted = np.array(layer.linear.weight, dtype=np.float64) + config["lora_alpha"] / config["r"] * b @ a
@@ -233,7 +234,7 @@ def test_mlx_lm_loads_our_adapters(tiny_model: Path, tiny_mixtral: Path, tmp_pat
     model = tiny_mixtral if kind == "experts" else tiny_model
     write_adapter(tmp_path / "a", model, kind if kind == "dora" else "lora", **by_kind.get(kind, {}))
     theirs = mlx_lm_load(str(model), adapter_path=str(tmp_path / "a"))[0]
-    ours = load(model, adapter_path=tmp_path / "a").model
+    ours = load(ModelChoice(model, adapter=tmp_path / "a")).model
     ids = mx.array([[1, 20, 30, 40]])
     np.testing.assert_allclose(theirs(ids), ours(ids), atol=1e-5)
 
@@ -256,7 +257,7 @@ def test_mlx_lms_command_takes_our_adapters(tiny_model: Path, tmp_path: Path) ->
 
 def test_wrong_adapters(tiny_model: Path, tiny_mixtral: Path, tmp_path: Path) -> None:
     weights = write_adapter(tmp_path / "a", tiny_model)
-    model = load(tiny_mixtral).model
+    model = load(ModelChoice(tiny_mixtral)).model
     attach_adapter(model, AdapterLayout("lora", -1, 4, 2.5, 0.0, LINEAR))
     with pytest.raises(AdapterError, match=r"the model has no such tensor\. Use it with the model it was trained on"):
         adapters.load_weights(model, weights, "a")
@@ -268,7 +269,7 @@ def test_wrong_adapters(tiny_model: Path, tiny_mixtral: Path, tmp_path: Path) ->
 
 
 def test_quantised_weights_cannot_be_trained_in_full(tiny_model: Path, tmp_path: Path) -> None:
-    model = load(quantized(tiny_model, tmp_path / "q", bits=8), dtype="stored").model
+    model = load(ModelChoice(quantized(tiny_model, tmp_path / "q", bits=8), dtype="stored")).model
     assert any(isinstance(module, nn.QuantizedLinear) for _, module in model.named_modules())
     with pytest.raises(ArgumentError, match="Quantised weights cannot be trained in full"):
         adapters.unfreeze_for_full(model, -1)

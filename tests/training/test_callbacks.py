@@ -12,6 +12,7 @@ import pytest
 
 from grit_mlx.errors import DependencyError, OutputError
 from grit_mlx.model.loading import load
+from grit_mlx.model.options import ModelChoice
 from grit_mlx.training import TrainingSettings
 from grit_mlx.training.adapters import unfreeze_for_full
 from grit_mlx.training.callbacks import JsonLog, Plan, StepReport, ValidationReport, make_reporters, read_log
@@ -89,7 +90,7 @@ def test_reporters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_estimate_follows_the_settings(tiny_model: Path) -> None:
-    loaded = load(tiny_model)
+    loaded = load(ModelChoice(tiny_model))
     unfreeze_for_full(loaded.model, -1)
 
     def peak(**changes: Any) -> MemoryEstimate:

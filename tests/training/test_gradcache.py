@@ -13,6 +13,7 @@ import pytest
 
 from grit_mlx.datasets.tokens import TokenizedText
 from grit_mlx.model.loading import load
+from grit_mlx.model.options import ModelChoice
 from grit_mlx.model.settings import Settings
 from grit_mlx.training import TrainingSettings
 from grit_mlx.training.adapters import AdapterLayout, attach_adapter
@@ -62,7 +63,7 @@ def texts(count: int, seed: int) -> list[TokenizedText]:
 
 
 def step_of(folder: Path, *, dropout: float = 0.0, settings: Settings | None = None, **changes: Any) -> TrainingStep:
-    loaded = load(folder)
+    loaded = load(ModelChoice(folder))
     mx.random.seed(3)
     attach_adapter(loaded.model, AdapterLayout("lora", -1, 4, 2.0, dropout, ("self_attn.q_proj", "mlp.down_proj")))
     for name, module in loaded.model.named_modules():

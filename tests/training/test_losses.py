@@ -15,6 +15,7 @@ from grit_mlx.datasets.examples import row_from
 from grit_mlx.datasets.tokens import TokenizedChat, tokenize_chats, tokenize_embedding_rows
 from grit_mlx.errors import ArgumentError
 from grit_mlx.model.loading import load
+from grit_mlx.model.options import ModelChoice
 from grit_mlx.model.settings import Settings
 from grit_mlx.training import TrainingSettings, losses
 from grit_mlx.training.arrays import named_arrays, number
@@ -36,7 +37,7 @@ def random(*shape: int, seed: int = 0) -> mx.array:
 
 def compute(folder: Path, batch: dict[str, Any], training: TrainingSettings, **options: Any) -> StepResult:
     """Losses and gradients of a batch of queries, passages in pairs, and conversations."""
-    loaded = load(folder, dtype="float32")
+    loaded = load(ModelChoice(folder, dtype="float32"))
     tokenizer = loaded.tokenizer._tokenizer
     rows = [
         row_from({"query": query, "pos": [batch["passage"][2 * i]], "neg": [batch["passage"][2 * i + 1]]})
@@ -114,7 +115,7 @@ def test_losses_equal_the_numpy_reference(tiny_model: Path, tiny_mixtral: Path, 
     folder = {"mistral": tiny_model, "mixtral": tiny_mixtral}[kind]
     weights = reference.load_weights(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    tokenizer = load(folder).tokenizer._tokenizer
+    tokenizer = load(ModelChoice(folder)).tokenizer._tokenizer
 
     def vector(instruction: str, text: str) -> Any:
         prompt = f"<|user|>\n{instruction.rstrip(':')}\n<|embed|>\n" if instruction else "<|embed|>\n"
@@ -188,7 +189,7 @@ def test_the_router_loss_is_hugging_faces() -> None:
 @pytest.mark.parametrize("kind", ["mixed", "token"])
 def test_accumulated_generation_equals_the_whole_batch(tiny_model: Path, kind: str) -> None:
     """Rows of very different lengths: a mean of the chunks' means would be another loss."""
-    loaded = load(tiny_model, dtype="float32")
+    loaded = load(ModelChoice(tiny_model, dtype="float32"))
     rng = np.random.default_rng(0)
     chats = []
     for length, learned in ((40, 3), (9, 8), (25, 20), (12, 1), (30, 15)):
@@ -214,7 +215,7 @@ def test_accumulated_generation_equals_the_whole_batch(tiny_model: Path, kind: s
 
 
 def test_recomputation_does_not_nest(tiny_model: Path) -> None:
-    model, other = load(tiny_model).model, load(tiny_model).model
+    model, other = load(ModelChoice(tiny_model)).model, load(ModelChoice(tiny_model)).model
     plain = type(model.layers[0])
     for _ in range(2):
         checkpoint_layers(model.layers)

@@ -1,0 +1,173 @@
+"""What can be chosen when a model is loaded, embeds or generates. One table each; see ``grit_mlx.options``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from grit_mlx.errors import ArgumentError, Option
+from grit_mlx.model.settings import ATTENTION, POOLING
+from grit_mlx.options import check, option
+
+__all__ = ["DTYPES", "LONG_TEXTS", "MODES", "EmbeddingOptions", "GenerationOptions", "ModelChoice"]
+
+# "embedding" leaves the language-model head out of memory; "generative" skips the proof of both attention modes.
+MODES = ("unified", "embedding", "generative")
+
+# "auto": float32 on a CPU, as stored on a GPU.
+DTYPES = ("auto", "stored", "float32", "float16", "bfloat16")
+
+# What to do with a text of more than max_length tokens.
+LONG_TEXTS = ("truncate", "average")
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which model to load and how to use it: whatever takes a model by name takes one of these.
+
+    ``pooling``, ``attn`` and ``normalized`` override the model's own settings (``grit.json``).
+
+    Raises:
+        ArgumentError: an unknown dtype, pooling or attn.
+    """
+
+    heading: ClassVar[str] = "Model"
+
+    model: str | Path | None = option(
+        None,
+        "A model folder, a hub id such as GritLM/GritLM-7B, or a short name such as gritlm-7b. "
+        "Default: $GRIT_MODEL, else what 'grit models use' chose, else the built-in model.",
+        flags=("--model", "-m"),
+        metavar="NAME",
+    )
+    adapter: str | Path | None = option(None, "LoRA or DoRA adapter to apply to the model.", metavar="FOLDER")
+    revision: str | None = option(None, "Branch, tag or commit of a hub model.", metavar="NAME")
+    dtype: str = option(
+        "auto",
+        "Compute in float32, float16 or bfloat16; 'stored' keeps the weights as they are; 'auto' is float32 on a CPU "
+        "and 'stored' on a GPU.",
+        choices=DTYPES,
+        flags=("--model-dtype",),
+        metavar="TYPE",
+    )
+    trust_remote_code: bool = option(False, "Run Python code that comes with the model.")
+    pooling: str | None = option(
+        None, "How token states become a vector. Default: the model's setting.", choices=POOLING
+    )
+    attn: str | None = option(
+        None,
+        "Attention when embedding: bidirectional (bbcc) or causal (cccc). Default: the model's setting.",
+        choices=tuple(ATTENTION),
+        metavar="bbcc|cccc",
+    )
+    normalized: bool | None = option(None, "Whether vectors have length 1. Default: the model's setting.", flags=None)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class EmbeddingOptions:
+    """How texts are embedded; ``GritLM.encode`` documents each field.
+
+    Raises:
+        ArgumentError: a value out of range, or two that do not go together.
+    """
+
+    heading: ClassVar[str] = "Model"
+
+    max_length: int | None = option(
+        None,
+        "Maximum number of tokens of a text, instruction included. Default: the model's setting, usually 512.",
+        minimum=1,
+        metavar="TOKENS",
+    )
+    long_texts: str = option(
+        "truncate",
+        "Truncate longer texts at --max-length, or embed them in chunks of that length and average the chunks.",
+        choices=LONG_TEXTS,
+        flags=("--long",),
+    )
+    batch_size: int | None = option(
+        None, "Maximum number of texts per batch. Default: what fits into memory.", minimum=1, metavar="TEXTS"
+    )
+    instruction: str = option("", "Text put before each text.", flags=None)
+    embed_instruction: bool = option(False, "Include the instruction's tokens in the mean.", flags=None)
+    get_cache: bool = option(False, "Also return keys and values.", flags=None)
+    add_special_tokens: bool = option(True, "Whether the tokenizer adds its BOS.", flags=None)
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.get_cache and self.long_texts == "average":
+            raise ArgumentError(
+                Option("get_cache"), " keeps one pass over a text: use ", Option("long_texts", "truncate"), " with it."
+            )
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How text is sampled. The names and meanings are mlx-lm's and llama.cpp's; each field's ``help`` explains it.
+
+    Attributes:
+        kv_group_size: numbers that share a scale; must divide the head size.
+        quantized_kv_start: number of tokens after which keys and values are quantised.
+        prefill_step_size: tokens of the prompt that are computed at once.
+
+    Raises:
+        ArgumentError: names the option and its range.
+    """
+
+    heading: ClassVar[str] = "Sampling"
+
+    max_tokens: int = option(
+        256,
+        "Maximum number of tokens to generate; -1 for no limit.",
+        minimum=1,
+        also={-1: "for no limit"},
+        metavar="TOKENS",
+    )
+    temperature: float = option(
+        0.0,
+        "Sampling temperature; 0 always takes the most likely token.",
+        minimum=0,
+        flags=("--temperature", "--temp"),
+        metavar="NUMBER",
+    )
+    top_p: float = option(
+        1.0,
+        "Sample from the most likely tokens that together have this probability.",
+        above=0,
+        maximum=1,
+        metavar="NUMBER",
+    )
+    top_k: int = option(0, "Sample from this many of the most likely tokens; 0 for all.", minimum=0, metavar="COUNT")
+    min_p: float = option(
+        0.0,
+        "Leave out tokens less likely than this fraction of the most likely one.",
+        minimum=0,
+        maximum=1,
+        metavar="NUMBER",
+    )
+    repetition_penalty: float | None = option(
+        None, "Divide the logits of recent tokens by this; 1.1 is mild.", above=0, metavar="NUMBER"
+    )
+    repetition_context_size: int = option(20, "How many recent tokens are penalised.", minimum=1, flags=None)
+    seed: int | None = option(None, "Random seed, for reproducible sampling.", minimum=0, metavar="NUMBER")
+    stop: Sequence[str] = option((), "Stop at this text; can be given several times.", metavar="TEXT")
+    kv_bits: int | None = option(
+        None,
+        "Store keys and values in 2, 3, 4, 6 or 8 bits, to save memory.",
+        choices=(2, 3, 4, 6, 8),
+        heading="Model",
+        metavar="BITS",
+    )
+    kv_group_size: int = option(64, "Group size of quantised keys and values.", choices=(32, 64, 128), flags=None)
+    quantized_kv_start: int = option(0, "Token after which they are quantised.", minimum=0, flags=None)
+    prefill_step_size: int = option(2048, "Tokens of the prompt computed at once.", minimum=1, flags=None)
+
+    def __post_init__(self) -> None:
+        check(self)
+        if not all(self.stop):
+            raise ArgumentError(Option("stop"), f" must be texts that are not empty, not {self.stop!r}.")

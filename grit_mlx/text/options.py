@@ -1,0 +1,67 @@
+"""How files are read as texts. See ``grit_mlx.options``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from grit_mlx.errors import ArgumentError, Option
+from grit_mlx.options import check, option
+
+__all__ = ["UNITS", "ReadingOptions"]
+
+# What makes one text.
+UNITS = ("line", "paragraph", "file", "chunk")
+
+
+@dataclass(frozen=True)
+class ReadingOptions:
+    """How files become texts.
+
+    Attributes:
+        by: "line": a line that is not blank, without the white space around it; in JSON, CSV and TSV a row as it
+            stands. "paragraph": a block between blank lines. "file": everything. "chunk": see
+            ``splitting.split_chunks``. Paragraphs and chunks never span two rows. None: paragraphs of Markdown, lines
+            and rows of everything else.
+        skip_empty: drop rows whose text is empty or null, instead of refusing them. With by="line" such a row is an
+            error otherwise: dropping it unasked would shift every later vector against its row.
+
+    Raises:
+        ArgumentError: an option is unknown or cannot work.
+    """
+
+    heading: ClassVar[str] = "Input"
+
+    by: str | None = option(
+        None,
+        "Unit of text: each non-empty line (or row of .jsonl and .csv), each paragraph, the whole file, or chunks of "
+        "at most --chunk-size tokens.",
+        choices=UNITS,
+    )
+    chunk_size: int = option(256, "With --by chunk: maximum number of tokens per chunk.", minimum=1, metavar="TOKENS")
+    overlap: int = option(
+        0,
+        "With --by chunk: maximum number of tokens that a chunk repeats from the previous one.",
+        minimum=0,
+        metavar="TOKENS",
+    )
+    field: str | None = option(
+        None,
+        "Field of .jsonl and .json rows, or column of .csv and .tsv, that holds the text. Default: 'text', or the "
+        "only column.",
+        metavar="NAME",
+    )
+    skip_empty: bool = option(False, "Skip rows without text instead of refusing the file.")
+    encoding: str = option("utf-8", "Text encoding of the files.", metavar="NAME")
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.overlap >= self.chunk_size:
+            raise ArgumentError(
+                Option("overlap"), " must be below ", Option("chunk_size"), f" ({self.chunk_size}), not {self.overlap}."
+            )
+        try:
+            # Unlike codecs.lookup this also refuses codecs that are not of text, such as base64.
+            "".encode(self.encoding)
+        except (LookupError, ValueError) as error:
+            raise ArgumentError(f"The encoding {self.encoding!r} is unknown. Try utf-8, latin-1 or utf-16.") from error
