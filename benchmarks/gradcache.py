@@ -1,4 +1,4 @@
-"""GradCache: peak memory and time for 64 to 2048 rows with a fixed chunk size, against the complete batch at once.
+"""GradCache: peak memory and time for 64 to 2048 rows with a fixed chunk size, against the full batch at once.
 
     python benchmarks/gradcache.py [--rows 2048] [--length 64]
 
@@ -68,7 +68,7 @@ def measure(rows: int, length: int, chunk: int) -> dict[str, float]:
 
 
 def whole(step: TrainingStep, batch: EmbeddingBatch) -> None:
-    """The gradient of the complete batch at once, without GradCache."""
+    """The gradient of the full batch at once, without GradCache."""
     [chunk] = step._embedding_chunks(batch, 0)
     order = mx.array(np.argsort(chunk.rows))
 

@@ -145,7 +145,7 @@ def quantization(results: dict[str, Any]) -> str:
 
 def gradcache(results: dict[str, Any]) -> str:
     chunk = results["chunk"]
-    head = ["rows", f"GradCache, chunks of {chunk}: MB", "s", "whole batch: MB", "s", "time ratio"]
+    head = ["rows", f"GradCache, chunks of {chunk}: MB", "s", "full batch: MB", "s", "time ratio"]
     rows = []
     for row in results["rows"]:
         cached, whole = row["gradcache"], row.get("whole")

@@ -68,7 +68,7 @@ def main() -> None:
             whole = sum(text in kept for text, kept in pairs)
             first = sum(text == kept[0] for text, kept in pairs)
             within = sum(bool(text) and text in " ".join(kept) for text, kept in pairs)
-            told = f"a whole sentence {whole}, the first {first}, word for word {within}"
+            told = f"a complete sentence {whole}, the first {first}, word for word {within}"
             print(f"{name}: {way}: {told} of {len(pairs)}", flush=True)
         alone = model.generate_batch([q for q, _ in found], max_tokens=LONGEST)
         print(
