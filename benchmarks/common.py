@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine, a random model of a given size, the corpora, where results go."""
+"""Shared by the benchmarks: the machine, random models, corpora, saving results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import grit_mlx  # noqa: F401 - before mlx: it arranges the BLAS
+import grit_mlx  # noqa: F401 - before mlx, to load the fast BLAS
 
 # isort: split
 import mlx.core as mx
@@ -36,7 +36,7 @@ CORPORA = ("clapnq_dev", "fairytaleqa_val", "pubmedqa", "scitldr_test", "xquad_e
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """The machine and the versions that the results depend on."""
     here = device.current_device()
     return {
         "device": here.kind,
@@ -60,7 +60,7 @@ def save(name: str, results: dict[str, Any]) -> None:
 
 
 def shared_tokenizer() -> Path:
-    """Mistral's tokenizer, beside the project."""
+    """Folder with Mistral's tokenizer, next to the repository."""
     folder = SHARED / "golden" / "mistral" / "checkpoint"
     if not folder.is_dir():
         sys.exit("This benchmark needs ../shared (Mistral's tokenizer and the corpora), or --model and --texts.")
@@ -98,7 +98,7 @@ def random_model(*, hidden: int, layers: int, intermediate: int, heads: int = 8,
 
 
 def corpus(name: str, limit: int | None = None) -> list[str]:
-    """Title and text of a development corpus's documents, in an order of no meaning."""
+    """Title and text of the documents of a development corpus, shuffled."""
     path = SHARED / "data" / "dev" / name / "corpus.jsonl.gz"
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         documents = [json.loads(line) for line in lines]
@@ -108,17 +108,17 @@ def corpus(name: str, limit: int | None = None) -> list[str]:
 
 
 def matmul_rate(size: int = 2048) -> float:
-    """Floating-point operations a second of a square float32 product, the best of five."""
+    """Floating-point operations per second of a square float32 product, best of five."""
     a, b = (mx.random.normal((size, size)) for _ in range(2))
     mx.eval(a @ b)
     return 2 * size**3 / min(seconds(lambda: mx.eval(a @ b)) for _ in range(5))
 
 
 def peak_memory() -> int:
-    """Most bytes that this process has held."""
+    """Peak resident memory of this process, in bytes."""
     status = Path("/proc/self/status")
     if status.exists():
-        # Not getrusage: on Linux its figure begins with what the parent held when it forked.
+        # Not getrusage: on Linux its value includes the memory of the parent at the fork.
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS

@@ -2,9 +2,10 @@
 
     python benchmarks/convert.py [--sizes 0.5 1 2 4] [--folder DIR]
 
-Checkpoints of random bfloat16 weights are made on the spot, in several shards. Every conversion is a process of its
-own; memory is its peak resident set beyond what it had after its imports. The pairs quantise to 4 bits the same way
-and give the same bytes, which is checked; ``grit`` is our default recipe on top. Nothing is embedded or verified.
+The checkpoints have random bfloat16 weights in several shards and are created by the script. Each conversion runs in
+its own process; memory is the peak resident set beyond what the process has after its imports. ``mlx_lm`` and
+``uniform`` quantise to 4 bits in the same way, and the script checks that their results are identical; ``grit`` is our
+default recipe. Verification is off.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ else:
     from grit_mlx.convert import convert
     options = dict(source=source, output=target, quantize=True, bits=4, group_size=64, recipe=how, verify=False)
 def peak():
-    try:  # on Linux ru_maxrss begins with the parent's
+    try:  # on Linux ru_maxrss includes the parent's memory
         with open("/proc/self/status") as file:
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
     except FileNotFoundError:
@@ -87,7 +88,7 @@ def tensors(kind: str, layers: int) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def make_checkpoint(folder: Path, kind: str, size: float) -> int:
-    """Write a checkpoint of about ``size`` bytes; returns what it became."""
+    """Write a checkpoint of about ``size`` bytes and return its exact size."""
     folder.mkdir(parents=True)
     for path in TOKENIZER.glob("tokenizer*"):
         shutil.copy(path, folder)
@@ -151,7 +152,7 @@ def measure(source: Path, target: Path, how: str) -> dict[str, float]:
 
 
 def same_weights(first: Path, second: Path) -> bool:
-    """Whether two folders hold the same tensors, bit by bit, however they are sharded."""
+    """Whether two folders hold the same tensors, bit for bit, regardless of sharding."""
 
     def load(folder: Path) -> dict[str, mx.array]:
         arrays: dict[str, mx.array] = {}
@@ -169,10 +170,12 @@ def same_weights(first: Path, second: Path) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=float, nargs="+", default=[0.5, 1, 2, 4], help="GB of each checkpoint")
+    parser.add_argument("--sizes", type=float, nargs="+", default=[0.5, 1, 2, 4], help="sizes of the checkpoints in GB")
     parser.add_argument("--kinds", nargs="+", choices=list(SHAPES), default=list(SHAPES))
-    parser.add_argument("--folder", type=Path, help="where to put checkpoints (default: a temporary folder)")
-    parser.add_argument("--repeat", type=int, default=1, help="times; the fastest counts, and the largest memory")
+    parser.add_argument("--folder", type=Path, help="folder for the checkpoints (default: a temporary one)")
+    parser.add_argument(
+        "--repeat", type=int, default=1, help="number of runs; keeps the shortest time, the most memory"
+    )
     arguments = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
@@ -181,7 +184,7 @@ def main() -> None:
                 folder = Path(temporary)
                 nbytes = make_checkpoint(folder / "source", kind, size * 1e9)
                 row: dict[str, Any] = {"kind": kind, "gb": round(nbytes / 1e9, 2)}
-                # In turns, so that what else the machine does falls on all of them.
+                # Alternately, so that other load on the machine affects all of them.
                 runs = [
                     {how: measure(folder / "source", folder / how, how) for how in HOWS}
                     for _ in range(arguments.repeat)

@@ -1,10 +1,10 @@
-"""Embedding speed and memory: our batches against the official ones, on the same model in the same run.
+"""Embedding speed and memory: our batching against the official one, with the same model in the same run.
 
     python benchmarks/embed.py [--model NAME] [--texts-per-corpus N] [--sweep]
 
-For each corpus: useful tokens / computed tokens, useful tokens a second, and the ratio to the official batching
-(in the given order, 256 rows, padded to the longest). Then the fraction of the device's measured matmul rate,
-and peak memory against the number of texts. ``--sweep`` times batches of several token budgets instead.
+Reports for each corpus the useful fraction of the computed tokens, useful tokens per second, and the speed-up over
+the official batching (256 texts in the given order, padded to the longest). Then the fraction of the device's matmul
+rate that is reached, and peak memory by number of texts. ``--sweep`` times several token budgets instead.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import grit_mlx  # noqa: F401 - before mlx: it arranges the BLAS
+import grit_mlx  # noqa: F401 - before mlx, to load the fast BLAS
 
 # isort: split
 import mlx.core as mx
@@ -56,7 +56,7 @@ def official_encode(model: GritLM, texts: Sequence[str], instruction: str) -> An
 
 
 def flops_per_token(config: dict[str, Any], length: float) -> float:
-    """Multiplications and additions of a token's pass, without the head: weights twice, attention over ``length``."""
+    """Floating-point operations per token, without the head, with attention over ``length`` tokens."""
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     size = config.get("head_dim") or hidden // heads
     kv = config["num_key_value_heads"] * size
@@ -108,7 +108,7 @@ def sweep(model: GritLM, texts: list[str]) -> None:
 
 
 def memory_of(folder: str, count: int) -> dict[str, Any]:
-    """Peak memory of embedding ``count`` short texts as a stream; in a process of its own, so that it is that alone."""
+    """Peak memory of embedding a stream of ``count`` short texts; call it in a new process."""
     model = GritLM(folder)
     words = ["wind", "and", "sails", "lean", "on", "the", "keel", "of", "a", "ship", "while", "bread", "rises"]
     rng = np.random.default_rng(0)
@@ -127,7 +127,7 @@ def measured_memory(folder: str) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="a model; by default a random Mistral of 1.5 M parameters")
+    parser.add_argument("--model", help="model to use (default: a random Mistral with 1.5 M parameters)")
     parser.add_argument("--texts-per-corpus", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--sweep", action="store_true")
@@ -136,7 +136,7 @@ def main() -> None:
     if options.memory:
         print(json.dumps(memory_of(options.memory[0], int(options.memory[1]))))
         return
-    logging.getLogger("grit_mlx").setLevel(logging.ERROR)  # texts cut at 512 tokens, said for every repeat
+    logging.getLogger("grit_mlx").setLevel(logging.ERROR)  # no warnings about texts truncated at 512 tokens
     with contextlib.ExitStack() as stack:
         folder = options.model or stack.enter_context(
             random_model(hidden=256, layers=2, intermediate=704, heads=4, kv_heads=2)
@@ -149,13 +149,13 @@ def main() -> None:
         rows = [compare(model, n, corpus(n, options.texts_per_corpus), options.repeats) for n in CORPORA]
         mixed = [t for name in CORPORA for t in corpus(name, options.texts_per_corpus)]
         order = np.random.default_rng(0).permutation(len(mixed))
-        # Two of the official batches are enough to show what mixing does to them.
+        # Two official batches are enough to show the effect of mixing.
         rows.append(compare(model, "all, mixed", [mixed[i] for i in order[: 2 * OFFICIAL_ROWS]], options.repeats))
         fraction = sum(r["flops"] for r in rows) / sum(r["seconds"] for r in rows) / rate
         print(f"{fraction:.0%} of the measured matmul rate of {rate / 1e9:.0f} GFLOP/s", file=sys.stderr)
         memory = []
         if not options.model:
-            # A smaller one: 100,000 texts are many, and the model's size does not matter here.
+            # A smaller model, because 100,000 texts take a while and its size does not matter here.
             memory = measured_memory(str(stack.enter_context(random_model(hidden=64, layers=1, intermediate=128))))
         for row in memory:
             print(f"{row['texts']:7,} texts  peak {row['peak_resident_mb']} MB", file=sys.stderr)

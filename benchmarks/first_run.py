@@ -1,8 +1,8 @@
-"""How long the first command takes: `grit embed README.md` cold, with the embedded model, with and without OpenBLAS.
+"""Time of `grit embed README.md` in a new process with the built-in model, with and without OpenBLAS.
 
     python benchmarks/first_run.py
 
-Each run is a process of its own; the best of five counts. Writes benchmarks/results/first-run-cpu.json.
+Best of five. Writes benchmarks/results/first-run-cpu.json.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Generation speed: ``GritLM.stream`` against ``mlx_lm.stream_generate``, on the same model in the same run.
+"""Generation speed: ``GritLM.stream`` against ``mlx_lm.stream_generate``, with the same model in the same run.
 
     python benchmarks/generate.py [--model NAME] [--tokens N] [--rounds N]
 
-Both generate the same tokens greedily from the same prompt, in turn, so that a change of the machine's speed
-meets both. The goal is a ratio within 3 %.
+Both generate the same tokens greedily from the same prompt. They alternate, so that changes in the machine's speed
+affect both. The goal is a time ratio within 3 %.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-import grit_mlx  # noqa: F401 - before mlx: it arranges the BLAS
+import grit_mlx  # noqa: F401 - before mlx, to load the fast BLAS
 
 # isort: split
 from common import machine, random_model, save
@@ -27,7 +27,7 @@ from grit_mlx.model.prompts import chat_tokens
 
 
 def timed(responses: Iterable[Any]) -> tuple[float, float, list[int]]:
-    """Seconds to the first token, seconds for all, and the tokens."""
+    """Seconds to the first token, seconds for all tokens, and the tokens."""
     start = time.perf_counter()
     first, tokens = 0.0, []
     for response in responses:
@@ -39,7 +39,7 @@ def timed(responses: Iterable[Any]) -> tuple[float, float, list[int]]:
 def measure(model: GritLM, prompt: str, count: int, rounds: int) -> dict[str, Any]:
     ids = chat_tokens(model.tokenizer, [{"role": "user", "content": prompt}])
     engine = model._engine_tokenizer
-    # No end before the last token, so that every run does the same work.
+    # Disable EOS, so that every run generates the same number of tokens.
     ends, engine._eos_token_ids = engine._eos_token_ids, set()
     totals, firsts = [], []
     for i in range(rounds + 1):
@@ -47,7 +47,7 @@ def measure(model: GritLM, prompt: str, count: int, rounds: int) -> dict[str, An
             "ours": lambda: timed(model.stream_responses(prompt, max_tokens=count)),
             "theirs": lambda: timed(stream_generate(model.model, engine, ids, max_tokens=count)),
         }
-        # Each goes first half of the time.
+        # Alternate which side goes first.
         runs = {name: sides[name]() for name in (sides if i % 2 else reversed(sides))}
         assert runs["ours"][2] == runs["theirs"][2], "the two sides must generate the same tokens"
         if i:  # the first round warms up
@@ -72,7 +72,7 @@ def measure(model: GritLM, prompt: str, count: int, rounds: int) -> dict[str, An
 
 
 def chat(model: GritLM, prompt: str) -> dict[str, Any]:
-    """The first token of a chat's second turn, with and without what the first turn computed."""
+    """Seconds to the first token of a chat's second turn, with and without the prompt cache."""
     cache = PromptCache()
     messages = [{"role": "user", "content": prompt}]
     messages.append({"role": "assistant", "content": model.generate(messages, max_tokens=16, cache=cache)})
@@ -86,7 +86,7 @@ def chat(model: GritLM, prompt: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="a model; by default a random Mistral of 5.9 M parameters")
+    parser.add_argument("--model", help="model to use (default: a random Mistral with 5.9 M parameters)")
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()

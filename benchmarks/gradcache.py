@@ -1,8 +1,8 @@
-"""GradCache: peak memory and time from 64 to 2048 rows at one chunk size, against the whole batch at once.
+"""GradCache: peak memory and time for 64 to 2048 rows with a fixed chunk size, against the full batch at once.
 
     python benchmarks/gradcache.py [--rows 2048] [--length 64]
 
-Each measurement runs in a process of its own, on a random model of the architecture of Llama.
+Each measurement runs in its own process, on a random Llama model.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 import time
 from typing import Any
 
-from common import machine, save  # before mlx: it arranges the BLAS
+from common import machine, save  # before mlx, to load the fast BLAS
 
 # isort: split
 import mlx.core as mx
@@ -44,7 +44,7 @@ CONFIG = {
 
 
 def measure(rows: int, length: int, chunk: int) -> dict[str, float]:
-    """One step of ``rows`` sequences (half of them queries); the fastest of three, for the first also allocates."""
+    """One step with ``rows`` sequences, half of them queries. Best of three, because the first step also allocates."""
     trainee = Trainee(random_model(CONFIG, seed=0))
     training = TrainingSettings(group_size=1, chunk_size=chunk, chunk_tokens=1 << 30)
     layers = CONFIG["num_hidden_layers"]
@@ -68,7 +68,7 @@ def measure(rows: int, length: int, chunk: int) -> dict[str, float]:
 
 
 def whole(step: TrainingStep, batch: EmbeddingBatch) -> None:
-    """The gradient of the whole batch at once, without a cache."""
+    """The gradient of the full batch at once, without GradCache."""
     [chunk] = step._embedding_chunks(batch, 0)
     order = mx.array(np.argsort(chunk.rows))
 
@@ -88,9 +88,9 @@ def in_a_process(rows: int, length: int, chunk: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=2048, help="the largest batch")
-    parser.add_argument("--whole", type=int, default=512, help="the largest batch that is also computed at once")
-    parser.add_argument("--length", type=int, default=64, help="tokens of each row")
+    parser.add_argument("--rows", type=int, default=2048, help="largest batch")
+    parser.add_argument("--whole", type=int, default=512, help="largest batch that is also computed at once")
+    parser.add_argument("--length", type=int, default=64, help="tokens per row")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:

@@ -1,10 +1,10 @@
-"""One small model trained at the same number of steps: unified, embedding alone, generating alone; and unified longer.
+"""Train a small model in the modes unified, embedding and generative for the same number of steps, and unified longer.
 
-    nice python benchmarks/grit_small.py            all of it, about 35 minutes on two cores; goes on where it stopped
-    python benchmarks/grit_small.py --only report   the results and curves again
+    nice python benchmarks/grit_small.py            everything, about 35 minutes on two cores; resumes if interrupted
+    python benchmarks/grit_small.py --only report   only the results and curves
 
-Needs ../shared (the model, training data and evaluation sets). Writes runs/grit-small/, and from it
-benchmarks/results/grit_small-*.json and docs/training-curves.png (the latter needs the extra `plots`).
+Requires ../shared (the model, training data and evaluation sets). Writes runs/grit-small/,
+benchmarks/results/grit_small-*.json and docs/training-curves.png (which needs the extra `plots`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common import machine, save  # before mlx: it arranges the BLAS
+from common import machine, save  # before mlx, to load the fast BLAS
 
 # isort: split
 from grit_mlx.evaluation.retrieval import evaluate_set, load_set
@@ -37,7 +37,7 @@ CONFIG = ROOT / "benchmarks" / "grit_small.yaml"
 RUNS = Path("runs") / "grit-small"
 CURVES = ROOT / "docs" / "training-curves.png"
 
-# What each run changes of the YAML. The last one asks whether what the unified run lacks is time.
+# Settings that differ from the YAML. The last run shows whether the unified one only needs more steps.
 VARIANTS: dict[str, dict[str, Any]] = {
     "unified": {"mode": "unified"},
     "embedding": {"mode": "embedding"},
@@ -70,7 +70,7 @@ class Printer(Callback):
 
 
 def draw_sample(settings: TrainingSettings) -> None:
-    """The same rows each time, instructions left out (see the YAML)."""
+    """Write the training data: the same rows in every run, without instructions (see the YAML)."""
     assert settings.data
     for kind, sources in SOURCES.items():
         folder = Path(settings.data) / kind
@@ -98,7 +98,7 @@ def train_all(settings: TrainingSettings) -> None:
 
 
 def measure(settings: TrainingSettings, name: str, model: str) -> dict[str, Any]:
-    """Scores on the development sets and losses on held-out rows of both kinds."""
+    """Scores on the development sets and both losses on held-out rows."""
     started = time.perf_counter()
     world = World()
     prepared = prepare_model(replace(settings, model=model), world)

@@ -1,8 +1,8 @@
-"""Where the time of a pass goes: single operations on one batch of 2048 tokens, and the device's matrix rate.
+"""Time of single operations on one batch of 2048 tokens, and the device's matmul rate.
 
     python benchmarks/operations.py
 
-On Linux the matrix rate is measured with mlx's bundled BLAS too, and for bfloat16 and 4-bit weights.
+The matmul rate is measured for float32, bfloat16 and 4-bit weights; on Linux also with mlx's bundled BLAS.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import grit_mlx  # noqa: F401 - before mlx: it arranges the BLAS
+import grit_mlx  # noqa: F401 - before mlx, to load the fast BLAS
 
 # isort: split
 import mlx.core as mx
@@ -70,7 +70,7 @@ def operations() -> list[dict[str, Any]]:
 
 
 def rates() -> dict[str, float]:
-    """GFLOP/s of a product of 1024 x 1024, by dtype of the weights."""
+    """GFLOP/s of a 1024 x 1024 product, by dtype of the weights."""
     size = 1024
     a, b = mx.random.normal((size, size)), mx.random.normal((size, size))
     packed = mx.quantize(b, group_size=64, bits=4)

@@ -1,10 +1,9 @@
-"""What quantising does to vectors and predictions: the tables behind the recipe `grit`.
+"""The effect of quantisation on vectors and predictions: the tables behind the recipe `grit`.
 
     python benchmarks/quantization.py [MODEL...]
 
-For each model: drift by recipe and bits, and the effect of each kind of module alone, quantised to 3 bits while the
-rest stays as it is. Without arguments the models are the golden checkpoints (random weights) and stories260k (trained,
-but tiny) beside this repository.
+For each model: drift by recipe and bits, and the effect of quantising only one kind of module, to 3 bits. The default
+models are the golden checkpoints (random weights) and stories260k (trained, but tiny) in ../shared.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ KINDS: dict[str, Callable[[str, int], bool]] = {
 
 
 def drifts(source: Path, group_size: int) -> list[dict[str, Any]]:
-    """Drift of each way to quantise."""
+    """Drift of each recipe."""
     ways: list[tuple[str, dict[str, Any]]] = [
         (f"{recipe}, {bits} bits", {"quantize": True, "recipe": recipe, "bits": bits, "group_size": group_size})
         for recipe in ("uniform", "grit")
@@ -76,7 +75,7 @@ def drifts(source: Path, group_size: int) -> list[dict[str, Any]]:
 
 
 def sensitivity(folder: Path, group_size: int) -> dict[str, Any]:
-    """The effect of each kind of module, and of bits, measured by trials."""
+    """The effect of each kind of module and of the number of bits, measured by trials."""
     source = Folder(folder)
     plan = make_plan(read_config(folder), source.tensors, folder)
     tokenize = GritLM(folder, mode="generative").tokenizer.encode
@@ -84,7 +83,7 @@ def sensitivity(folder: Path, group_size: int) -> dict[str, Any]:
     found = {}
     for bits in BITS:
         model = build_model(plan.config, folder)
-        modules = {  # the router too
+        modules = {  # including the router
             path: weights[path]
             for path, module in model.named_modules()
             if path in weights and quantizable(module, Quantization(bits, group_size))
@@ -111,7 +110,7 @@ def main() -> None:
     models = {path.name: path for path in arguments.models} or MODELS
     results = []
     for name, folder in models.items():
-        # Wide models divide into the usual groups; the tiny trained one has rows of 172 that divide into none.
+        # The tiny trained model has rows of 172, which are not divisible by the usual 64.
         group_size = 32 if folder.name == "stories260k" else 64
         print(name, file=sys.stderr)
         results.append(

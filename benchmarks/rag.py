@@ -1,16 +1,16 @@
-"""Answers from cached documents: seconds to the first token and for 16, in every mode, on the same weights.
+"""Answers from cached documents: seconds to the first token and for 16 tokens, in every cache mode.
 
     python benchmarks/rag.py [--model NAME] [--queries N ...] [--documents N ...] [--rounds N]
 
-Rows are lengths of a query and of the documents that it is answered from, in tokens. Columns are:
+Rows are the lengths of a query and of its documents, in tokens. Columns are:
 
-- the modes of ``grit rag``: documents' keys and values are read from files (checksum included), the query's are at
-  hand, as retrieval leaves them;
-- ``prompt file``: mlx-lm's own prompt cache, the document before the query, loaded from its file;
-- ``floor``: only the new tokens of ``doc`` are computed, on keys and values that are in memory already.
+- the modes of ``grit rag``: the documents' keys and values are read from files (including the checksum), the query's
+  are in memory, as retrieval leaves them;
+- ``prompt file``: mlx-lm's own prompt cache, with the document before the query, loaded from its file;
+- ``floor``: only the new tokens of ``doc`` are computed, with all keys and values in memory.
 
-Every side generates 16 tokens greedily and takes its turn in every round, one that takes seconds in the first ones
-only. The best of the rounds counts: what other programs take from a shared machine is no cost of a side.
+Every side generates 16 tokens greedily, once per round; sides that take seconds run in the first rounds only. The best
+round is reported, to exclude other load on a shared machine.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import grit_mlx  # noqa: F401 - before mlx: it arranges the BLAS
+import grit_mlx  # noqa: F401 - before mlx, to load the fast BLAS
 
 # isort: split
 import mlx.core as mx
@@ -41,15 +41,15 @@ from grit_mlx.rag.kvfiles import PRECISIONS, bytes_of, rounded
 from grit_mlx.rag.modes import AUTO_MODES, MODES
 
 NEW_TOKENS = 16
-ENOUGH_SECONDS = 3.0  # a side that took longer is not repeated
-Times = tuple[float, float]  # seconds to the first token, and to the last
+ENOUGH_SECONDS = 3.0  # sides that took longer are not repeated
+Times = tuple[float, float]  # seconds to the first token and to the last
 
-# Bytes a token of GritLM-7B: keys and values, 32 layers, 8 heads of 128, 2 bytes (4.5 and 8.5 bits when quantised).
+# Bytes per token of GritLM-7B: keys and values, 32 layers, 8 heads of 128, 2 bytes (4.5 or 8.5 bits if quantised).
 GRITLM_7B = 2 * 32 * 8 * 128 * 2
 
 
 class Texts:
-    """Texts of any number of tokens, each of them other than the last."""
+    """Provides texts with a given number of tokens, a different one at each call."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -60,7 +60,7 @@ class Texts:
         if self._at + tokens > len(self._ids):
             self._at = 0
         self._at += tokens
-        # Joined and tokenised again they may be one more or less.
+        # Tokenised again, the text may have one token more or less.
         return str(self._tokenizer.decode(self._ids[self._at - tokens : self._at]))
 
 
@@ -72,7 +72,7 @@ def timed(responses: Iterable[Any], start: float) -> Times:
 
 
 class Case:
-    """A query and its documents, with every cache that a side may use."""
+    """A query and its documents, with the caches of all sides."""
 
     def __init__(self, model: GritLM, query: str, documents: list[str], folder: Path) -> None:
         self.model = model
@@ -83,7 +83,7 @@ class Case:
         _, self.query_layers = self.answerer.embed_query(query)
         self.layers, self.new = self.answerer.prompt(query, self.documents, cache="doc")
         self.uncached = Answerer(model)
-        # mlx-lm's file holds what stands before the query in a prompt with nothing cached.
+        # mlx-lm's file holds the part of the uncached prompt before the query.
         whole = rag_prompt("none-document-first", query="\0", document="\n\n".join(documents))
         before, after = whole.split("\0")
         self.rest = literal_tokens(model.tokenizer, query + after)
@@ -98,7 +98,7 @@ class Case:
     def sides(self) -> dict[str, Callable[[], Times]]:
         sides = {mode: (lambda mode=mode: self.answered(self.answerer, mode)) for mode in (*MODES, "auto")}
         sides["doc, in memory"] = lambda: self.answered(self.answerer, "doc", from_disk=False)
-        if len(self.query) < 1000:  # once for each length of a document
+        if len(self.query) < 1000:  # once per document length
             sides["doc, first use"] = lambda: self.answered(self.uncached, "doc")
         sides["prompt file"] = self.from_prompt_file
         sides["floor"] = self.floor
@@ -147,7 +147,7 @@ def measure(model: GritLM, texts: Texts, asked: int, lengths: list[int], rounds:
                 if sum(total for _, total in runs.get(side, [])) > ENOUGH_SECONDS:
                     continue
                 mx.synchronize()
-                mx.clear_cache()  # what the last side left behind favours or hampers none
+                mx.clear_cache()  # no side profits from buffers of the previous one
                 runs.setdefault(side, []).append(run())
                 chosen = case.mode if side == "auto" else chosen
     seconds = {side: [round(min(times), 4) for times in zip(*runs[side], strict=True)] for side in runs}
@@ -156,7 +156,7 @@ def measure(model: GritLM, texts: Texts, asked: int, lengths: list[int], rounds:
         "document_tokens": sum(lengths),
         "documents": len(documents),
         "auto_took": chosen,
-        "seconds": seconds,  # to the first token, to the last
+        "seconds": seconds,  # to the first token and to the last
     }
     print(
         f"{row['query_tokens']:5} + {row['document_tokens']:5} in {len(documents)}: "
@@ -181,7 +181,7 @@ def storage(model: GritLM) -> dict[str, Any]:
 
 
 def drift(model: GritLM, texts: Texts, count: int = 24) -> dict[str, Any]:
-    """How far the next token's distribution moves when a document's cache is kept in fewer bits."""
+    """How much the next token's distribution changes if a document's cache is stored in fewer bits."""
     answerer = Answerer(model)
     kept: dict[str, list[tuple[float, float, bool]]] = {name: [] for name in PRECISIONS if name != "full"}
     for _ in range(count):
@@ -208,7 +208,7 @@ def log_probabilities(model: GritLM, layers: Any, tokens: list[int]) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="a model; by default a random Mistral of 23 M parameters")
+    parser.add_argument("--model", help="model to use (default: a random Mistral with 23 M parameters)")
     parser.add_argument("--queries", type=int, nargs="+", default=[1, 64, 4000])
     parser.add_argument("--documents", type=int, nargs="+", default=[256, 1000, 4000])
     parser.add_argument("--rounds", type=int, default=6)
@@ -218,9 +218,9 @@ def main() -> None:
             random_model(hidden=1024, layers=2, intermediate=2816, kv_heads=2)
         )
         model = GritLM(folder)
-        model._engine_tokenizer._eos_token_ids = set()  # every run writes all of its tokens
+        model._engine_tokenizer._eos_token_ids = set()  # no EOS: every run generates all tokens
         texts = Texts(model.tokenizer)
-        measure(model, texts, 16, [64], 1)  # warms up
+        measure(model, texts, 16, [64], 1)  # warm-up
         rows = []
         for length in options.documents:
             for asked in options.queries:

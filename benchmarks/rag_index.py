@@ -1,10 +1,10 @@
-"""Indexing many passages: speed, memory, and how fast and how rightly they are found again.
+"""Indexing many passages: indexing speed, memory, search latency and recall of the approximate index.
 
     python benchmarks/rag_index.py [--passages N] [--queries N]
 
-The passages are texts of ../shared/data/train, the model a random one of one small layer, so that what is measured is
-everything but the model: reading, splitting, tokenising, storing, indexing, searching. Each row of the file is a
-document of its own, and is found again by its first words.
+The passages are texts from ../shared/data/train. The model is a random one with one small layer, so the figures show
+everything except the model: reading, splitting, tokenising, storing, indexing, searching. Each row of the file is a
+document; the queries are the first words of random rows.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import grit_mlx  # noqa: F401 - before mlx: it arranges the BLAS
+import grit_mlx  # noqa: F401 - before mlx, to load the fast BLAS
 
 # isort: split
 import numpy as np
@@ -33,7 +33,7 @@ DEPTH = 10
 
 
 def texts() -> Iterator[str]:
-    """Every text of the training data that is long enough to be a passage, once."""
+    """All distinct texts of the training data that are long enough for a passage."""
     seen = set()
     for path in sorted((SHARED / "data" / "train").glob("*/*.jsonl.gz")):
         with gzip.open(path, "rt", encoding="utf-8") as lines:
@@ -55,7 +55,7 @@ def strings(value: Any) -> Iterator[str]:
 
 
 def resident() -> int:
-    """Bytes that this process holds now."""
+    """Resident memory of this process, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmRSS:")).split()[1]) * 1024
 
@@ -72,7 +72,7 @@ def write(path: Path, count: int) -> list[str]:
 
 
 def timed(store: Store, queries: list[str], **options: Any) -> dict[str, float]:
-    store.search(queries[0], top=DEPTH, **options)  # loads what search needs
+    store.search(queries[0], top=DEPTH, **options)  # warm-up
     times = []
     for query in queries:
         start = time.perf_counter()
@@ -113,7 +113,7 @@ def main() -> None:
             times = timed(store, queries, method=method)
             searches.append({"search": f"{method}, exact" if method != "bm25" else method, **times})
         start = time.perf_counter()
-        (files / "more.txt").write_text("One more passage.")  # so that there is something to publish
+        (files / "more.txt").write_text("One more passage.")  # a change, so that there is a new version to publish
         approximate = Store(uri, model, exact_bytes=0)
         approximate.index([files], approximate=True)
         rebuild = time.perf_counter() - start

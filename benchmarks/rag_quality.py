@@ -1,15 +1,14 @@
-"""Quality of retrieval and of answers: nDCG@10 by way of searching, match by cache mode.
+"""Quality of retrieval and of answers: nDCG@10 by search method, match by cache mode.
 
     python benchmarks/rag_quality.py [--model NAME] [--answers N]
 
-Retrieval: each set of ../shared/data/dev goes into a store of its own, and is searched by words (BM25), by meaning
-(dense) and by both, fused by ranks (rrf) and by scores (hybrid). A document that was split counts where its first
-passage stands.
+Retrieval: each set of ../shared/data/dev gets its own store, which is searched with BM25, with vectors (dense) and with
+both, fused by ranks (rrf) and by scores (hybrid). The rank of a document is that of its best passage.
 
-Answers: "match" as in the paper (the gold answer, normalised as SQuAD does, stands in the answer of 16 tokens to the
-prompt with "The answer is" behind it). The development sets name documents and no answers, so questions with a short
-answer are taken from ../shared/data/train/generative/fairytaleqa_train: a model that was trained on these has seen
-them, and what can be compared are the modes of one model.
+Answers: "match" as in the paper: whether the gold answer, normalised as in SQuAD, appears in the 16 tokens generated
+after the prompt and "The answer is". The development sets have no answers, so questions with a short answer are taken
+from ../shared/data/train/generative/fairytaleqa_train. Models may have been trained on these, so compare only the modes
+of one model.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import grit_mlx  # noqa: F401 - before mlx: it arranges the BLAS
+import grit_mlx  # noqa: F401 - before mlx, to load the fast BLAS
 
 # isort: split
 import numpy as np
@@ -67,13 +66,13 @@ def retrieval(model: GritLM, name: str, folder: Path) -> dict[str, Any]:
 
 
 def normalised(text: str) -> str:
-    """As SQuAD's evaluation does: lower case, no punctuation, no articles, single blanks."""
+    """Normalise as in SQuAD: lower case, no punctuation, no articles, single spaces."""
     text = "".join(letter for letter in text.lower() if letter not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
 def questions(count: int) -> list[tuple[str, str, str]]:
-    """Document, question and answer; the answer is short and stands in the document."""
+    """Triples of document, question and answer, where the answer is short and appears in the document."""
     kept = []
     with gzip.open(ANSWERS, "rt", encoding="utf-8") as lines:
         for line in lines:
@@ -107,8 +106,8 @@ def answers(model: GritLM, count: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="a folder or a name; without it the embedded model")
-    parser.add_argument("--answers", type=int, default=100, help="questions that are answered; 0 for none")
+    parser.add_argument("--model", help="model to use (default: the built-in model)")
+    parser.add_argument("--answers", type=int, default=100, help="number of questions to answer; 0 for none")
     options = parser.parse_args()
     model = GritLM(options.model)
     with TemporaryDirectory() as name:

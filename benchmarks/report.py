@@ -1,10 +1,9 @@
-"""Write the measured tables and curves of docs/ from benchmarks/results/*.json.
+"""Write the tables and plots of docs/ from benchmarks/results/*.json.
 
     python benchmarks/report.py
 
-The curves of docs/rag.md are drawn too, where matplotlib is installed.
-
-Everything between ``<!-- results -->`` and ``<!-- end -->`` is replaced; the words around it stay.
+If matplotlib is installed, the plot of docs/rag.md is drawn as well. Only the text between the markers
+``<!-- results -->`` (or ``<!-- NAME -->``) and ``<!-- end -->`` is replaced.
 """
 
 from __future__ import annotations
@@ -42,14 +41,14 @@ def embed(results: dict[str, Any]) -> str:
         described(results),
         table(head, [[row[key] for key in keys] for row in results["corpora"]]),
         f"{results['fraction_of_matmul_rate']:.0%} of the rate of a large float32 product on the same device "
-        f"({results['matmul_gflops']} GFLOP/s). Largest difference of a number between the two sides: "
+        f"({results['matmul_gflops']} GFLOP/s). Largest difference between an element of the two sides' vectors: "
         f"{max(row['largest_difference'] for row in results['corpora']):.1e}.",
     ]
     if results["memory"]:
         rows = [[f"{r['texts']:,}", r["peak_resident_mb"], r["texts_per_second"]] for r in results["memory"]]
         parts += [
-            "Peak memory of a whole process that embeds a stream of short texts with `encode_iter` (a random model of "
-            "one small layer; the interpreter, mlx and the tokenizer are most of it):",
+            "Peak memory of a process that embeds a stream of short texts with `encode_iter` (a random model with one "
+            "small layer, so most of it is the interpreter, mlx and the tokenizer):",
             table(["texts", "peak memory, MB", "texts/s"], rows),
         ]
     return "\n\n".join(parts)
@@ -77,10 +76,8 @@ def operations(results: dict[str, Any]) -> str:
         [
             "## Single operations",
             described({"model": "One batch of 2048 tokens, hidden size 512, 8 heads", **results}),
-            table(["operation", "ms", "ns each number"], rows),
-            table(
-                ["product of 1024 x 1024, weights in", "GFLOP/s"], [list(item) for item in results["gflops"].items()]
-            ),
+            table(["operation", "ms", "ns per element"], rows),
+            table(["1024 x 1024 product, weights in", "GFLOP/s"], [list(item) for item in results["gflops"].items()]),
         ]
     )
 
@@ -121,7 +118,7 @@ def conversion(results: dict[str, Any]) -> str:
 
 def quantization(results: dict[str, Any]) -> str:
     parts = [described({"model": "64 built-in texts", **results})]
-    head = ["quantised", "bits a weight", "mean cosine", "1st percentile", "worst", "same 10 nearest", "KL, nats"]
+    head = ["quantised", "bits per weight", "mean cosine", "1st percentile", "worst", "same 10 nearest", "KL, nats"]
     keys = ("cosine_mean", "cosine_p1", "cosine_worst", "neighbour_overlap", "kl")
     for model in results["models"]:
         rows = [[r["way"], r["bits_per_weight"], *(f"{r[key]:.4f}" for key in keys)] for r in model["drift"]]
@@ -136,23 +133,26 @@ def quantization(results: dict[str, Any]) -> str:
             ]
             for r in model["kinds"]
         ]
-        parts.append("One kind of module alone at 3 bits, the sum over its modules:")
-        parts.append(table(["kind", "parameters", "1 - cosine", "KL, nats", "both, for a million parameters"], kinds))
+        parts.append("Drift if only one kind of module is quantised, to 3 bits, summed over its modules:")
+        parts.append(table(["kind", "parameters", "1 - cosine", "KL, nats", "sum per million parameters"], kinds))
         law = ", ".join(f"{r['bits']} bits {r['measured']:.4f} ({r['predicted']:.4f})" for r in model["law"])
-        parts.append(f"Drift of all modules, each alone, against that at 3 bits, and as the search assumes it: {law}.")
+        parts.append(
+            "Drift summed over all modules, each quantised alone, relative to 3 bits (in brackets: as assumed by the "
+            f"search): {law}."
+        )
     return "\n\n".join(parts)
 
 
 def gradcache(results: dict[str, Any]) -> str:
     chunk = results["chunk"]
-    head = ["rows", f"GradCache, chunks of {chunk}: MB", "s", "whole batch: MB", "s", "time ratio"]
+    head = ["rows", f"GradCache, chunks of {chunk}: MB", "s", "full batch: MB", "s", "time ratio"]
     rows = []
     for row in results["rows"]:
         cached, whole = row["gradcache"], row.get("whole")
         line = [row["rows"], cached["megabytes"], f"{cached['seconds']:.2f}"]
         ratio = "" if whole is None else f"{cached['seconds'] / whole['seconds']:.2f}"
         rows.append([*line, *(["", ""] if whole is None else [whole["megabytes"], f"{whole['seconds']:.2f}"]), ratio])
-    model = f"A random Llama of 4 layers, hidden size 128, {results['length']} tokens a row"
+    model = f"A random Llama of 4 layers, hidden size 128, {results['length']} tokens per row"
     return "\n\n".join([described({"model": model, **results}), table(head, rows)])
 
 
@@ -248,13 +248,13 @@ def drift_cells(drift: dict[str, float] | None) -> list[str]:
 
 
 def curve_of(runs: Sequence[dict[str, Any]], length: int) -> list[dict[str, Any]]:
-    """The runs with a query of some length; none where they make no curve."""
+    """The runs with queries of one length; empty if a single point."""
     found = [run for run in runs if run["query_tokens"] == length]
     return found if len(found) > 1 else []
 
 
 def rag_curves(results: dict[str, Any], path: Path) -> None:
-    """Seconds to the first token over the length of one document, a panel for each length of the query."""
+    """Seconds to the first token by document length, one panel per query length."""
     from matplotlib.figure import Figure
 
     single = [run for run in results["rows"] if run["documents"] == 1]
@@ -317,7 +317,7 @@ PAGES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
 def main() -> None:
     for page, sections in PAGES.items():
         text = (DOCS / page).read_text(encoding="utf-8")
-        # One pair of marks for the whole page, or one for each section.
+        # One pair of markers for the page, or one per section.
         marks = [f"<!-- {name} -->" for name in sections]
         groups = [[name] for name in sections] if marks[0] in text else [list(sections)]
         for begin, names in zip(marks if marks[0] in text else [BEGIN], groups, strict=True):

@@ -1,9 +1,9 @@
-"""The memory estimate of `grit train` against what a run takes, on models of several shapes.
+"""The memory estimate of `grit train` compared with the measured peak, on models of several shapes.
 
     python benchmarks/training_memory.py
 
-Prints the table of docs/training.md. Each case trains two steps in a process of its own, with every text as long as
-allowed, which is what the estimate supposes. The models are random and of the architecture of Llama.
+Prints the table of docs/training.md. Each case trains two steps in its own process, with every text at the maximum
+length, as the estimate assumes. The models are random Llama models.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import grit_mlx  # noqa: F401 - before mlx, for fast matrix products on Linux
+import grit_mlx  # noqa: F401 - before mlx, to load the fast BLAS
 
 import mlx.core as mx  # isort: skip
 import numpy as np
@@ -68,7 +68,7 @@ CASES = [
 
 
 def measure(case: Case) -> dict[str, float]:
-    """Estimated and measured peak of two steps, in bytes."""
+    """Estimated and measured peak memory of two steps, in bytes."""
     config: dict[str, Any] = {
         "model_type": "llama",
         "hidden_size": case.hidden,
@@ -132,7 +132,7 @@ def measure(case: Case) -> dict[str, float]:
 def in_a_process(case: Case) -> dict[str, float]:
     command = [sys.executable, __file__, "--one", json.dumps(asdict(case))]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found: dict[str, float] = json.loads(output.splitlines()[-1])  # mlx-lm talks when it quantises
+    found: dict[str, float] = json.loads(output.splitlines()[-1])  # mlx-lm prints a line when it quantises
     return found
 
 

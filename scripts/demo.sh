@@ -1,5 +1,5 @@
 #!/bin/sh
-# What `make demo` runs. Each command is printed as one would type it.
+# Run by `make demo`. Prints each command as you would type it, then runs it.
 set -eu
 cd "$(dirname "$0")/.."
 export HF_HUB_OFFLINE=1
@@ -20,7 +20,7 @@ grit() {
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 
-# No model is named: these use grit-tiny, which is inside the package, and no network. The first says so.
+# Without --model these use the built-in grit-tiny, offline. The first command prints a note about it.
 grit embed README.md --output "$folder/vectors.npy"
 grit search "what makes dough get bigger?" scripts/demo.txt --top 1 --quiet
 grit similarity "The cat sat on the mat." "A kitten lay on the rug." --quiet

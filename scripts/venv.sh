@@ -1,10 +1,10 @@
 #!/bin/sh
-# Makes .venv and installs grit-mlx into it, editable: scripts/venv.sh [EXTRA]
-# The Makefile calls this. PYTHON, if set, names the interpreter to use.
+# Creates .venv and installs grit-mlx into it in editable mode: scripts/venv.sh [EXTRA]
+# Called by the Makefile. If PYTHON is set, it is the interpreter to use.
 set -eu
 cd "$(dirname "$0")/.."
 extra=${1:-}
-# Warnings that are not about this project.
+# Silence warnings that do not concern this project.
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PYTHONWARNINGS='ignore:Editable installation'
 needs='grit-mlx needs Python 3.10 or newer (on a Mac: built for Apple silicon)'
 
@@ -13,7 +13,7 @@ fail() {
     exit 1
 }
 
-# Whether interpreter $1 is at least 3.10 and at most $2. mlx has no wheels for x86 Pythons on a Mac.
+# Whether the version of interpreter $1 is between 3.10 and $2. On a Mac, mlx has no wheels for x86 Pythons.
 suits() {
     "$1" -c '
 import platform, sys
@@ -24,11 +24,11 @@ sys.exit(rosetta or not (3, 10) <= sys.version_info[:2] <= newest)' "$2" >/dev/n
 
 find_python() {
     if [ -n "${PYTHON:-}" ]; then
-        suits "$PYTHON" 3.99 || fail "$needs, which PYTHON=$PYTHON is not."
+        suits "$PYTHON" 3.99 || fail "$needs. PYTHON=$PYTHON is not suitable."
         echo "$PYTHON"
         return
     fi
-    # First the versions that are tested, then whatever is newer.
+    # Prefer the versions that are tested, then accept newer ones.
     for newest in 3.13 3.99; do
         for python in python3 python3.13 python3.12 python3.11 python3.10; do
             if suits "$python" "$newest"; then
@@ -37,7 +37,7 @@ find_python() {
             fi
         done
     done
-    fail "$needs, and there is none on PATH: install one, or name it with make PYTHON=/path/to/python3."
+    fail "$needs, but none was found on PATH. Install one, or run make PYTHON=/path/to/python3."
 }
 
 make_venv() {
@@ -48,25 +48,25 @@ make_venv() {
     if "$python" -c 'import ensurepip, venv' 2>/dev/null; then
         "$python" -m venv .venv
     elif "$python" -m pip --version >/dev/null 2>&1; then
-        # Debian packs ensurepip apart, in python3-venv; its pip can still put a pip into the environment.
+        # Debian ships ensurepip separately, in python3-venv. Its pip can still install pip into the environment.
         "$python" -m venv --without-pip .venv
         site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
         "$python" -m pip install --quiet --target "$site" pip
     else
-        fail "$python has neither ensurepip nor pip: install them (Debian and Ubuntu: apt install python3-venv) and run make again."
+        fail "$python has neither ensurepip nor pip. Install them (Debian and Ubuntu: apt install python3-venv) and run make again."
     fi
 }
 
-# An install that was cut short leaves `unfinished` behind, and is begun anew.
+# An interrupted install leaves `unfinished` behind and is started again.
 if [ -e .venv/unfinished ] || ! suits .venv/bin/python 3.99 || ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
     make_venv
 fi
 : >.venv/unfinished
 rm -f .venv/installed .venv/installed-dev
-echo "Installing grit-mlx${extra:+[$extra]} and what it needs into .venv (once; this can take some minutes)"
+echo "Installing grit-mlx${extra:+[$extra]} and its dependencies into .venv (once; this can take a few minutes)"
 .venv/bin/python -m pip install --quiet \
     --constraint constraints.txt --editable ".${extra:+[$extra]}" ||
-    fail 'The install into .venv failed, as pip says above; run make again once that is mended.'
+    fail 'Installing into .venv failed; see the message from pip above. Fix the problem and run make again.'
 rm .venv/unfinished
 : >.venv/installed
 [ -z "$extra" ] || : >".venv/installed-$extra"

@@ -1,12 +1,13 @@
-"""Token vectors from the teacher, then trained as bags of tokens: a vector is the weighted mean of its tokens' vectors.
+"""Token vectors from the teacher, trained as bags of tokens: a text's vector is the weighted mean of its tokens.
 
     python recipes/grit-tiny/bags.py [--steps 500] [--name bags]
 
-Writes runs/grit-tiny/NAME.npy, (V, D), and prints the development scores before and after. Bags cost only look-ups, so
-minutes here do what would take a transformer hours; write_model.py puts them into one that computes the same.
+Writes runs/grit-tiny/NAME.npy, (V, D), and prints the development scores before and after. Bags need only look-ups, so
+they train in minutes where a transformer would take hours; write_model.py writes them into a transformer that computes
+the same.
 
-A word that is there several times counts less each time, as in BM25 (words.py). Part of the dimensions begin as random
-codes of words weighted by rarity: what texts share is then seen whether or not the teacher knows it.
+Each repetition of a word counts less, as in BM25 (words.py). Some dimensions start as random codes of words, weighted
+by rarity, so that shared words are detected even if the teacher does not know them.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from grit_mlx.evaluation.metrics import ndcg, spearman
 from grit_mlx.evaluation.retrieval import PairSet, RetrievalSet, load_set
 
 SETS = ("clapnq_dev", "fairytaleqa_val", "pubmedqa", "scitldr_test", "xquad_en", "stsb")
-# Tokens of a passage in training, and of any text in evaluation.
+# Maximum tokens of a passage in training, and of any text in evaluation.
 LENGTH, EVALUATED = 256, 500
 
-Packed = tuple[torch.Tensor, ...]  # tokens of all texts, where each begins, and the tokens' weights
+Packed = tuple[torch.Tensor, ...]  # tokens of all texts, start of each text, weight of each token
 Encode = Callable[[list[str]], np.ndarray]  # N texts to (N, D)
 
 
@@ -39,7 +40,7 @@ class Bags:
     """Token lists as one array with offsets; ``same`` is ``words.same_words`` of the tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer, texts: list[str], length: int, same: np.ndarray) -> None:
-        # Characters beyond what the tokens can need are not worth tokenising.
+        # Do not tokenise characters that cannot be within the first `length` tokens.
         encoded = tokenizer.encode_batch_fast([text[: 12 * length] for text in texts], add_special_tokens=False)
         ids = [one.ids[:length] for one in encoded]
         self.sizes = np.array([len(one) for one in ids])
@@ -55,7 +56,7 @@ class Bags:
         return self._packed(parts)
 
     def split(self, rows: np.ndarray, rng: np.random.Generator) -> tuple[Packed, Packed]:
-        """A span of each text as a question, and the rest, or the whole, as its answer (the inverse cloze task)."""
+        """A span of each text as a query, and the rest or all of the text as its passage (inverse cloze task)."""
         bits, rests = [], []
         for row in rows:
             one = self.ids[self.starts[row] : self.starts[row + 1]]
@@ -64,7 +65,7 @@ class Bags:
             bit = one[at : at + width]
             kept = bit[rng.random(width) >= 0.3]
             bits.append(kept if len(kept) else bit)
-            # Often the words of a question do stand in its answer.
+            # The words of a question often do appear in its answer.
             whole = len(one) <= width or rng.random() < 0.4
             rests.append(one if whole else np.concatenate([one[:at], one[at + width :]]))
         return self._packed(bits), self._packed(rests)
@@ -85,7 +86,7 @@ def vectors(table: torch.Tensor, bags: Packed) -> torch.Tensor:
 
 
 def encoder(tokenizer: Tokenizer, table: torch.Tensor, same: np.ndarray) -> Encode:
-    """What embeds texts with a table."""
+    """A function that embeds texts with a table."""
 
     def encode(texts: list[str]) -> np.ndarray:
         bags = Bags(tokenizer, texts, LENGTH, same)
@@ -97,9 +98,9 @@ def encoder(tokenizer: Tokenizer, table: torch.Tensor, same: np.ndarray) -> Enco
 def initial_table(
     tokenizer: Tokenizer, samples: list[Bags], size: int, codes: int, smoothing: float, seed: int
 ) -> np.ndarray:
-    """The teacher's vectors of single tokens, centred, turned to principal axes, weighted by rarity (SIF); then codes.
+    """The teacher's vectors of single tokens, centred, in principal axes, weighted by rarity (SIF), followed by codes.
 
-    The last ``codes`` dimensions are random, the same for tokens that are the same word, and weighted by rarity (IDF).
+    The last ``codes`` dimensions are random, equal for tokens of the same word, and weighted by rarity (IDF).
     """
     rng = np.random.default_rng(seed)
     teacher = np.load(sources.WORK / "teacher-tokens.npy").astype(np.float64)
@@ -115,14 +116,14 @@ def initial_table(
     counts = sum(np.bincount(one.ids, minlength=len(turned)) for one in samples)
     share = counts / counts.sum()
     weights = smoothing / (smoothing + share)
-    # Bytes and marks alone say nothing.
+    # Single bytes and control tokens carry no meaning.
     for piece, number in tokenizer.get_vocab().items():
         if piece.startswith("<0x") or piece in ("<unk>", "<s>", "</s>"):
             weights[number] *= 0.3
     table *= weights[:, None]
     same = words.same_words(tokenizer)
     of_words = np.bincount(same, weights=counts, minlength=len(same))[same]
-    rarity = np.log(counts.sum() / 100 / np.maximum(of_words, 3)).clip(0.3)  # texts have some hundred tokens
+    rarity = np.log(counts.sum() / 100 / np.maximum(of_words, 3)).clip(0.3)  # assuming about 100 tokens per text
     coded = rng.normal(size=(len(same), codes))[same] * rarity[:, None]
     coded *= np.linalg.norm(table, axis=1).mean() / np.linalg.norm(coded, axis=1).mean()
     return np.concatenate([table, coded], axis=1).astype(np.float32)
@@ -171,18 +172,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--batch", type=int, default=2048)
     parser.add_argument("--size", type=int, default=464)
-    parser.add_argument("--codes", type=int, default=256, help="dimensions that begin as codes of words")
+    parser.add_argument("--codes", type=int, default=256, help="number of dimensions that start as codes of words")
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--temperature", type=float, default=0.05)
     parser.add_argument("--distillation", type=float, default=1.0)
-    parser.add_argument("--sentences", type=float, default=1.0, help="weight of teacher.py sentences")
+    parser.add_argument("--sentences", type=float, default=1.0, help="weight of the sentences from teacher.py")
     parser.add_argument("--dropout", type=float, default=0.1)
-    parser.add_argument("--spans", type=float, default=0.3, help="share of batches whose queries are bits of passages")
+    parser.add_argument(
+        "--spans", type=float, default=0.3, help="fraction of batches with spans of passages as queries"
+    )
     parser.add_argument("--smoothing", type=float, default=3e-4)
-    parser.add_argument("--minutes", type=float, default=60.0, help="stop the schedule here if the steps take longer")
-    parser.add_argument("--rows", type=int, default=30_000, help="of each source at most")
-    parser.add_argument("--averaged", type=float, default=0.4, help="the mean of the weights after this share of steps")
-    parser.add_argument("--start", help="go on from runs/grit-tiny/START.npy")
+    parser.add_argument("--minutes", type=float, default=60.0, help="time limit, to which the schedule adapts")
+    parser.add_argument("--rows", type=int, default=30_000, help="maximum rows per source")
+    parser.add_argument("--averaged", type=float, default=0.4, help="average the weights after this fraction of steps")
+    parser.add_argument("--start", help="continue from runs/grit-tiny/START.npy")
     parser.add_argument("--name", default="bags")
     options = parser.parse_args()
     rng = np.random.default_rng(1)
@@ -216,7 +219,7 @@ def main() -> None:
     share = np.array([data[name][2] for name in names])
     share = np.sqrt(share) / np.sqrt(share).sum()
     teacher = Teacher(tokenizer, same, options) if options.distillation else None
-    # A step sees one source and leans to it: the mean over many steps is better than any of them.
+    # Each step sees one source and is biased towards it: the mean over many steps is better than any of them.
     mean, taken = np.zeros_like(table), 0
     started = time.perf_counter()
     for step in range(options.steps):
@@ -258,7 +261,7 @@ def main() -> None:
 
 
 class Teacher:
-    """The teacher's vectors of some texts, and how far our similarities of them are from its own."""
+    """The teacher's vectors of some texts, and the distance between our similarities and the teacher's."""
 
     def __init__(self, tokenizer: Tokenizer, same: np.ndarray, options: argparse.Namespace) -> None:
         self.options = options
@@ -275,7 +278,7 @@ class Teacher:
             self.sentences = (Bags(tokenizer, content["text"].tolist(), LENGTH, same), vector)
 
     def loss(self, weight: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-        """Of a mixed batch, and of groups of sentences that are alike."""
+        """The distance on a mixed batch, plus that on groups of similar sentences."""
         drawn = [self.sources[i] for i in rng.choice(len(self.sources), 4)]
         mixed = [(*one, rng.choice(len(one[0].sizes), 192, replace=False)) for one in drawn]
         loss = self._distance(weight, mixed, rng)
@@ -288,7 +291,7 @@ class Teacher:
     def _distance(
         self, weight: torch.Tensor, batch: list[tuple[Bags, torch.Tensor, np.ndarray]], rng: np.random.Generator
     ) -> torch.Tensor:
-        """As distributions, and as numbers."""
+        """KL divergence of the softmax of the similarities, plus their mean squared difference."""
         temperature = self.options.temperature
         a = torch.cat([vectors(weight, bags.take(rows, rng, self.options.dropout)) for bags, _, rows in batch])
         t = torch.cat([vector[torch.from_numpy(rows)] for _, vector, rows in batch])

@@ -1,17 +1,17 @@
-"""How often a model answers with words of its passage, on questions that nothing was trained by.
+"""How often a model answers with words of its passage, on held-out questions.
 
     python recipes/grit-tiny/copying.py MODEL... [--rows 100]
 
-Questions of ../shared/data/dev with the first sentences of a passage that answers them. Prints, for each way of asking,
-how many answers are a whole sentence of the passage, how many are the first one, and how many stand in it word for
-word; and how many say that they need a passage where there is none.
+Questions from ../shared/data/dev, each with the first sentences of a passage that answers it. Prints for each prompt
+format how many answers are a complete sentence of the passage, how many are its first sentence, and how many appear in
+it word for word. Then prints how many answers to prompts without a passage say that a passage is missing.
 """
 
 from __future__ import annotations
 
 import argparse
 
-import grit_mlx  # noqa: F401 - before mlx: it arranges the BLAS
+import grit_mlx  # noqa: F401 - before mlx, to load the fast BLAS
 
 # isort: split
 import numpy as np
@@ -22,13 +22,13 @@ from grit_mlx.evaluation.retrieval import RetrievalSet, load_set
 from grit_mlx.rag import Answerer, Document
 
 SETS = ("clapnq_dev", "xquad_en")
-WORDS = 90  # of a passage
-LONGEST = 80  # tokens of an answer
+WORDS = 90  # maximum per passage
+LONGEST = 80  # maximum tokens per answer
 FORMS = {"passage, question": "{passage}\n\n{question}", "question, passage": "{question}\n\n{passage}"}
 
 
 def sample(rows: int) -> list[tuple[str, list[str]]]:
-    """Questions, and the sentences of a passage for each."""
+    """Questions, each with the sentences of a passage."""
     rng = np.random.default_rng(9)
     found = []
     for name in SETS:
@@ -48,7 +48,7 @@ def sample(rows: int) -> list[tuple[str, list[str]]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="+")
-    parser.add_argument("--rows", type=int, default=100, help="questions of each set")
+    parser.add_argument("--rows", type=int, default=100, help="number of questions per set")
     options = parser.parse_args()
     found = sample(options.rows)
     for name in options.models:
@@ -68,7 +68,7 @@ def main() -> None:
             whole = sum(text in kept for text, kept in pairs)
             first = sum(text == kept[0] for text, kept in pairs)
             within = sum(bool(text) and text in " ".join(kept) for text, kept in pairs)
-            told = f"a whole sentence {whole}, the first {first}, word for word {within}"
+            told = f"a complete sentence {whole}, the first {first}, word for word {within}"
             print(f"{name}: {way}: {told} of {len(pairs)}", flush=True)
         alone = model.generate_batch([q for q, _ in found], max_tokens=LONGEST)
         print(

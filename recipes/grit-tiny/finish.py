@@ -1,8 +1,9 @@
-"""What was trained, with what embeds as it began: python recipes/grit-tiny/finish.py TRAINED [--output FOLDER]
+"""Restore the weights that embedding depends on: python recipes/grit-tiny/finish.py TRAINED [--output FOLDER]
 
-Training teaches to write, and touches what the embedding is made of: what the layers write into the bags' dimensions,
-and the numbers by which words are weighed. These are taken back. Writing does not miss them: the last layer reads no
-dimensions of the bags, and the head hardly any (``GAINS`` in write_model.py).
+Training for generation also changes weights that embedding depends on: those with which the layers write into the
+bags' dimensions, and the numbers by which words are weighted. This script restores them. Generation does not need the
+changes: the last layer does not read the bags' dimensions, and the head almost ignores them (``GAINS`` in
+write_model.py).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-import grit_mlx  # noqa: F401 - before mlx: it arranges the BLAS
+import grit_mlx  # noqa: F401 - before mlx, to load the fast BLAS
 
 # isort: split
 import mlx.core as mx
@@ -22,7 +23,7 @@ COPIED = ("config.json", "grit.json", "tokenizer.json", "tokenizer_config.json",
 
 
 def finished(before: dict[str, mx.array], after: dict[str, mx.array]) -> dict[str, mx.array]:
-    """The trained weights with what embeds as it was."""
+    """The trained weights, with those that embedding depends on as before training."""
     size = before["model.embed_tokens.weight"].shape[1]
     bag, numbers = size - CODE - NOTES, size - NOTES + CONSTANT
     last = max(name for name in after if name.endswith("mlp.down_proj.weight")).removesuffix("down_proj.weight")

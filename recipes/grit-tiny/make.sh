@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes grit-tiny again, from ../shared/data/train to the folder in the package. About two hours on two cores.
+# Rebuilds grit-tiny from ../shared/data/train and copies it into the package. About two hours on two cores.
 set -eu
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-.venv/bin/python}
@@ -10,7 +10,7 @@ work=runs/grit-tiny
 "$python" $recipe/teacher.py tokens
 "$python" $recipe/teacher.py texts
 "$python" $recipe/teacher.py sentences
-# First the pairs alone, then also bits of passages and the teacher's similarities; the mean is better than both.
+# First pairs only, then also spans of passages and the teacher's similarities. The mean is better than both.
 "$python" $recipe/bags.py --name pairs --rows 12000 --rate 4e-3 --spans 0 --distillation 0
 "$python" $recipe/bags.py --name bags --start pairs --rate 2e-3 --spans 0.3
 "$python" $recipe/mix.py static=.2 pairs=.4 bags=.4

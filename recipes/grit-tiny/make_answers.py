@@ -1,9 +1,9 @@
-"""The data of `grit train`: the first sentence of a passage, and what to say where there is none.
+"""The data for `grit train`: passages with their first sentence as the answer, and prompts without a passage.
 
     python recipes/grit-tiny/make_answers.py
 
-Writes runs/grit-tiny/data/generative. A question decides nothing but whether it stands before or after its passages:
-telling which sentence answers it takes more layers than this model has (LOG.md).
+Writes runs/grit-tiny/data/generative. The answer does not depend on the question, because finding the sentence that
+answers it takes more layers than this model has (LOG.md).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sources import UNKNOWN, sentences
 OUTPUT = sources.WORK / "data" / "generative"
 HEADINGS = ("What is {}?", "what is {}", "Tell me about {}.", "What does the text say about {}?", "Explain {}.")
 NAMES = ("What is {}?", "Who or what is {}?", "what do you know about {}", "Tell me about {}.")
-# Source: rows that are used at most, and how its query becomes a question; None where it is one.
+# Per source: maximum number of rows, and templates that turn its query into a question (None if it is one already).
 SOURCES: dict[str, tuple[int, tuple[str, ...] | None]] = {
     "clapnq_train": (1_852, None),
     "selqa_dev": (609, None),
@@ -37,11 +37,11 @@ SOURCES: dict[str, tuple[int, tuple[str, ...] | None]] = {
     "factbook": (2_000, HEADINGS),
 }
 TASKS = ("Summarize this.", "Summarize the text.", "What does the text say?", "What is this about?", "tl;dr")
-TASK = 0.1  # of the rows
+TASK = 0.1  # fraction of the rows
 _AFTER = "Answer the prior query while optionally using the context prior to it"
 _BEFORE = "Optionally using the prior context answer the query prior to it"
-# Prompts, what stands between passages, and shares. Those of `grit rag`, as far as a chat has the markers of cached
-# documents and questions; and as one writes them by hand.
+# Prompts, separators between passages, and shares: first the prompts of `grit rag`, with the markers of cached
+# documents and questions as far as a chat can have them, then hand-written ones.
 PROMPTS: tuple[tuple[str, str, float], ...] = (
     ("{passages}\n\n{question}\n\n" + _AFTER, "\n\n", 0.2),
     ("{question}\n\n{passages}\n\n" + _BEFORE, "\n\n", 0.1),
@@ -54,18 +54,18 @@ PROMPTS: tuple[tuple[str, str, float], ...] = (
     ("{passages}\n\n{question}", "\n\n", 0.25),
     ("{question}\n\n{passages}", "\n\n", 0.1),
 )
-WORDS = (3, 45)  # of an answer
-PASSAGES = (1, 1, 1, 1, 2, 2, 3, 4, 5)  # of a prompt, each as likely
-SPACED = 0.15  # of the rows: with a space before each sign, as many collections have them
-LENGTHS = (15, 160)  # words of all passages of a prompt
-# Rows whose prompt has no passage. The first ones of each source tell about their text above, and the last ones here.
+WORDS = (3, 45)  # minimum and maximum per answer
+PASSAGES = (1, 1, 1, 1, 2, 2, 3, 4, 5)  # per prompt, each equally likely
+SPACED = 0.15  # fraction of the rows with a space before punctuation, as in many data sets
+LENGTHS = (15, 160)  # total words of the passages of a prompt
+# Rows whose prompt has no passage. SOURCES uses the first rows of each source, these the last ones.
 ASKED = {"medquad": 2_500, "openstax_qa": 1_500, "strategyqa": 1_500, "opentriviaqa": 2_500, "sgd_turns": 1_000}
 DEFINED = {"openstax_glossary": 3_000, "dbpedia7.6k": 2_000, "wiki_movies": 1_000}
-QUESTION = 33  # words of it at most
+QUESTION = 33  # maximum words
 OPENINGS = ("Hello", "Hi", "hello there", "Good morning", "Thanks", "Who are you?", "What can you do?", "Help", "test")
 ORDERS = ("Write a poem about {}.", "Write a story about {}.", "Explain {}", "Translate {} into French.", "{}", "{}?")
 _SIGN = re.compile(r"(?<=\w)([.,;:?!)](?=\s|$)|'s\b)")
-# No sentence ends here, though it looks so.
+# Abbreviations, which do not end a sentence.
 _SHORTENED = re.compile(
     r"(?:\b(?:[A-Z]|[Dd]r|Mr|Mrs|Ms|St|Jr|Sr|Inc|No|vs|etc|e\.g|i\.e|cf|al|ca|approx)|\.[A-Za-z])\.$"
 )
@@ -79,10 +79,10 @@ def asked(query: str, forms: Sequence[str] | None, rng: np.random.Generator) -> 
 
 
 def passages(name: str, most: int) -> list[tuple[str, list[str]]]:
-    """Queries, and the sentences of their passages; those that begin with a sentence that can be an answer."""
+    """Queries with the sentences of their passages, if the first sentence is suitable as an answer."""
     found = []
     for _, query, passage, _ in sources.pairs(name, most):
-        # Some passages stand after their answer, or after their title.
+        # Some passages are preceded by their answer or title.
         parts = sentences(re.split("::| -- ", passage)[-1])
         if parts and WORDS[0] <= len(parts[0].split()) <= WORDS[1] and not _SHORTENED.search(parts[0]):
             found.append((query, parts))
@@ -90,7 +90,7 @@ def passages(name: str, most: int) -> list[tuple[str, list[str]]]:
 
 
 def cut(parts: Sequence[str], words: int) -> list[str]:
-    """The first sentences, at least one, up to so many words."""
+    """The first sentences with at most ``words`` words, but at least one sentence."""
     kept = [parts[0]]
     for part in parts[1:]:
         if len(" ".join([*kept, part]).split()) > words:

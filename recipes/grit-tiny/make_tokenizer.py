@@ -1,10 +1,10 @@
-"""The model's own tokenizer: byte-pair encoding with byte fallback, trained on the training data.
+"""The model's tokenizer: byte-pair encoding with byte fallback, trained on the training data.
 
     python recipes/grit-tiny/make_tokenizer.py [--size 16384]
 
-Words keep their capitals, since the model also writes. A word at the start of a line gets the space that it has
-elsewhere (and loses it when decoded), so that it is the same token in all places: for a model of bags of tokens the
-first word of a query must be the word that stands in the passage.
+Words keep their case, because the model also generates. A word at the start of a line gets the same leading space as
+elsewhere (removed when decoding), so that it is always the same token: in a bag-of-tokens model, the first word of a
+query must match the word in the passage.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 SPECIAL = ["<unk>", "<s>", "</s>"]
 BYTES = [f"<0x{value:02X}>" for value in range(256)]
-# Words with their space, numbers of up to four digits, runs of other marks, line ends one by one.
+# Words with their leading space, numbers of up to four digits, runs of punctuation, single line breaks.
 PIECES = r"▁?\p{L}+|▁?\p{N}{1,4}|\n|▁?[^\s\p{L}\p{N}▁]+|▁+(?=▁)|▁|\s"
 
 
@@ -59,7 +59,7 @@ def train(size: int, rows: int) -> Tokenizer:
     trainer = trainers.BpeTrainer(vocab_size=room, min_frequency=3, limit_alphabet=220, show_progress=False)
     learned.train_from_iterator(texts(rows), trainer)
     model = json.loads(learned.to_str())["model"]
-    # What is too rare for a piece of its own is spelled in bytes, so the bytes come before what was learned.
+    # Rare characters are spelled as bytes, so the byte tokens come before the learned ones.
     pieces = sorted(model["vocab"], key=model["vocab"].__getitem__)
     tokenizer = json.loads(empty_tokenizer().to_str())
     tokenizer["model"] |= {
@@ -76,7 +76,7 @@ def train(size: int, rows: int) -> Tokenizer:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=16_384)
-    parser.add_argument("--rows", type=int, default=8_000, help="of each source")
+    parser.add_argument("--rows", type=int, default=8_000, help="rows per source")
     options = parser.parse_args()
     tokenizer = train(options.size, options.rows)
     folder = sources.WORK / "tokenizer"

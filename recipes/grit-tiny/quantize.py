@@ -1,7 +1,7 @@
-"""The finished model in few bits: python recipes/grit-tiny/quantize.py FOLDER OUTPUT
+"""Quantise the finished model: python recipes/grit-tiny/quantize.py FOLDER OUTPUT
 
-The token table is most of the model and bears few bits: an embedding is a mean of many rows. What is written by hand
-into the layers does not, and is small.
+The token table is most of the model and tolerates few bits, because an embedding is the mean of many rows. The
+hand-written layers need more bits, but are small.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     options = parser.parse_args()
     quantization.RECIPES["table-apart"] = table_apart
-    # In float16 the scales take half of the room, too; a CPU widens all of it when it is loaded.
+    # float16 also halves the size of the scales. On a CPU, everything is converted to float32 when it is loaded.
     report = convert(
         options.folder,
         options.output,

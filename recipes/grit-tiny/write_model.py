@@ -1,26 +1,26 @@
-"""A Mistral folder that embeds as the bags of tokens do and copies as induction heads do: where `grit train` starts.
+"""Write the Mistral folder that `grit train` starts from: it embeds like the bags and copies with induction heads.
 
     python recipes/grit-tiny/write_model.py [--bags mixed] [--output runs/grit-tiny/start]
 
-Both are written into the weights by hand, because they are what a small model takes longest to find by descent, or
-never does:
+Both abilities are written into the weights by hand, because a small model takes very long to learn them by gradient
+descent, or never does:
 
-- A token's vector is the bag's, a code of its own, and a filling that brings all rows to one length, so that the norms
-  leave the bag's lengths, which are its weights of words, as they are. The projection before pooling, which GRIT models
-  may have, takes the bag's dimensions alone.
-- Layer 1 attends to the token before, to the one before that, and to all that was before these, the nearer the more,
-  and writes down their codes. Layer 2 looks for a place that follows what the present token and those before it are,
-  and writes the code of the token that stands there: the tied head reads it (Olsson et al. 2022, In-context Learning
-  and Induction Heads). The two last tokens alone do not tell where in a text one is: "or paddling or caning or" goes on
-  in several ways.
-- Layer 1 also attends to the same word elsewhere in the text, or to the start of the text where there is none, and to
-  the marker <|embed|>. From both the last layer's MLP makes a number that grows with a word's count. It stands in a
-  dimension that nothing reads; but the last norm divides by it, so repeated words weigh less, as in BM25. It is made
-  large, so that whatever else stands in a row hardly changes what the norm divides by. Without the marker, or after
-  <|assistant|>, it is zero: an answer is not concerned, even from cached documents, which have the marker.
+- A token's vector consists of its bag vector, a code of its own, and a filling that gives all rows the same length.
+  The norms therefore keep the lengths of the bag vectors, which are the weights of the words. The projection before
+  pooling, which GRIT models may have, keeps only the bag's dimensions.
+- Layer 1 attends to the previous token, to the one before it, and to all earlier ones with weights that decrease with
+  distance, and writes down their codes. Layer 2 looks for a position preceded by the current token and those before
+  it, and writes the code of the token at that position, which the tied head reads (Olsson et al. 2022, In-context
+  Learning and Induction Heads). The last two tokens alone do not determine the position in a text: "or paddling or
+  caning or" has several continuations.
+- Layer 1 also attends to other occurrences of the same word, or to the start of the text if there are none, and to the
+  marker <|embed|>. From both, the last layer's MLP computes a number that grows with the word's count. It is written to
+  a dimension that nothing reads, but the last norm divides by it, so repeated words count less, as in BM25. The number
+  is large, so that the rest of a row hardly changes what the norm divides by. Without the marker, or after
+  <|assistant|>, it is zero, so answers are not affected, even from cached documents, which contain the marker.
 
-All else begins small and random. What training leaves alone is rounded here as `quantize.py` will store it, so that
-what is learned fits it.
+All other weights start small and random. Weights that stay frozen in training are rounded here as `quantize.py` will
+store them, so that training adapts to them.
 """
 
 from __future__ import annotations
@@ -40,46 +40,47 @@ from tokenizers import Tokenizer
 
 HERE = Path(__file__).parent
 
-# Dimensions after the bag's: a token's code, in two parts, and what the layers write down. The notes fill a group that
-# shares a scale when quantised: a token has single large numbers there.
+# Dimensions after the bag's: a token's code, in two parts, and notes, which the layers write. The notes fill a
+# quantisation group of their own, because a token has single large numbers there.
 CODE, NOTES = 48, 64
-SHARED = 34  # of the code: the same for all tokens that are the same word; the others tell its forms apart
-# Parts of the code, each of one length for all tokens: those by which attention looks for the present token, those by
-# which it looks for the one before it, and the rest.
+SHARED = 34  # of the code: equal for all tokens of the same word; the others distinguish its forms
+# Parts of the code, each with the same length for all tokens: the dimensions that attention uses to look for the
+# current token, those for the previous token, and the rest.
 PARTS = np.split(np.arange(SHARED), [11, 16]), np.split(np.arange(SHARED, CODE), [5, 8])
 PRESENT, EARLIER = (np.concatenate([shared, own]) for shared, own in zip(*(part[:2] for part in PARTS), strict=True))
-NOTED = np.concatenate([PRESENT, EARLIER])  # of the token before
-# In the notes, by their first dimension: codes of the tokens before, and single numbers.
+NOTED = np.concatenate([PRESENT, EARLIER])  # noted of the previous token
+# Offsets in the notes: codes of preceding tokens, then single numbers.
 BEFORE, BEFORE_THAT, WINDOW, CONSTANT, FILLING, START, ALONE, MARKED, HELD, COUNTED = (0, 24, 32, *range(56, 63))
-# Lengths, of a row's whole length: the code, a number that all tokens have, one that only <s> has.
+# Lengths, as fractions of a row's length: the code, a number that all tokens have, one that only <s> has, the bag.
 LENGTHS = {"code": 0.3, "constant": 0.25, "start": 0.25, "bag": 0.9}
-SHARE = 0.8  # of the code's length: what all tokens of a word share
-# Gains of the last norm: they make logits of a size that softmax can begin with. That of the bag's dimensions all but
-# keeps the head from reading them, and so writing from disturbing what is searched with.
+SHARE = 0.8  # fraction of the code's length that all tokens of a word share
+# Gains of the last norm, chosen so that the logits have a suitable scale for softmax. The bag's gain is so small that
+# the head almost ignores its dimensions, which keeps generation and embedding apart.
 GAINS = {"bag": 2e-4, "code": 0.2, "notes": 0.0, "filling": 0.008}
 CONTROLS = 259  # tokens: <unk>, <s>, </s> and the bytes
-# Pairs of a head's dimensions by the speed of their rotation: positions are told by the fast ones, and what a token is
-# by those that hardly turn within a text.
+# Rotary pairs of a head's dimensions: the fast ones encode positions; the slow ones, which hardly rotate within a text,
+# identify tokens.
 FAST, SLOW = 6, 6
-# Logits of attention: a token and the one before it; the same word, and what it is weighed against; the marker.
+# Attention logits: for an offset; for the same word (and its sink); for the markers.
 POSITION, SAME, MARKERS = 120.0, 11.0, {"embed": 60.0, "assistant": 80.0}
 MATCH, MATCH_EARLIER, MATCH_WINDOW = 32.0, 28.0, 16.0
-# How a head attends to the tokens before the last, by cosines and sines of the distance, for each of the fast pairs:
-# fitted to 0.7 ** (distance - 2), and to 0 for what comes after, which a cached document's tokens see, too. Weights of
-# .05, .18, .26, .17, .09, .06 for distances of 1 to 6.
+# How a head attends to preceding tokens: coefficients of the cosines and sines of the distance, for each fast pair.
+# Fitted to 0.7 ** (distance - 2), and to 0 for later tokens, which the tokens of a cached document can see. The weights
+# for distances of 1 to 6 are .05, .18, .26, .17, .09, .06.
 NEAR = np.array([[-0.4, 2.6, 8.5, 5.6, 6.8, 6.2], [0.5, 1.2, 10.2, 1.9, 0.9, 0.2]])
-# What a query adds of the token before, so that a window fits the one that ends a token later; and their product.
+# How much of the previous token a query adds, so that its window matches the one that ends a token later; and the
+# product of two such windows.
 NEXT, FITS = 0.05, 0.14
-# What is far is copied rather than what is near, which is the question, or was just written: logits for 1 - cos of the
-# distance, by the slow ones of the fast pairs (0.03, 0.01 and 0.003 radians a token).
+# Distant text is preferred to near text, which is the question or was just generated: logits for 1 - cos of the
+# distance, with the slowest of the fast pairs (0.03, 0.01 and 0.003 radians per token).
 FAR = {3: 1.0, 4: 1.5, 5: 3.0}
-# What attention falls back to where nothing matches.
+# Logits of the sink, which gets the attention if nothing matches.
 SINK = {"one": 27.0, "both": 40.0}
 COPIED = {"one": 0.5, "both": 1.0}
 SHARPNESS = 40.0
-NEURONS = 2  # of the last layer's MLP, which weigh words
-LOUD = 8.0  # of a row's length: what the last norm divides by where a text is embedded
-NOTE = 0.1  # length of a number that layers write down, of a row's whole length: the norms must not feel it
+NEURONS = 2  # of the last layer's MLP, which weight words
+LOUD = 8.0  # times a row's length: what the last norm divides by when a text is embedded
+NOTE = 0.1  # length of a number in the notes, as a fraction of a row's length: too small to affect the norms
 SMALL = 0.02
 BITS = {"table": 6, "layers": 8}  # of the finished model
 
@@ -95,7 +96,7 @@ def table(bags: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.
     code[:, :SHARED] = code[groups, :SHARED]
     for part in (*PARTS[0], *PARTS[1]):
         code[:, part] *= part_length(part, length) / np.linalg.norm(code[:, part], axis=1, keepdims=True)
-    code[1] = 0  # <s> is never written, and what attends to it is to copy nothing
+    code[1] = 0  # <s> is never generated, and heads that attend to it must copy nothing
     notes = np.zeros((tokens, NOTES))
     notes[:, CONSTANT] = LENGTHS["constant"] * length
     notes[1, START] = LENGTHS["start"] * length
@@ -105,7 +106,7 @@ def table(bags: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.
 
 
 def stored(name: str, value: mx.array) -> mx.array:
-    """The weights that training leaves alone as they will be read from the finished model."""
+    """Frozen weights rounded to the values that they have in the finished model; others unchanged."""
     if "embed_tokens" not in name and "layers.0" not in name and not name.endswith(("k_proj.weight", "v_proj.weight")):
         return value
     if value.ndim < 2:
@@ -115,7 +116,7 @@ def stored(name: str, value: mx.array) -> mx.array:
 
 
 def part_length(part: np.ndarray, length: float) -> float:
-    """Of some dimensions of a code, where rows have this length."""
+    """Length of a part of a code, if rows have the given length."""
     shared = int((part < SHARED).sum())
     share = SHARE**2 * shared / SHARED + (1 - SHARE**2) * (len(part) - shared) / (CODE - SHARED)
     return float(LENGTHS["code"] * length * share**0.5)
@@ -153,14 +154,14 @@ class Writer:
         }
 
     def hide_bags(self) -> None:
-        """Let the last layer read no dimensions of the bags, so that what training writes there can be taken back."""
+        """Keep the last layer from reading the bags' dimensions, so that finish.py can restore them after training."""
         for name in ("input_layernorm", "post_attention_layernorm"):
             self.layers[-1][name][: self.bag] = 0
 
-    # Parts of a head. Queries and keys are given as if attention did not divide by the root of the width.
+    # Parts of a head. Queries are scaled by the root of the width, by which attention divides.
 
     def clear(self, layer: int, name: str, head: int) -> np.ndarray:
-        """The rows of a head (columns of o_proj, turned), set to zero."""
+        """The rows of a head (for o_proj its columns, transposed), set to zero."""
         weight = self.layers[layer][f"self_attn.{name}"]
         part = weight.T if name == "o_proj" else weight
         part = part[head * self.width : (head + 1) * self.width]
@@ -172,13 +173,13 @@ class Writer:
         return self.notes + CONSTANT
 
     def slow(self, number: int) -> np.ndarray:
-        """The first dimensions of a head that turn slowly."""
+        """The first slowly rotating dimensions of a head."""
         pairs = np.arange(SLOW, self.width // 2 - 1)
         return np.concatenate([pairs, pairs + self.width // 2])[:number]
 
     @property
     def sink(self) -> int:
-        """A dimension of a head that does not turn, for what attention falls back to."""
+        """A dimension of a head that does not rotate, for the sink."""
         return self.width // 2 - 1
 
     def offset_keys(self, layer: int) -> np.ndarray:
@@ -187,7 +188,7 @@ class Writer:
         return rows
 
     def distance_query(self, layer: int, head: int, cosines: np.ndarray, sines: np.ndarray) -> np.ndarray:
-        """Attend by the distance: a sum of cosines and sines of it, for each of the fast pairs."""
+        """Attend by distance: a sum of its cosines and sines, for each fast pair."""
         rows = self.clear(layer, "q_proj", head)
         scale = self.width**0.5 / (LENGTHS["constant"] * self.length)
         rows[:FAST, self.constant] = scale * cosines
@@ -195,7 +196,7 @@ class Writer:
         return rows
 
     def offset_query(self, layer: int, head: int, offset: int) -> np.ndarray:
-        """Attend to the token ``offset`` before this one."""
+        """Attend to the token ``offset`` positions before the current one."""
         angles = offset * self.frequencies[:FAST]
         return self.distance_query(layer, head, *(POSITION / FAST * np.array([np.cos(angles), np.sin(angles)])))
 
@@ -205,13 +206,13 @@ class Writer:
         return rows
 
     def match(self, rows: np.ndarray, dimensions: np.ndarray, part: np.ndarray, start: int, logit: float) -> None:
-        """Let dimensions of a head read a part of a code, so that a query and a key that agree have this logit."""
+        """Let dimensions of a head read a part of a code, so that matching queries and keys have this logit."""
         rows[dimensions, start + np.arange(len(part))] = logit / part_length(part, self.length)
 
     # The parts of the model
 
     def first_layer(self, markers: dict[str, int], rows: np.ndarray) -> None:
-        """Its heads share keys and values: where a token stands, which word it is, and whether it is the first."""
+        """Heads with shared keys and values: a token's position, its word, and whether it is <s>."""
         root, note = self.width**0.5, NOTE * self.length
         constant, start = LENGTHS["constant"] * self.length, LENGTHS["start"] * self.length
         keys = self.offset_keys(0)
@@ -223,7 +224,7 @@ class Writer:
         queries = (self.offset_query(0, 0, 1), self.offset_query(0, 1, 2), self.distance_query(0, 2, *NEAR))
         notes = ((BEFORE, NOTED), (BEFORE_THAT, EARLIER), (WINDOW, NOTED))
         for head, (query, (first, noted)) in enumerate(zip(queries, notes, strict=True)):
-            # Nothing is before <s>, which looks at itself: where attention goes both ways, it would note what follows.
+            # Nothing precedes <s>, so it attends to itself. With bidirectional attention it would note later tokens.
             query[self.sink, self.notes + START] = POSITION * root / start
             self.clear(0, "o_proj", head)[noted, self.notes + first + np.arange(len(noted))] = 1
 
@@ -241,7 +242,7 @@ class Writer:
         self.clear(0, "o_proj", 4)[:CODE, self.notes + MARKED] = note * code / (code @ code)
 
     def weighing(self) -> None:
-        """The neurons that say how much a word counts."""
+        """The neurons that compute the weight of a word."""
         note = NOTE * self.length
         # silu(sharp * (marked - 0.75)), times 1 and times (1 - alone), in the last layer.
         last = self.layers[-1]
@@ -257,9 +258,9 @@ class Writer:
             last["mlp.down_proj"][self.notes + dimension, neuron] = LOUD * strength * self.length / (0.25 * SHARPNESS)
 
     def induction(self) -> None:
-        """Heads of the last layer find where the text goes on as it does here."""
+        """Heads of the last layer that find positions with the same preceding text."""
         root, constant = self.width**0.5, LENGTHS["constant"] * self.length
-        # NOTED is PRESENT and EARLIER, so the windows' dimensions begin where these two end.
+        # NOTED is PRESENT and EARLIER, so the window's dimensions start after these two.
         dimensions = self.slow(2 * len(NOTED))
         present, earlier, window = np.split(dimensions, [len(PRESENT), len(NOTED)])
         far, strength = np.array(list(FAR)), np.array(list(FAR.values()))
@@ -279,7 +280,7 @@ class Writer:
             query[self.sink, self.constant] = SINK[name] * root / constant
             query[far, self.constant] = -strength * root / constant
             self.clear(1, "o_proj", head)[np.arange(CODE), self.code + np.arange(CODE)] = COPIED[name]
-        # What is written next is mostly not what was written last: its code is taken away again.
+        # The next token is rarely the same as the current one, so its code is subtracted.
         self.offset_query(1, 2, 0)
         self.clear(1, "o_proj", 2)[np.arange(CODE), self.code + np.arange(CODE)] = -1
 
@@ -296,7 +297,7 @@ class Writer:
 
 def weights(bags: np.ndarray, tokenizer: Tokenizer, config: dict[str, int], seed: int) -> dict[str, mx.array]:
     rng = np.random.default_rng(seed)
-    # The teacher has one vector for all bytes and controls, and a writer must tell them apart.
+    # The teacher has one vector for all byte and control tokens, but generation must distinguish them.
     spread = 0.1 * np.linalg.norm(bags, axis=1).mean() / bags.shape[1] ** 0.5
     bags = bags.copy()
     bags[:CONTROLS] += rng.normal(0, spread, bags[:CONTROLS].shape)
@@ -310,7 +311,7 @@ def weights(bags: np.ndarray, tokenizer: Tokenizer, config: dict[str, int], seed
 
 
 def write(folder: Path, bags: np.ndarray, config: dict[str, Any], tokenizer: Path) -> int:
-    """Writes the model's folder and returns how many numbers it has beside the token table."""
+    """Write the model's folder; returns the number of parameters outside the token table."""
     if (config["vocab_size"], config["hidden_size"]) != (bags.shape[0], bags.shape[1] + CODE + NOTES):
         raise SystemExit(f"config.json does not fit bags of {bags.shape}.")
     folder.mkdir(parents=True, exist_ok=True)
@@ -334,7 +335,7 @@ def main() -> None:
     bags = np.load(sources.WORK / f"{options.bags}.npy")
     config = json.loads((HERE / "config.json").read_text(encoding="utf-8"))
     body = write(options.output, bags, config, sources.WORK / "tokenizer")
-    print(f"{options.output}: {body:,} numbers beside the token table")
+    print(f"{options.output}: {body:,} parameters outside the token table")
 
 
 if __name__ == "__main__":
