@@ -170,7 +170,7 @@ def _rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "grit-mlx", found["grit_mlx"]
     yield "Python", f"{found['python']} on {found['system']}"
     for name, number in found["packages"].items():
-        yield name, number or "not installed (only for .parquet files)"
+        yield name, number or "not installed"
     if device:
         yield "device", f"{device['name']} ({device['kind']})"
         yield (

@@ -23,7 +23,7 @@ from grit_mlx.evaluation.answers import AnswerLoss
 from grit_mlx.evaluation.metrics import ndcg, pearson, ranked, recall, reciprocal_rank, spearman
 from grit_mlx.evaluation.sets import LabelledSet, PairSet, RetrievalSet
 from grit_mlx.evaluation.systems import BM25System, DenseSystem, Rankings, System, Watch, unwatched
-from grit_mlx.vectors.fusion import fuse
+from grit_mlx.vectors.fusion import fuse_shares
 
 __all__ = ["Score", "evaluate", "fuse_rankings", "kind_of_set", "score_answers", "score_pairs", "score_rankings"]
 
@@ -154,6 +154,6 @@ def fuse_rankings(rankings: Sequence[Rankings], depth: int) -> Rankings:
     """Rankings of the same queries as one, by their scores; the first 100 documents of each count."""
     fused: Rankings = {}
     for query in rankings[0]:
-        scores = fuse([dict(islice(one[query].items(), _FUSED_DEPTH)) for one in rankings])
+        scores = fuse_shares([dict(islice(one[query].items(), _FUSED_DEPTH)) for one in rankings])
         fused[query] = {document: scores[document] for document in ranked(scores)[:depth]}
     return fused

@@ -21,7 +21,7 @@ from grit_mlx.model import device
 from grit_mlx.rag.table import PassageTable, Row, is_remote, sql_text
 from grit_mlx.text.walking import stored_name
 from grit_mlx.vectors.compression import top_k
-from grit_mlx.vectors.fusion import fuse, rank_shares, score_shares
+from grit_mlx.vectors.fusion import fuse_shares, rank_shares, score_shares
 
 __all__ = ["METHODS", "ExactIndex", "Hit", "Retriever", "condition", "exact_budget", "place_of"]
 
@@ -177,7 +177,7 @@ class Retriever:
             sides = [rank_shares([row for row, _ in found]) for found in (vectors, words)]
         else:
             sides = [score_shares(known, lowest), score_shares(dict(words), 0.0)]
-        return self._hits(list(fuse(sides).items())[:top], known, dict(words))
+        return self._hits(list(fuse_shares(sides).items())[:top], known, dict(words))
 
     def _dense(
         self, vector: NDArray[np.float32], depth: int, where: str | None

@@ -18,9 +18,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from grit_mlx.errors import ArgumentError
+from grit_mlx.errors import ArgumentError, Option
 
-__all__ = ["DTYPES", "CompressedVectors", "FloatVectors", "compress", "cosine", "largest", "top_k"]
+__all__ = ["DTYPES", "CompressedVectors", "FloatVectors", "check_dtype", "compress", "cosine", "largest", "top_k"]
 
 DTYPES: Final = ("float32", "float16", "int8", "binary")
 
@@ -95,8 +95,7 @@ def compress(vectors: npt.ArrayLike, dtype: str) -> npt.NDArray[Any] | Compresse
     Raises:
         ArgumentError: wrong shape or dtype, NaN or infinity, or a number too large for float16.
     """
-    if dtype not in DTYPES:
-        raise ArgumentError(f"The dtype {dtype!r} is unknown. Choose one of: {', '.join(DTYPES)}.")
+    check_dtype(dtype)
     array = _checked(vectors, "vectors")
     if array.ndim != 2:
         raise ArgumentError(f"Vectors must have the shape (N, E), but theirs is {array.shape}.")
@@ -115,6 +114,12 @@ def compress(vectors: npt.ArrayLike, dtype: str) -> npt.NDArray[Any] | Compresse
         return CompressedVectors(values, scales, dtype, array.shape[1])
     means = magnitudes.sum(axis=1, dtype=np.float64) / max(array.shape[1], 1)
     return CompressedVectors(np.packbits(array >= 0, axis=1), means.astype(np.float32), dtype, array.shape[1])
+
+
+def check_dtype(dtype: str) -> None:
+    """Raises ArgumentError unless a dtype is one of `DTYPES`."""
+    if dtype not in DTYPES:
+        raise ArgumentError("Unknown ", Option("dtype"), f" {dtype!r}: use one of {', '.join(DTYPES)}.")
 
 
 def cosine(a: npt.ArrayLike, b: npt.ArrayLike) -> FloatVectors:

@@ -1,4 +1,4 @@
-"""Vectors to files and back: .npy, .npz, .jsonl (also gzipped) and .parquet.
+"""Vectors to files: .npy, .npz, .jsonl (also gzipped) and .parquet.
 
 Files are written to a temporary name in the folder of the target and renamed at the end, so that a target is
 either the old file or the whole new one. Vectors are written as they come: memory does not grow with their
@@ -23,29 +23,27 @@ import gzip
 import json
 import os
 import tempfile
-import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from os import PathLike, fspath
 from pathlib import Path
 from typing import IO, Any, BinaryIO, ClassVar, Final
-from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
 import numpy as np
 import numpy.typing as npt
 
-from grit_mlx.errors import ArgumentError, DependencyError, DocumentError, OutputError
+from grit_mlx.errors import ArgumentError, OutputError
 from grit_mlx.files.atomic import atomic_write, output_errors
 from grit_mlx.text.splitting import Text
-from grit_mlx.vectors.compression import DTYPES, CompressedVectors, FloatVectors, compress
+from grit_mlx.vectors.compression import CompressedVectors, check_dtype, compress
 
-__all__ = ["VectorWriter", "json_lines", "open_writer", "read_vectors"]
+__all__ = ["VectorWriter", "json_lines", "open_writer"]
 
 Stored = npt.NDArray[Any] | CompressedVectors
 
 _COMPRESSED: Final = ("int8", "binary")
-_PARQUET_HINT: Final = "Parquet files need pyarrow. Install it with: pip install 'grit-mlx[parquet]'"
 _ROW_GROUP_ROWS: Final = 4096
 _BLOCK_BYTES: Final = 1 << 16
 _UNICODE_LIMIT_BYTES: Final = 4 << 30
@@ -71,20 +69,16 @@ def open_writer(path: str | PathLike[str], *, dtype: str = "float32", overwrite:
 
     Raises:
         ArgumentError: the format cannot hold the dtype.
-        DependencyError: .parquet without pyarrow.
         OutputError: the path cannot be written, or has no known suffix, or no vector was written.
     """
     name = fspath(path)
     writer_class = _WRITERS.get(_suffix(name))
     if writer_class is None:
         raise OutputError(f"Cannot write {name}: name a file that ends in {_listed(_WRITERS)}.")
-    if dtype not in DTYPES:
-        raise ArgumentError(f"The dtype {dtype!r} is unknown. Choose one of: {', '.join(DTYPES)}.")
+    check_dtype(dtype)
     if dtype in _COMPRESSED and not writer_class.keeps_scales:
         kept = _listed(suffix for suffix, writer in _WRITERS.items() if writer.keeps_scales)
         raise ArgumentError(f"A .npy file cannot keep the scales of {dtype} vectors. Write {kept}.")
-    if writer_class.needs_pyarrow:
-        _pyarrow_parquet()
     with (
         atomic_write(name, overwrite=overwrite) as file,
         writer_class(file, name=name, dtype=dtype) as writer,
@@ -101,7 +95,6 @@ class VectorWriter(ABC):
     """
 
     keeps_scales: ClassVar = True
-    needs_pyarrow: ClassVar = False
 
     def __init__(self, file: BinaryIO, *, name: str, dtype: str) -> None:
         self.rows = 0
@@ -289,10 +282,9 @@ class _JsonlGzipWriter(_JsonlWriter):
 class _ParquetWriter(VectorWriter):
     """Row groups of some thousand rows, gathered from smaller batches."""
 
-    needs_pyarrow = True
-
     def _begin(self) -> None:
         import pyarrow as pa
+        from pyarrow.parquet import ParquetWriter
 
         values = np.dtype(_VALUE_TYPES[self._dtype])
         columns = -(-self._dimensions // 8) if self._dtype == "binary" else self._dimensions
@@ -308,9 +300,7 @@ class _ParquetWriter(VectorWriter):
         self._gathered: list[Any] = []  # record batches
         self._parquet = self._open_files.enter_context(
             # Only sources repeat enough to be worth a dictionary.
-            _pyarrow_parquet().ParquetWriter(
-                self._file, self._schema, use_dictionary=["source"] if self._has_texts else False
-            )
+            ParquetWriter(self._file, self._schema, use_dictionary=["source"] if self._has_texts else False)
         )
 
     def _append(self, stored: Stored, texts: Sequence[Text] | None) -> None:
@@ -418,129 +408,3 @@ def _suffix(name: str) -> str:
 def _listed(suffixes: Iterable[str]) -> str:
     *others, last = suffixes
     return f"{', '.join(others)} or {last}"
-
-
-def _pyarrow_parquet() -> Any:
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise DependencyError(_PARQUET_HINT) from error
-    return parquet
-
-
-# --- reading ------------------------------------------------------------------------------------------------
-
-
-def read_vectors(path: str | PathLike[str]) -> tuple[FloatVectors | CompressedVectors, list[Text] | None]:
-    """Reads a file of vectors that `open_writer` wrote, whole.
-
-    Args:
-        path: ends in .npy, .npz, .jsonl, .jsonl.gz or .parquet.
-
-    Returns:
-        The vectors, float32 (N, E) (also those stored as float16) or compressed, and their texts if the file
-        has them.
-
-    Raises:
-        DependencyError: .parquet without pyarrow.
-        DocumentError: the file is missing, broken or holds something else.
-    """
-    name = fspath(path)
-    reader = _READERS.get(_suffix(name))
-    if reader is None:
-        raise DocumentError(f"{name} is not a file of vectors: these end in {_listed(_READERS)}.", path=name)
-    try:
-        return reader(Path(name))
-    except DependencyError:
-        raise
-    except OSError as error:
-        if error.errno is not None:
-            raise DocumentError(f"{name} cannot be read: {error.strerror}.", path=name) from error
-        raise _broken(name, error) from error
-    except _BROKEN as error:
-        raise _broken(name, error) from error
-
-
-# What the libraries raise at contents they do not expect; ArgumentError is a ValueError.
-_BROKEN: Final = (ValueError, LookupError, TypeError, AttributeError, EOFError, BadZipFile, zlib.error)
-
-_Read = tuple[FloatVectors | CompressedVectors, list[Text] | None]
-
-
-def _broken(name: str, error: Exception) -> DocumentError:
-    reason = f"{type(error).__name__}: {error}"
-    return DocumentError(f"{name} is broken or is no file of vectors ({reason}). Write it again.", path=name)
-
-
-def _read_npy(path: Path) -> _Read:
-    array = np.load(path, allow_pickle=False)
-    if not isinstance(array, np.ndarray):
-        raise TypeError("it is an archive of several arrays")
-    return _as_vectors(array), None
-
-
-def _read_npz(path: Path) -> _Read:
-    with np.load(path, allow_pickle=False) as arrays:
-        facts = (arrays["scales"], int(arrays["dimensions"])) if "scales" in arrays else None
-        vectors = _as_vectors(arrays["vectors"], facts)
-        if "texts" not in arrays:
-            return vectors, None
-        columns = [arrays[column].tolist() for column in ("texts", "sources", "lines", "end_lines")]
-    return vectors, [Text(*row) for row in zip(*columns, strict=True)]
-
-
-def _read_jsonl(path: Path) -> _Read:
-    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-        rows = [json.loads(line) for line in file if line.strip()]
-    if not rows:
-        raise ValueError("it holds no vectors")
-    first = rows[0]
-    kind = _VALUE_TYPES[first.get("dtype", "float32")]
-    # One array per row, so that Python's own numbers do not all live at once with them.
-    values = np.stack([np.array(row.pop("embedding"), kind) for row in rows])
-    facts = None
-    if "scale" in first:
-        facts = np.array([row["scale"] for row in rows], np.float32), first["dimensions"]
-    if "text" not in first:
-        return _as_vectors(values, facts), None
-    return _as_vectors(values, facts), [Text(*(row[column] for column in _TEXT_COLUMNS)) for row in rows]
-
-
-def _read_parquet(path: Path) -> _Read:
-    parquet = _pyarrow_parquet()
-    with path.open("rb") as file:
-        table = parquet.read_table(file)
-    embedding = table["embedding"].combine_chunks()
-    # The view into the values of a chunked array starts where its first chunk does: flatten heeds that.
-    values = embedding.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1)  # (N * E,) -> (N, E)
-    facts = None
-    if "scale" in table.column_names:
-        facts = table["scale"].to_numpy(), int(table.schema.metadata[b"grit_mlx.dimensions"])
-    if "text" not in table.column_names:
-        return _as_vectors(values, facts), None
-    columns = [table[column].to_pylist() for column in _TEXT_COLUMNS]
-    return _as_vectors(values, facts), [Text(*row) for row in zip(*columns, strict=True)]
-
-
-_TEXT_COLUMNS: Final = ("text", "source", "line", "end_line")  # the order of Text's fields
-
-
-def _as_vectors(
-    values: npt.NDArray[Any], facts: tuple[FloatVectors, int] | None = None
-) -> FloatVectors | CompressedVectors:
-    """Values with their scales and dimensions, or plain ones."""
-    if facts is not None:
-        scales, dimensions = facts
-        return CompressedVectors(values, scales, "int8" if values.dtype == np.int8 else "binary", dimensions)
-    if values.ndim != 2 or values.dtype.kind != "f":
-        raise ValueError(f"it holds {values.dtype} numbers of the shape {values.shape}")
-    return values.astype(np.float32, copy=False)
-
-
-_READERS: Final[dict[str, Callable[[Path], _Read]]] = {
-    ".npy": _read_npy,
-    ".npz": _read_npz,
-    ".jsonl": _read_jsonl,
-    ".jsonl.gz": _read_jsonl,
-    ".parquet": _read_parquet,
-}

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TypeVar
 
-__all__ = ["fuse", "rank_shares", "score_shares"]
+__all__ = ["fuse_shares", "rank_shares", "score_shares"]
 
 Item = TypeVar("Item", bound=Hashable)
 
@@ -37,7 +37,7 @@ def score_shares(scores: Mapping[Item, float], lowest: float) -> dict[Item, floa
     return {item: (score - lowest) / span if span > 0 else 1.0 for item, score in scores.items()}
 
 
-def fuse(sides: Sequence[Mapping[Item, float]]) -> dict[Item, float]:
+def fuse_shares(sides: Sequence[Mapping[Item, float]]) -> dict[Item, float]:
     """The sum of each item's shares, best first; of equals the one that an earlier side names earlier.
 
     An item that a side does not hold has no share of it.

@@ -18,7 +18,7 @@ from grit_mlx.cli import embed as embed_command
 from grit_mlx.model.prompts import embedding_prompt
 from grit_mlx.text.splitting import Text
 from grit_mlx.vectors.compression import CompressedVectors
-from grit_mlx.vectors.files import read_vectors
+from tests.vectors.conftest import read_vectors
 
 Grit = Any
 

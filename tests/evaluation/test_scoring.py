@@ -21,7 +21,7 @@ from grit_mlx.evaluation.scoring import Score, evaluate
 from grit_mlx.evaluation.sets import PairSet, RetrievalSet, find_sets, load_set
 from grit_mlx.evaluation.systems import BM25System, GritSystem, SentenceTransformerSystem
 from grit_mlx.progress import Progress
-from grit_mlx.vectors.fusion import fuse
+from grit_mlx.vectors.fusion import fuse_shares
 
 # What the data came with: nDCG@10 of BM25, with an English stemmer.
 BM25_SCORES = {
@@ -127,7 +127,7 @@ def test_bm25_and_fusion(beir: Path, model: GritLM) -> None:
     dense = GritSystem(model).rankings(data, 100)
     for scores in map(list, map(dict.values, dense.values())):
         assert scores[0] == 1 and scores[-1] == 0 and scores == sorted(scores, reverse=True)
-    both = {query: ranked(fuse([dense[query], lexical[query]])) for query in ("q1", "q2")}
+    both = {query: ranked(fuse_shares([dense[query], lexical[query]])) for query in ("q1", "q2")}
     expected = [ndcg(both[query], data.relevant[query]) for query in both]
     assert found["m+BM25"].values["nDCG@10"] == pytest.approx(np.mean(expected))
     no_words = replace(data, documents={"keel": "?", "tack": "!", "yeast": ".", "moon": ""})
