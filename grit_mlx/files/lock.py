@@ -1,16 +1,16 @@
-"""One writer at a time: a lock that the system takes back when its holder dies, however that happens."""
+"""One writer at a time: a lock that the system releases when its holder dies, however that happens."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from grit_mlx.errors import StoreBusyError
+from filelock import BaseFileLock, FileLock, Timeout
+
+from grit_mlx.errors import GritError, Option
 from grit_mlx.files.atomic import output_errors
 
 __all__ = ["writing"]
@@ -19,47 +19,55 @@ _POLL_SECONDS = 0.2
 
 
 @contextmanager
-def writing(path: Path, *, wait: float = 0.0, on_wait: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Hold the lock of a store.
+def writing(
+    target: Path,
+    *,
+    lock: Path,
+    busy: type[GritError],
+    wait: float | None = None,
+    on_wait: Callable[[str], None] | None = None,
+) -> Iterator[None]:
+    """Hold the lock of what is written.
 
     Args:
-        path: the lock's file; it stays, and says who held it last.
-        wait: seconds to wait for another writer; 0 not to.
-        on_wait: called once with who is waited for.
+        target: what is written, for messages.
+        lock: the lock's file, made with its folder. It stays, and names its last holder.
+        busy: raised if another process, or another thread of this one, holds the lock.
+        wait: seconds to wait for it; None if the caller offers no waiting.
+        on_wait: called once with who is waited for, such as ``"process 123"``.
 
     Raises:
-        StoreBusyError: another process holds it.
+        GritError: ``busy``.
         OutputError: the file cannot be made.
     """
-    with output_errors(str(path)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    with output_errors(str(lock)):
+        if lock.parent.is_file():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        held = FileLock(lock)
+        try:
+            _acquire(held, wait or 0.0, on_wait)
+        except Timeout:
+            advice = (".",) if wait is None else (" (", Option("wait"), ").")
+            holder = _holder(held).capitalize()
+            raise busy(f"{holder} is writing to {target}. Stop it, or wait until it is done", *advice) from None
+        lock.write_text(f"process {os.getpid()}", encoding="ascii")
     try:
-        _acquire(file, path, wait, on_wait)
-        os.ftruncate(file, 0)
-        os.pwrite(file, f"process {os.getpid()}".encode(), 0)
         yield
     finally:
-        os.close(file)  # which gives the lock back
+        held.release()
 
 
-def _acquire(file: int, path: Path, wait: float, on_wait: Callable[[str], None] | None) -> None:
-    end = time.monotonic() + wait
-    told = False
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
-        holder = os.pread(file, 64, 0).decode("ascii", "replace") or "another process"
-        if time.monotonic() >= end:
-            raise StoreBusyError(
-                f"{holder.capitalize()} is writing to {path.parent}. Wait until it is done, or stop it; "
-                "--wait SECONDS waits."
-            )
-        if on_wait is not None and not told:
-            on_wait(holder)
-            told = True
-        time.sleep(_POLL_SECONDS)
+def _acquire(lock: BaseFileLock, wait: float, on_wait: Callable[[str], None] | None) -> None:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if wait <= 0:
+            raise
+        if on_wait is not None:
+            on_wait(_holder(lock))
+        lock.acquire(timeout=wait, poll_interval=_POLL_SECONDS)
+
+
+def _holder(lock: BaseFileLock) -> str:
+    return Path(lock.lock_file).read_text(encoding="ascii", errors="replace") or "another process"

@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from grit_mlx.errors import ArgumentError, DependencyError, DocumentError, ModeError, StoreError
+from grit_mlx.errors import ArgumentError, DependencyError, DocumentError, ModeError, StoreBusyError, StoreError
 from grit_mlx.files.lock import writing
 from grit_mlx.gritlm import GritLM
 from grit_mlx.model import hub
@@ -233,7 +233,7 @@ class Store:
         walked = walk(paths, without=[] if is_remote(self.uri) else [Path(self.uri)])
         report.skipped.update(walked.skipped)
         report.problems += walked.problems
-        with writing(self._local / "writer.lock", wait=wait, on_wait=on_wait):
+        with writing(self._local, lock=self._local / "writer.lock", busy=StoreBusyError, wait=wait, on_wait=on_wait):
             table = PassageTable(self.uri, published=False)
             if not table.exists:
                 about = {**self._fingerprint, "passage_tokens": self.passage_tokens, "overlap": self.overlap}
@@ -386,7 +386,7 @@ class Store:
         where = condition(paths)
         if where is None:
             raise ArgumentError("Say which files to remove.")
-        with writing(self._local / "writer.lock", wait=wait):
+        with writing(self._local, lock=self._local / "writer.lock", busy=StoreBusyError, wait=wait):
             table = PassageTable(self.uri, published=False)
             if table.exists:
                 table.drop_unpublished()

@@ -201,7 +201,7 @@ def test_a_second_writer_is_told_or_waits(make_store: Callable[..., Store], fold
     held, release = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with writing(lock):
+        with writing(lock.parent, lock=lock, busy=StoreBusyError):
             held.set()
             release.wait(30)
 
