@@ -19,12 +19,11 @@ from common import SHARED, machine, save
 
 from grit_mlx import GritLM
 from grit_mlx.convert import convert
-from grit_mlx.convert.plan import build_model, make_plan
+from grit_mlx.convert.plan import make_plan
 from grit_mlx.convert.quantization import Quantization, quantizable
 from grit_mlx.convert.reading import Folder
 from grit_mlx.convert.sensitivity import measure, noise
 from grit_mlx.convert.streaming import Stream
-from grit_mlx.model.checkpoint import read_config
 
 MODELS = {
     "golden Mistral (random)": SHARED / "golden" / "mistral" / "checkpoint",
@@ -77,18 +76,18 @@ def drifts(source: Path, group_size: int) -> list[dict[str, Any]]:
 def sensitivity(folder: Path, group_size: int) -> dict[str, Any]:
     """The effect of each kind of module and of the number of bits, measured by trials."""
     source = Folder(folder)
-    plan = make_plan(read_config(folder), source.tensors, folder)
     tokenize = GritLM(folder, mode="generative").tokenizer.encode
-    weights = {weight.module: weight for weight in plan.weights if weight.name.endswith(".weight")}
     found = {}
     for bits in BITS:
-        model = build_model(plan.config, folder)
+        plan, model = make_plan(source)
+        weights = {weight.module: weight for weight in plan.weights if weight.name.endswith(".weight")}
+        trial = Quantization(bits, group_size)
         modules = {  # including the router
             path: weights[path]
             for path, module in model.named_modules()
-            if path in weights and quantizable(module, Quantization(bits, group_size))
+            if path in weights and quantizable(module, trial)
         }
-        found[bits] = measure(plan, Stream(plan, source, model), model, modules, tokenize, group_size, bits=bits)
+        found[bits] = measure(Stream(plan, source, model), modules, tokenize, trial)
     kinds = []
     last = plan.config["num_hidden_layers"] - 1
     for kind, belongs in KINDS.items():

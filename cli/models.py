@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 from grit_mlx.cli import console, convert, options
 from grit_mlx.cli.options import Use
 from grit_mlx.cli.wording import size_of
+from grit_mlx.convert.options import ConversionOptions
 from grit_mlx.errors import ArgumentError, ModelNotFoundError
 from grit_mlx.model import hub
 from grit_mlx.model.checkpoint import Tensor, read_config, read_headers
@@ -124,14 +126,31 @@ def pull(
     A download that broke off goes on where it stopped.
     """
     if bits is not None:
-        console.write(
-            str(convert.pulled(name, bits, revision=choice.revision, trust_remote_code=choice.trust_remote_code))
-        )
+        console.write(str(_pulled(replace(choice, model=name), bits)))
         return
     place = hub.identify(name)
     if isinstance(place, Path):
         raise ArgumentError(f"{place} is a folder on this machine already.")
     console.write(str(hub.download(place, revision=choice.revision, code=choice.trust_remote_code)))
+
+
+def _pulled(choice: ModelChoice, bits: int) -> Path:
+    """A model at so many bits: the one that the hub has, or one that is made here while its source is downloaded."""
+    place = hub.identify(str(choice.model))
+    if isinstance(place, Path):
+        raise ArgumentError(f"{place} is a folder on this machine already. Convert it: grit convert {choice.model}")
+    target = hub.models_folder() / f"{place.rpartition('/')[2]}-{bits}bit".lower()
+    if (target / "config.json").exists():
+        console.note(f"{target.name} is here already")
+        return target
+    ready = hub.ready_made(place, bits)
+    if ready is not None:
+        console.note(f"the hub has it as {ready}")
+        return hub.download(ready)
+    console.note(f"the hub has no {bits}-bit {place}; it is converted while it is downloaded")
+    report = convert.converting(choice, ConversionOptions(bits=bits, output=target))
+    console.note(f"to make it the default: grit models use {target.name}")
+    return report.folder
 
 
 @options.command

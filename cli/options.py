@@ -28,6 +28,7 @@ import typer
 from typer.core import TyperCommand
 
 from grit_mlx.cli import console
+from grit_mlx.errors import ArgumentError
 from grit_mlx.options import Spec, spec_of
 
 __all__ = [
@@ -194,7 +195,7 @@ def _annotation(one: dataclasses.Field[Any], hint: Any, default: Any, *, use: Us
     plain = typing.get_args(kind)[0] if repeated else kind
     extra: dict[str, Any] = {}
     if spec.parse is not None:
-        plain, extra["parser"] = str, spec.parse
+        plain, extra["parser"] = str, partial(_parsed, spec.parse)
     elif plain in (int, float):
         extra["min"] = min([spec.minimum, *spec.also]) if spec.minimum is not None else None
         extra["max"] = spec.maximum
@@ -215,6 +216,13 @@ def _annotation(one: dataclasses.Field[Any], hint: Any, default: Any, *, use: Us
         *declared, rich_help_panel=spec.heading or heading, help=use.helps.get(one.name, spec.help), **extra
     )
     return Annotated[typed, option]
+
+
+def _parsed(parse: Callable[[str], Any], text: str) -> Any:
+    try:
+        return parse(text)
+    except ArgumentError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:

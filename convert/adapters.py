@@ -9,9 +9,10 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_unflatten
 
 from grit_mlx.convert.streaming import Delta
-from grit_mlx.errors import AdapterError
+from grit_mlx.errors import AdapterError, unreadable
 from grit_mlx.model.loading import attach_adapter, checked_adapter
 
 __all__ = ["deltas_of"]
@@ -21,31 +22,34 @@ def deltas_of(model: nn.Module, folder: Path) -> dict[str, Delta]:
     """What an adapter adds to which weights, by the weights' names.
 
     Args:
-        model: mlx-lm's model, unquantised and uncomputed; it is changed and of no further use.
+        model: mlx-lm's model, unquantised and uncomputed; its layers are as before afterwards.
         folder: an adapter in mlx-lm's layout: LoRA, DoRA, or fully tuned weights.
 
     Raises:
         AdapterError: it is incomplete, does not fit the model, or is of a kind that cannot be fused.
     """
     folder = checked_adapter(folder)
+    path = folder / "adapter_config.json"
     try:
-        kind = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("fine_tune_type", "lora")
+        kind = json.loads(path.read_text(encoding="utf-8")).get("fine_tune_type", "lora")
     except (OSError, ValueError, AttributeError) as error:
-        raise AdapterError(f"Cannot read {folder / 'adapter_config.json'}: {error}.") from error
+        raise AdapterError(unreadable(path, error)) from error
     attach_adapter(model, folder)
     if kind == "full":
         tuned: Any = mx.load(str(folder / "adapters.safetensors"))
         return {name: _replaced(array) for name, array in tuned.items()}
-    deltas = {}
-    for path, module in model.named_modules():
+    deltas, originals = {}, []
+    for name, module in model.named_modules():
         if not hasattr(module, "fuse"):
             continue
         make = _KINDS.get(type(module).__name__)
         if make is None:
-            raise AdapterError(f"{folder} adapts {path} with {type(module).__name__}, which cannot be fused.")
-        deltas[f"{path}.weight"] = make(module)
+            raise AdapterError(f"{folder} adapts {name} with {type(module).__name__}, which cannot be fused.")
+        deltas[f"{name}.weight"] = make(module)
+        originals.append((name, module.linear if "linear" in module else module.embedding))
     if not deltas:
         raise AdapterError(f"{folder} changes no weight of the model. Use it with the model it was trained on.")
+    model.update_modules(tree_unflatten(originals))
     return deltas
 
 
@@ -73,7 +77,7 @@ def _dora(module: nn.Module) -> Delta:
 
 
 def _lora_experts(module: nn.Module) -> Delta:
-    """As ``LoRASwitchLinear.fuse``; a block of rows lies within one expert or spans whole experts."""
+    """As ``LoRASwitchLinear.fuse``; a block of rows lies within one expert or spans several."""
     experts, outputs, _ = module.lora_b.shape
 
     def delta(rows: mx.array, start: int) -> mx.array:

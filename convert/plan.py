@@ -1,15 +1,16 @@
 """What a conversion will write, decided before the first weight is read.
 
-Everything follows from ``config.json``, the headers of the weight files and the chosen recipe: each parameter, what
-it is made of, how it is quantised, and so every byte of the output's layout. That makes it possible to refuse what
-cannot work at once, to write in order without holding anything, and to go on after an interruption.
+Everything follows from ``config.json``, the headers of the weight files and the recipe: each parameter, what it is
+made of, how it is quantised, and so every byte of the output's layout. That makes it possible to refuse what cannot
+work before any work, to write in order without holding anything, and to resume after an interruption.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +18,15 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from grit_mlx.convert.layout import Layout, lay_out, parameters
-from grit_mlx.convert.quantization import MODES, Quantization
+from grit_mlx.convert.options import MODES
+from grit_mlx.convert.quantization import Quantization
+from grit_mlx.convert.reading import Source
 from grit_mlx.errors import ArchitectureError, CheckpointError, ConfigError
-from grit_mlx.model.checkpoint import Tensor
+from grit_mlx.model.checkpoint import Tensor, read_config
+from grit_mlx.model.device import DTYPES
 from grit_mlx.model.loading import explained, mended_config, refuse_code
 
-__all__ = ["Plan", "Weight", "build_model", "make_plan", "split_projection"]
-
-# safetensors' name of each dtype that is written.
-NAMES = {
-    mx.float32: "F32",
-    mx.float16: "F16",
-    mx.bfloat16: "BF16",
-    mx.uint32: "U32",
-    mx.uint8: "U8",
-    mx.uint16: "U16",
-    mx.uint64: "U64",
-    mx.int8: "I8",
-    mx.int16: "I16",
-    mx.int32: "I32",
-    mx.int64: "I64",
-    mx.bool_: "BOOL",
-}
-
-Chooser = Callable[[nn.Module], Mapping[str, Quantization]]
+__all__ = ["ConversionPlan", "Weight", "build_model", "make_plan"]
 
 
 @dataclass(frozen=True)
@@ -91,26 +77,45 @@ class Weight:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A whole conversion.
+class ConversionPlan:
+    """A complete conversion.
 
     Attributes:
         weights: in the order in which they are written.
         layout: what they are made of.
-        config: the output's ``config.json``.
-        dropped: stored tensors that the architecture leaves out.
+        config: of mlx-lm's model, unquantised.
+        projection: stored names of the ``weight`` and ``bias`` of a projection head in the checkpoint; may be empty.
         headless: whether the checkpoint has no language-model head, so that the result only embeds.
     """
 
     weights: tuple[Weight, ...]
     layout: Layout
     config: dict[str, Any]
-    headless: bool
+    projection: Mapping[str, str] = field(default_factory=dict)
+    headless: bool = False
 
     @property
     def parameters(self) -> int:
         """Numbers in the model, unpacked."""
         return sum(weight.rows * weight.width for weight in self.weights)
+
+    def quantized(self, chosen: Mapping[str, Quantization]) -> ConversionPlan:
+        """The same conversion with these modules quantised, by their paths, and no others."""
+        weights = [
+            replace(weight, quantization=chosen.get(weight.module) if weight.name.endswith(".weight") else None)
+            for weight in self.weights
+        ]
+        return replace(self, weights=tuple(weights))
+
+    def output_config(self) -> dict[str, Any]:
+        """``config.json`` as mlx-lm's loader and server read it: a default for all, and each module that differs."""
+        output = dict(self.config)
+        used = {one.module: one.quantization for one in self.weights if one.quantization is not None}
+        if used:
+            default = Counter(used.values()).most_common(1)[0][0]
+            others = {module: one.as_config() for module, one in used.items() if one != default}
+            output["quantization"] = output["quantization_config"] = {**default.as_config(), **others}
+        return dict(sorted(output.items()))
 
 
 def build_model(config: Mapping[str, Any], folder: Path, *, trust: bool = False) -> nn.Module:
@@ -143,71 +148,64 @@ def _classes_in(path: Path) -> tuple[Any, Any]:
     return module.Model, module.ModelArgs
 
 
-def split_projection(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Take the projection head out of an official training checkpoint.
-
-    Returns:
-        The other tensors, and the stored names of the head's ``weight`` and ``bias``, as far as there are any.
-    """
-    head = {name.rpartition(".")[2]: name for name in tensors if name in ("projection.weight", "projection.bias")}
-    return {name: tensor for name, tensor in tensors.items() if name not in head.values()}, head
-
-
 def make_plan(
-    config: Mapping[str, Any],
-    tensors: Mapping[str, Tensor],
-    folder: Path,
-    *,
-    choose: Chooser | None = None,
-    dtype: mx.Dtype | None = None,
-    dequantize: bool = False,
-    fused: bool = False,
-    trust: bool = False,
-) -> Plan:
-    """Decide everything.
+    source: Source, *, dtype: str | None = None, dequantize: bool = False, trust: bool = False
+) -> tuple[ConversionPlan, nn.Module]:
+    """Plan a conversion that keeps the quantisation of the source, and build its model, unquantised.
 
     Args:
-        config: the contents of the source's ``config.json``.
-        tensors: the source's headers, without a projection head.
-        folder: the source's, for messages and for code that is trusted.
-        choose: what to quantise how; None leaves weights as they are.
-        dtype: of the numbers that are not packed; None keeps what is stored.
+        source: a checkpoint, of which ``config.json`` and the headers are read.
+        dtype: of the weights that are not packed: one of ``DTYPES``; None for what the config says, else as stored.
         dequantize: unpack weights that the source has quantised.
-        fused: whether an adapter is added on the way.
         trust: run Python code that comes with the model.
 
     Raises:
         ModelError: of a kind that says what is wrong; the first tensor at fault is named.
     """
-    _refuse_foreign_quantization(config, folder)
-    config, headless = _mended(config, tensors)
-    model = build_model(config, folder, trust=trust)
+    stored_config = read_config(source.folder)
+    _refuse_foreign_quantization(stored_config, source.folder)
+    # An official training checkpoint holds its projection head among the weights.
+    projection = {f"projection.{leaf}": leaf for leaf in ("weight", "bias")}
+    tensors = {name: tensor for name, tensor in source.tensors.items() if name not in projection}
+    config, headless = _mended(stored_config, tensors)
+    model = build_model(config, source.folder, trust=trust)
     layout = lay_out(model, tensors)
     packed = _packed(model, layout, config)
-    _check(model, layout, packed, tensors, folder)
-    chosen = {} if choose is None else dict(choose(model))
-    kept = {} if dequantize or (choose is not None) else packed
-    may_cast = getattr(model, "cast_predicate", lambda name: True)
+    _check(model, layout, packed, tensors, source.folder)
+    target = _dtype(dtype, config)
+    weights = tuple(
+        _weight(model, layout, name, tuple(array.shape), packed, dequantize=dequantize, dtype=target)
+        for name, array in parameters(model).items()
+    )
+    head = {leaf: name for name, leaf in projection.items() if name in source.tensors}
+    return ConversionPlan(weights, layout, _unquantized_config(config, target), head, headless), model
 
-    weights = []
-    for name, skeleton in parameters(model).items():
-        module, _, leaf = name.rpartition(".")
-        origin = layout.origins[name]
-        is_packed = leaf == "weight" and module in packed
-        stored = layout.origins[f"{module}.scales"].dtype if is_packed else origin.dtype
-        if stored == mx.uint8:  # the scales of 4- and 8-bit floats; mlx computes with them in bfloat16
-            stored = mx.bfloat16
-        cast = dtype is not None and may_cast(name) and mx.issubdtype(stored, mx.floating)
-        weights.append(
-            Weight(
-                name=name,
-                shape=tuple(skeleton.shape),
-                dtype=dtype if cast and dtype is not None else stored,
-                packed=packed.get(module) if is_packed else None,
-                quantization=(chosen.get(module) or kept.get(module)) if leaf == "weight" else None,
-            )
-        )
-    return Plan(tuple(weights), layout, _output_config(config, weights, dtype), headless)
+
+def _weight(
+    model: nn.Module,
+    layout: Layout,
+    name: str,
+    shape: tuple[int, ...],
+    packed: Mapping[str, Quantization],
+    *,
+    dequantize: bool,
+    dtype: mx.Dtype | None,
+) -> Weight:
+    module, _, leaf = name.rpartition(".")
+    quantization = packed.get(module) if leaf == "weight" else None
+    stored = layout.origins[name if quantization is None else f"{module}.scales"].dtype
+    if stored == mx.uint8:  # the scales of 4- and 8-bit floats; mlx computes with them in bfloat16
+        stored = mx.bfloat16
+    may_cast = getattr(model, "cast_predicate", lambda name: True)
+    if dtype is not None and may_cast(name) and mx.issubdtype(stored, mx.floating):
+        stored = dtype
+    return Weight(name, shape, stored, quantization, None if dequantize else quantization)
+
+
+def _dtype(dtype: str | None, config: Mapping[str, Any]) -> mx.Dtype | None:
+    """As mlx-lm chooses it: what is asked for, else what the config says; None to keep what is stored."""
+    text = config.get("text_config") or {}
+    return DTYPES.get(str(dtype or config.get("torch_dtype") or config.get("dtype") or text.get("dtype")))
 
 
 def _mended(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], bool]:
@@ -297,23 +295,10 @@ def _check(
                 )
 
 
-def _output_config(config: Mapping[str, Any], weights: list[Weight], dtype: mx.Dtype | None) -> dict[str, Any]:
-    """As mlx-lm's loader and server read it: a default for all, and each module that differs."""
-    output = {key: value for key, value in config.items() if key not in ("quantization", "quantization_config")}
-    output.pop("_name_or_path", None)
+def _unquantized_config(config: Mapping[str, Any], dtype: mx.Dtype | None) -> dict[str, Any]:
+    without = ("quantization", "quantization_config", "_name_or_path")
+    output = {key: value for key, value in config.items() if key not in without}
     if dtype is not None:
         key = "dtype" if "dtype" in output and "torch_dtype" not in output else "torch_dtype"
-        output[key] = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}[dtype]
-    used = [weight.quantization for weight in weights if weight.quantization is not None]
-    if used:
-        default = max(dict.fromkeys(used), key=used.count)
-        output["quantization"] = {
-            **default.as_config(),
-            **{
-                weight.module: weight.quantization.as_config()
-                for weight in weights
-                if weight.quantization is not None and weight.quantization != default
-            },
-        }
-        output["quantization_config"] = output["quantization"]
-    return dict(sorted(output.items()))
+        output[key] = next(name for name, known in DTYPES.items() if known == dtype)
+    return output

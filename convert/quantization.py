@@ -1,4 +1,4 @@
-"""Which weights are quantised how: modes, recipes, and mlx-lm's own."""
+"""Which weights are quantised how: recipes, ours and mlx-lm's."""
 
 from __future__ import annotations
 
@@ -9,19 +9,10 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from grit_mlx.convert.options import MODES, RECIPES, ConversionOptions
 from grit_mlx.errors import ArgumentError
 
-__all__ = [
-    "MODES",
-    "RECIPES",
-    "Decision",
-    "Predicate",
-    "Quantization",
-    "decide",
-    "quantizable",
-    "quantization",
-    "recipe",
-]
+__all__ = ["ROUTERS", "Decision", "Predicate", "Quantization", "Recipe", "base_of", "chosen_by", "quantizable"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +22,7 @@ class Quantization:
     Attributes:
         bits: of a weight, without its group's scale.
         group_size: weights that share a scale.
-        mode: ``"affine"``, ``"mxfp4"``, ``"nvfp4"`` or ``"mxfp8"``; see ``mx.quantize``.
+        mode: a key of ``MODES``; see ``mx.quantize``.
     """
 
     bits: int
@@ -57,36 +48,19 @@ class Quantization:
         return mx.dequantize(weight, scales, biases, **asdict(self))
 
 
-# What mlx's kernels know: bits and group sizes, the first of each being the default.
-MODES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
-    "affine": ((4, 2, 3, 5, 6, 8), (64, 32, 128)),
-    "mxfp4": ((4,), (32,)),
-    "nvfp4": ((4,), (16,)),
-    "mxfp8": ((8,), (32,)),
-}
-
 # What a recipe says of a module: None leaves it as it is.
 Decision = Quantization | None
 # Given a module's path and the module.
 Predicate = Callable[[str, nn.Module], Decision]
+# Given mlx-lm's model, unquantised, and what most weights are to be quantised with.
+Recipe = Callable[[nn.Module, Quantization], Predicate]
 
 
-def quantization(bits: int | None = None, group_size: int | None = None, mode: str = "affine") -> Quantization:
-    """A quantisation that mlx has, with the mode's defaults where None.
-
-    Raises:
-        ArgumentError: an unknown mode, or bits or a group size that the mode does not have.
-    """
-    if mode not in MODES:
-        raise ArgumentError(f"Unknown quantisation mode {mode!r}: use one of {', '.join(MODES)}.")
-    chosen = {}
-    for name, value, known in zip(("bits", "group_size"), (bits, group_size), MODES[mode], strict=True):
-        chosen[name] = known[0] if value is None else value
-        if chosen[name] not in known:
-            raise ArgumentError(
-                f"Mode {mode} has no {name.replace('_', ' ')} {value}: use {', '.join(map(str, sorted(known)))}."
-            )
-    return Quantization(**chosen, mode=mode)
+def base_of(options: ConversionOptions) -> Quantization:
+    """What most weights are quantised with."""
+    mode = options.mode or "affine"
+    bits, group_sizes = MODES[mode]
+    return Quantization(options.bits or bits[0], options.group_size or group_sizes[0], mode)
 
 
 def quantizable(module: nn.Module, chosen: Quantization) -> bool:
@@ -94,28 +68,16 @@ def quantizable(module: nn.Module, chosen: Quantization) -> bool:
     return hasattr(module, "to_quantized") and module.weight.shape[-1] % chosen.group_size == 0
 
 
-def decide(model: nn.Module, predicate: Predicate) -> dict[str, Quantization]:
-    """What a predicate says of each module of a model, without those that stay as they are."""
-    decided = {}
-    for path, module in model.named_modules():
-        if not hasattr(module, "to_quantized"):
-            continue
-        chosen = predicate(path, module)
-        if chosen is not None and quantizable(module, chosen):
-            decided[path] = chosen
-    return decided
-
-
 # Recipes
 
 
 def _uniform(model: nn.Module, base: Quantization) -> Predicate:
-    """As mlx-lm does it: everything the same, but for what the architecture itself asks for."""
+    """As mlx-lm does it: everything the same, except what the architecture itself asks for."""
     own = getattr(model, "quant_predicate", None)
     return _translated(own, base) if own is not None else lambda path, module: base
 
 
-def _mixed(name: str) -> Callable[[nn.Module, Quantization], Predicate]:
+def _mixed(name: str) -> Recipe:
     def build(model: nn.Module, base: Quantization) -> Predicate:
         from mlx_lm.convert import mixed_quant_predicate_builder
 
@@ -145,22 +107,22 @@ def _translated(own: Callable[..., Any], base: Quantization) -> Predicate:
     return predicate
 
 
-# Modules that choose a token's experts, by the last part of their path. One wrong choice is no rounding error.
-_ROUTERS = ("gate", "router", "shared_expert_gate")
-# Most sensitive for each of their parameters, by an order of magnitude; with grouped queries they are small as well.
+# Modules that choose a token's experts, by the last part of their path. One wrong choice is more than a rounding error.
+ROUTERS = ("gate", "router", "shared_expert_gate")
+# The most sensitive per parameter, by an order of magnitude; with grouped queries they are small as well.
 _SENSITIVE = ("k_proj", "v_proj")
-# Least bits of the tables that tokens are looked up in and predicted with.
+# Minimum bits of the tables that tokens are looked up in and predicted with.
 _TABLE_BITS = 6
 
 
 def _grit(model: nn.Module, base: Quantization) -> Predicate:
-    """Bits where embeddings feel them; docs/convert.md has the measurements behind it."""
+    """More bits where embeddings need them; docs/convert.md has the measurements."""
     uniform = _uniform(model, base)
     more = stronger(base)
 
     def predicate(path: str, module: nn.Module) -> Decision:
         last = path.rpartition(".")[2]
-        if last in _ROUTERS:
+        if last in ROUTERS:
             return None
         if isinstance(module, nn.Embedding) or last == "lm_head":
             return more if base.bits < _TABLE_BITS else base
@@ -174,23 +136,32 @@ def _grit(model: nn.Module, base: Quantization) -> Predicate:
 def stronger(base: Quantization) -> Quantization:
     """The next quantisation that clearly loses less: two bits more, at least six; 8-bit floats for 4-bit ones."""
     if base.mode != "affine":
-        return quantization(mode="mxfp8")
-    return quantization(8 if base.bits >= 6 else 6, base.group_size)
+        return Quantization(8, 32, "mxfp8")
+    return Quantization(8 if base.bits >= 6 else 6, base.group_size)
 
 
-RECIPES: dict[str, Callable[[nn.Module, Quantization], Predicate]] = {
+_RECIPES: dict[str, Recipe] = {
     "grit": _grit,
     "uniform": _uniform,
-    **{name: _mixed(name) for name in ("mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6")},
+    **{name: _mixed(name) for name in RECIPES if name.startswith("mixed_")},
 }
 
 
-def recipe(name: str) -> Callable[[nn.Module, Quantization], Predicate]:
-    """A recipe by name.
+def chosen_by(recipe: str | Recipe | None, model: nn.Module, base: Quantization) -> dict[str, Quantization]:
+    """What a recipe says of each module of a model, without those that stay as they are.
+
+    Args:
+        recipe: one of ``RECIPES`` or a function; None for the first.
+        model: mlx-lm's model, unquantised.
+        base: what was asked for.
 
     Raises:
-        ArgumentError: there is none of that name.
+        ArgumentError: the recipe does not suit the model or the mode.
     """
-    if name not in RECIPES:
-        raise ArgumentError(f"Unknown recipe {name!r}: use one of {', '.join(RECIPES)}.")
-    return RECIPES[name]
+    predicate = (recipe if callable(recipe) else _RECIPES[recipe or RECIPES[0]])(model, base)
+    chosen = {}
+    for path, module in model.named_modules():
+        decision = predicate(path, module) if hasattr(module, "to_quantized") else None
+        if decision is not None and quantizable(module, decision):
+            chosen[path] = decision
+    return chosen

@@ -12,19 +12,39 @@ import json
 import logging
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from grit_mlx.convert.reading import check_tensors, read_file
-from grit_mlx.errors import CheckpointError
+from grit_mlx.convert.reading import Folder, Source, check_tensors, read_file
+from grit_mlx.errors import CheckpointError, DownloadError, unreadable
 from grit_mlx.model import hub
 from grit_mlx.model.checkpoint import INDEX, Tensor
+from grit_mlx.model.options import ModelChoice
 
-__all__ = ["Repository"]
+__all__ = ["Repository", "open_source"]
 
 logger = logging.getLogger("grit_mlx")
+
+
+def open_source(place: Path | str, choice: ModelChoice) -> Source:
+    """A folder; a hub repository; or, if the hub does not answer, what the cache has of one.
+
+    Args:
+        place: a folder, or the id of a repository.
+        choice: its revision, and whether its code is wanted.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    if isinstance(place, Path):
+        return Folder(place)
+    try:
+        return Repository(place, revision=choice.revision, code=choice.trust_remote_code)
+    except DownloadError:
+        return Folder(hub.resolve(replace(choice, model=place)), name=place)
 
 
 class Repository:
@@ -125,7 +145,7 @@ class Repository:
             index: Any = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
             return dict(index)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"Cannot read {INDEX} of {self.name}: {error!r}.") from error
+            raise CheckpointError(unreadable(f"{INDEX} of {self.name}", error)) from error
 
 
 def _no_weights(name: str, files: dict[str, Any]) -> str:

@@ -17,13 +17,15 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from grit_mlx.convert.plan import Plan, Weight
-from grit_mlx.convert.quantization import MODES, Quantization, quantizable
+from grit_mlx.convert.options import MODES
+from grit_mlx.convert.plan import ConversionPlan, Weight
+from grit_mlx.convert.quantization import ROUTERS, Quantization, quantizable
 from grit_mlx.convert.streaming import Stream
 from grit_mlx.errors import ArchitectureError, ArgumentError
 from grit_mlx.evaluation.drift import TEXTS
@@ -36,13 +38,12 @@ __all__ = ["Budget", "Costs", "allocate", "measure", "spend"]
 BITS = tuple(sorted(MODES["affine"][0]))
 # Bits of the trials.
 TRIAL_BITS = 3
-# Tokens that travel through the model for each trial, at most; fewer where the trials' states would not fit.
+# Maximum number of tokens of a trial; fewer if the trials' states would not fit.
 _TRIAL_TOKENS = 512
 _STATE_BYTES = 1 << 30
 _LENGTH = 32
-# Part of the memory to fit into that the weights may take: the rest is for keys, values and the system.
+# Fraction of the memory that the weights may take: the rest is for keys, values and the system.
 _WEIGHTS_FRACTION = 0.75
-_ROUTERS = ("gate", "router", "shared_expert_gate")
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class Budget:
     """How large the weights may be.
 
     Attributes:
-        bits_per_weight: mean over the model, scales included; None where the next is given.
-        memory: bytes of the machine that the model is to run on.
+        bits_per_weight: mean over the model, scales included; None for as many as fit into ``memory``.
+        memory: of the machine that the model is to run on, in bytes.
         group_size: of every quantised module.
     """
 
@@ -60,7 +61,7 @@ class Budget:
     group_size: int
 
     def nbytes(self, parameters: int) -> int:
-        """Most bytes of all weights."""
+        """Maximum number of bytes of all weights."""
         if self.bits_per_weight is not None:
             return int(self.bits_per_weight * parameters / 8)
         assert self.memory is not None
@@ -81,9 +82,7 @@ class Costs:
 
 
 def allocate(
-    plan: Plan,
     stream: Stream,
-    model: nn.Module,
     budget: Budget,
     tokenize: Callable[[str], list[int]],
     *,
@@ -93,9 +92,7 @@ def allocate(
     """Measure a model and spend a budget on it.
 
     Args:
-        plan: of the weights, unquantised.
-        stream: yields them.
-        model: mlx-lm's model, unquantised; its layers are replaced.
+        stream: the weights, unquantised; the values of its model's weights are lost.
         budget: how large the weights may be.
         tokenize: the model's tokenizer.
         texts: to measure with; None for built-in ones.
@@ -105,16 +102,17 @@ def allocate(
         ArgumentError: the budget is too small even for the fewest bits everywhere.
         ArchitectureError: the model's parts are not where those of a decoder are.
     """
-    modules = _modules(plan, model, budget.group_size)
-    costs = measure(plan, stream, model, modules, tokenize, budget.group_size, texts=texts, progress=progress)
-    return spend(plan, modules, costs, budget)
+    trial = Quantization(TRIAL_BITS, budget.group_size)
+    modules = _modules(stream, trial)
+    costs = measure(stream, modules, tokenize, trial, texts=texts, progress=progress)
+    return spend(stream.plan, modules, costs, budget)
 
 
 # Spending
 
 
 def spend(
-    plan: Plan, modules: Mapping[str, Weight], costs: Mapping[str, Costs], budget: Budget
+    plan: ConversionPlan, modules: Mapping[str, Weight], costs: Mapping[str, Costs], budget: Budget
 ) -> dict[str, Quantization]:
     """Give every module the fewest bits, then more to whichever gains most for its bytes, as long as they last.
 
@@ -173,14 +171,13 @@ def _shares(costs: Mapping[str, Costs]) -> dict[str, float]:
     return {name: cost.cosine / cosine + cost.kl / kl for name, cost in costs.items()}
 
 
-def _modules(plan: Plan, model: nn.Module, group_size: int) -> dict[str, Weight]:
+def _modules(stream: Stream, trial: Quantization) -> dict[str, Weight]:
     """The weights that get bits, by their module's path: all that can be quantised but routers."""
-    weights = {weight.module: weight for weight in plan.weights if weight.name.endswith(".weight")}
-    chosen = Quantization(TRIAL_BITS, group_size)
+    weights = {weight.module: weight for weight in stream.plan.weights if weight.name.endswith(".weight")}
     return {
         path: weights[path]
-        for path, module in model.named_modules()
-        if path in weights and path.rpartition(".")[2] not in _ROUTERS and quantizable(module, chosen)
+        for path, module in stream.model.named_modules()
+        if path in weights and path.rpartition(".")[2] not in ROUTERS and quantizable(module, trial)
     }
 
 
@@ -188,14 +185,11 @@ def _modules(plan: Plan, model: nn.Module, group_size: int) -> dict[str, Weight]
 
 
 def measure(
-    plan: Plan,
     stream: Stream,
-    model: nn.Module,
     modules: Mapping[str, Weight],
     tokenize: Callable[[str], list[int]],
-    group_size: int,
+    trial: Quantization,
     *,
-    bits: int = TRIAL_BITS,
     texts: Sequence[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Costs]:
@@ -204,82 +198,83 @@ def measure(
     Raises:
         ArchitectureError: the model's parts are not where those of a decoder are.
     """
-    trial = Quantization(bits, group_size)
+    model, values = stream.model, _Values(stream)
     body: Any = backbone(model)
     if not all(hasattr(body, part) for part in ("embed_tokens", "layers")):
-        raise ArchitectureError(
-            f"The architecture {plan.config['model_type']!r} cannot be measured layer by layer. Use a recipe instead."
-        )
-    target = device.compute_dtype("auto")
-    values = _Values(plan, stream, target)
-    trials = [name for name in modules if name != "lm_head"]
-    tokens = _token_rows(tokenize, TEXTS if texts is None else texts, _affordable(plan, len(trials), target))
-
-    both: dict[str, tuple[mx.array, ...]] = {}
-    layers = list(body.layers)
-    paths = {id(layer): _path_of(model, layer) for layer in layers}
-    tables = body.embed_tokens
-    table_path = _path_of(model, tables)
-    for norm in (name for name in values.weights if not _belongs(name, [table_path, "lm_head", *paths.values()])):
+        kind = stream.plan.config["model_type"]
+        raise ArchitectureError(f"The architecture {kind!r} cannot be measured layer by layer. Use a recipe instead.")
+    table, layers = body.embed_tokens, list(body.layers)
+    table_path, *paths = (_path_of(model, part) for part in (table, *layers))
+    own = [[name for name in modules if name.startswith(path + ".")] for path in paths]
+    trials = [name for name in (table_path,) if name in modules] + [name for names in own for name in names]
+    tokens = _token_rows(
+        tokenize, TEXTS if texts is None else texts, _affordable(stream.plan, len(trials), values.dtype)
+    )
+    for norm in (name for name in values.weights if not _belongs(name, [table_path, "lm_head", *paths])):
         model.load_weights([(norm, values(norm))], strict=False)
-    order: list[str] = []
-    steps = 0
-    for causal in (False, True):
-        order = [name for name in (table_path,) if name in modules]
-        body.embed_tokens = _TrialTable(tables, table_path, values, trial, table_path in modules)
-        wrapped = []
-        for layer in layers:
-            path = paths[id(layer)]
-            own = [name for name in modules if name.startswith(path + ".")]
-            order += own
-            steps += 1
-            wrapped.append(
-                _TrialLayer(layer, path, own, values, trial, len(tokens), _done(progress, steps, 2 * len(layers)))
-            )
-        body.layers = wrapped
-        states = body(tokens, cache=embedding_caches(len(layers), causal=causal))  # ((1 + T) * B, L, E)
-        mx.eval(states)
-        both["kl" if causal else "cosine"] = tuple(mx.split(states, len(order) + 1))
-    body.embed_tokens, body.layers = tables, layers
+    steps = count(1)
 
-    pooled = [_unit(part.astype(mx.float32).mean(axis=1)) for part in both["cosine"]]  # each (B, E)
-    cosines = {
-        name: float(mx.mean(1 - (pooled[0] * part).sum(axis=1)).item())  # type: ignore[arg-type]
-        for name, part in zip(order, pooled[1:], strict=True)
+    def done() -> None:
+        if progress is not None:
+            progress(next(steps), 2 * len(layers))
+
+    def states(causal: bool) -> list[mx.array]:
+        """Of the unquantised model and of each trial, each ``(B, L, E)``."""
+        body.embed_tokens = _TrialTable(table, table_path, values, trial if table_path in modules else None)
+        body.layers = [
+            _TrialLayer(layer, path, names, values, trial, len(tokens), done)
+            for layer, path, names in zip(layers, paths, own, strict=True)
+        ]
+        batch = body(tokens, cache=embedding_caches(len(layers), causal=causal))  # ((1 + T) * B, L, E)
+        mx.eval(batch)
+        return list(mx.split(batch, len(trials) + 1))
+
+    reference, *others = (_unit(part.astype(mx.float32).mean(axis=1)) for part in states(causal=False))  # each (B, E)
+    cosines = [float(mx.mean(1 - (reference * part).sum(axis=1)).item()) for part in others]  # type: ignore[arg-type]
+    plain, *others = states(causal=True)
+    body.embed_tokens, body.layers = table, layers
+    predict = _Head(values, table_path, trial)
+    predicted = predict(plain)
+    costs = {
+        name: Costs(max(0.0, cosine), _divergence(predicted, predict(part)))
+        for name, cosine, part in zip(trials, cosines, others, strict=True)
     }
-    predicted = _Head(model, values, table_path, trial)
-    reference = predicted(both["kl"][0])
-    kls = {name: _divergence(reference, predicted(part)) for name, part in zip(order, both["kl"][1:], strict=True)}
-    costs = {name: Costs(max(0.0, cosines[name]), kls[name]) for name in order}
-    if "lm_head" in modules:
-        costs["lm_head"] = Costs(0.0, _divergence(reference, predicted(both["kl"][0], quantized=True)))
-    elif table_path in modules:  # a tied table is quantised in both its uses
-        head = _divergence(reference, predicted(both["kl"][0], quantized=True))
-        costs[table_path] = Costs(costs[table_path].cosine, costs[table_path].kl + head)
+    head = "lm_head" if "lm_head" in modules else table_path  # a tied table is quantised in both its uses
+    if head in modules:
+        before = costs.get(head, Costs(0.0, 0.0))
+        costs[head] = Costs(before.cosine, before.kl + _divergence(predicted, predict(plain, quantized=True)))
     return costs
 
 
 class _Values:
-    """Weights as they are computed with, read when they are asked for."""
+    """Weights in the dtype that is computed in, read when they are asked for."""
 
-    def __init__(self, plan: Plan, stream: Stream, dtype: mx.Dtype | None) -> None:
-        self.weights = {weight.name: weight for weight in plan.weights}
+    def __init__(self, stream: Stream) -> None:
+        self.weights = {weight.name: weight for weight in stream.plan.weights}
+        self.dtype = device.compute_dtype("auto")
         self._stream = stream
-        self._dtype = dtype
 
     def __call__(self, name: str) -> mx.array:
         values = self._stream.whole(self.weights[name])
-        floating = self._dtype is not None and mx.issubdtype(values.dtype, mx.floating)
-        values = values.astype(self._dtype) if floating and self._dtype is not None else values
+        if self.dtype is not None and mx.issubdtype(values.dtype, mx.floating):
+            values = values.astype(self.dtype)
         mx.eval(values)
         return values
 
-    def below(self, path: str) -> list[str]:
-        """Names of the weights of a module and its parts."""
-        return [name for name in self.weights if name.startswith(path + ".")]
+
+class _Wrapper:
+    """Stands for a part of a model. Models look at their layers, for instance for whether one slides its window."""
+
+    def __init__(self, part: nn.Module) -> None:
+        self._part = part
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._part, name)
 
 
-class _TrialLayer:
+class _TrialLayer(_Wrapper):
     """A layer that holds its weights only while it is computed, and adds a trial for each of its modules."""
 
     def __init__(
@@ -292,53 +287,41 @@ class _TrialLayer:
         texts: int,
         done: Callable[[], None],
     ) -> None:
-        self._parts = (layer, path, modules, values, trial, texts, done)
-
-    def __getattr__(self, name: str) -> Any:
-        # Models look at their layers, for instance for whether one slides its window.
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self._parts[0], name)
+        super().__init__(layer)
+        self._arguments = (path, modules, values, trial, texts, done)
 
     def __call__(self, states: mx.array, *args: Any, **kwargs: Any) -> mx.array:
-        layer, path, modules, values, trial, texts, done = self._parts
-        names = values.below(path)
-        loaded = {name: values(name) for name in names}
-        layer.load_weights([(name[len(path) + 1 :], array) for name, array in loaded.items()], strict=False)
+        layer, (path, modules, values, trial, texts, done) = self._part, self._arguments
+        start = len(path) + 1
+        loaded = {name[start:]: values(name) for name in values.weights if name.startswith(path + ".")}
+        layer.load_weights(list(loaded.items()), strict=False)
         # All that came so far with the layer as it is, text by text as far as memory goes, ...
         outputs = [layer(part, *args, **kwargs) for part in mx.split(states, states.shape[0] // texts)]
         mx.eval(outputs)
         # ... and the unquantised rows once more for each of its modules, that one quantised.
         for module in modules:
-            weight = f"{module}.weight"
-            local = weight[len(path) + 1 :]
-            layer.load_weights([(local, rounded(loaded[weight], trial))], strict=False)
+            weight = f"{module}.weight"[start:]
+            layer.load_weights([(weight, rounded(loaded[weight], trial))], strict=False)
             outputs.append(layer(states[:texts], *args, **kwargs))
             mx.eval(outputs[-1])
-            layer.load_weights([(local, loaded[weight])], strict=False)
-        layer.load_weights([(name[len(path) + 1 :], mx.zeros((1,))) for name in names], strict=False)
+            layer.load_weights([(weight, loaded[weight])], strict=False)
+        layer.load_weights([(name, mx.zeros((1,))) for name in loaded], strict=False)
         mx.clear_cache()
         done()
         return mx.concatenate(outputs)
 
 
-class _TrialTable:
-    """The token embeddings, and behind them those of a quantised table."""
+class _TrialTable(_Wrapper):
+    """The token embeddings, and behind them those of the table quantised for a trial, if there is one."""
 
-    def __init__(self, table: nn.Module, path: str, values: _Values, trial: Quantization, wanted: bool) -> None:
-        self._parts = (table, path, values, trial, wanted)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self._parts[0], name)
+    def __init__(self, table: nn.Module, path: str, values: _Values, trial: Quantization | None) -> None:
+        super().__init__(table)
+        self._arguments = (path, values, trial)
 
     def __call__(self, ids: mx.array) -> mx.array:
-        _, path, values, trial, wanted = self._parts
+        path, values, trial = self._arguments
         table = values(f"{path}.weight")
-        rows = [table[ids]]
-        if wanted:
-            rows.append(rounded(table, trial)[ids])
+        rows = [table[ids], *([] if trial is None else [rounded(table, trial)[ids]])]
         states = mx.concatenate(rows)
         mx.eval(states)
         return states
@@ -347,7 +330,7 @@ class _TrialTable:
 class _Head:
     """Log-probabilities of the next token, from hidden states."""
 
-    def __init__(self, model: nn.Module, values: _Values, table_path: str, trial: Quantization) -> None:
+    def __init__(self, values: _Values, table_path: str, trial: Quantization) -> None:
         name = "lm_head.weight" if "lm_head.weight" in values.weights else f"{table_path}.weight"
         self._weight = values(name)
         self._trial = trial
@@ -371,7 +354,7 @@ def _unit(vectors: mx.array) -> mx.array:
     return vectors / mx.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-def _affordable(plan: Plan, trials: int, dtype: mx.Dtype | None) -> int:
+def _affordable(plan: ConversionPlan, trials: int, dtype: mx.Dtype | None) -> int:
     """Tokens for each trial such that all trials' states together stay within bounds."""
     hidden = int((plan.config.get("text_config") or plan.config)["hidden_size"])
     width = 2 if dtype is None else dtype.size
@@ -394,7 +377,3 @@ def _path_of(model: nn.Module, part: nn.Module) -> str:
 
 def _belongs(name: str, paths: Sequence[str]) -> bool:
     return any(name.startswith(path + ".") for path in paths)
-
-
-def _done(progress: Callable[[int, int], None] | None, step: int, steps: int) -> Callable[[], None]:
-    return lambda: None if progress is None else progress(step, steps)

@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from grit_mlx.convert.layout import Origin, sanitized
-from grit_mlx.convert.plan import Plan, Weight
+from grit_mlx.convert.plan import ConversionPlan, Weight
 from grit_mlx.convert.reading import Source, read_rows
 
 __all__ = ["Block", "Delta", "Stream"]
@@ -29,20 +29,16 @@ class Stream:
     Args:
         plan: what to make.
         source: where to read it.
-        model: mlx-lm's model, unquantised; only its ``sanitize`` is used, and only where it computes weights.
+        model: mlx-lm's model, unquantised; only its ``sanitize`` is used here, if it computes weights.
         deltas: an adapter's part of weights, by name.
     """
 
     def __init__(
-        self,
-        plan: Plan,
-        source: Source,
-        model: nn.Module,
-        deltas: Mapping[str, Delta] | None = None,
+        self, plan: ConversionPlan, source: Source, model: nn.Module, deltas: Mapping[str, Delta] | None = None
     ) -> None:
-        self._plan = plan
+        self.plan = plan
+        self.model = model
         self._source = source
-        self._model = model
         self._deltas = deltas or {}
         self._computed: dict[str, mx.array] | None = None
         device = mx.default_device()
@@ -76,7 +72,7 @@ class Stream:
 
     def _ranges(self, weight: Weight) -> Iterator[tuple[int, int]]:
         """Blocks of rows that do not cross from one stored tensor into the next."""
-        pieces = max(1, len(self._plan.layout.origins[weight.name].tensors))
+        pieces = max(1, len(self.plan.layout.origins[weight.name].tensors))
         rows = weight.rows // pieces
         step = max(1, BLOCK // max(1, weight.width))
         for piece in range(pieces):
@@ -105,11 +101,11 @@ class Stream:
         if weight.packed is None:
             return [weight.name]
         names = [f"{weight.module}.{leaf}" for leaf in ("weight", "scales", "biases")]
-        return [name for name in names if name in self._plan.layout.origins]
+        return [name for name in names if name in self.plan.layout.origins]
 
     def _rows(self, name: str, start: int, stop: int) -> mx.array:
         """Rows of one stored parameter, ``(stop - start, its own width)``."""
-        origin = self._plan.layout.origins[name]
+        origin = self.plan.layout.origins[name]
         if not origin.tensors:
             return self._computed_rows(name, origin, start, stop)
         rows = _rows(origin) // len(origin.tensors)
@@ -119,7 +115,7 @@ class Stream:
 
     def _computed_rows(self, name: str, origin: Origin, start: int, stop: int) -> mx.array:
         if self._computed is None:
-            self._computed = sanitized(self._model, self._plan.layout, self._source.files())
+            self._computed = sanitized(self.model, self.plan.layout, self._source.files())
         array = self._computed[name]
         return array.reshape(_rows(origin), -1)[start:stop]
 

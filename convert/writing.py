@@ -1,20 +1,17 @@
-"""Safetensors shards written piece by piece, safely.
+"""Safetensors shards written piece by piece.
 
 The layout of every shard is known before the first byte is written, so tensors go straight to their place and
 nothing is held back. A shard is written under another name, flushed to the disk and only then renamed: one that has
-its final name is whole. That is all that going on after an interruption needs to know.
+its final name is complete. That is all that resuming after an interruption needs to know.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,13 +19,16 @@ from typing import Any
 
 import mlx.core as mx
 
-from grit_mlx.convert.plan import NAMES, Plan, Weight
-from grit_mlx.errors import OutputError
+from grit_mlx.convert.plan import ConversionPlan, Weight
+from grit_mlx.convert.reading import DTYPES
+from grit_mlx.convert.report import ConversionStep, Progress
+from grit_mlx.convert.streaming import Stream
 from grit_mlx.model.checkpoint import INDEX
 
-__all__ = ["Shard", "ShardWriter", "Workspace", "shards_of", "write_index", "write_json"]
+__all__ = ["Shard", "ShardWriter", "is_written", "shards_of", "write_index", "write_json", "write_shards"]
 
-_UNFINISHED = ".part"
+# safetensors' name of each dtype.
+_NAMES = {dtype: name for name, (_, dtype) in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -73,24 +73,23 @@ class Shard:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the whole file."""
+        """Size of the file."""
         return len(self.header) + self.data_bytes
 
 
-def shards_of(plan: Plan, limit: int) -> list[Shard]:
+def shards_of(plan: ConversionPlan, limit: int) -> list[Shard]:
     """Cut a plan into files of at most ``limit`` bytes of data; a weight is never divided."""
     groups: list[list[tuple[Weight, dict[str, Entry]]]] = []
     filled = 0
     for weight in plan.weights:
-        written = weight.written()
-        size = sum(_nbytes(shape, dtype) for shape, dtype in written.values())
-        if not groups or filled + size > limit:
+        sizes = {name: math.prod(shape) * dtype.size for name, (shape, dtype) in weight.written().items()}
+        if not groups or filled + sum(sizes.values()) > limit:
             groups.append([])
             filled = 0
         entries = {}
-        for name, (shape, dtype) in written.items():
-            entries[name] = Entry(NAMES[dtype], shape, filled, _nbytes(shape, dtype))
-            filled += entries[name].nbytes
+        for name, (shape, dtype) in weight.written().items():
+            entries[name] = Entry(_NAMES[dtype], shape, filled, sizes[name])
+            filled += sizes[name]
         groups[-1].append((weight, entries))
     count = len(groups)
     return [
@@ -103,15 +102,41 @@ def shards_of(plan: Plan, limit: int) -> list[Shard]:
     ]
 
 
-class ShardWriter:
-    """Writes one shard; on leaving without an error it is flushed and gets its name.
+def is_written(folder: Path, shard: Shard) -> bool:
+    """Whether a folder holds a shard, complete."""
+    path = folder / shard.name
+    return path.exists() and path.stat().st_size == shard.nbytes
 
-    The disk works while the next block is computed: one block is on its way at any time.
+
+def write_shards(folder: Path, shards: Sequence[Shard], stream: Stream, progress: Progress) -> None:
+    """Write those shards that are not there yet."""
+    total = sum(shard.data_bytes for shard in shards)
+    all_tensors = sum(len(shard.entries) for shard in shards)
+    done = tensors = 0
+    for shard in shards:
+        if is_written(folder, shard):
+            done += shard.data_bytes
+            tensors += len(shard.entries)
+        else:
+            with ShardWriter(folder, shard) as writer:
+                for weight in shard.weights:
+                    for row, arrays in stream.blocks(weight):
+                        done += writer.write(weight, row, arrays)
+                        progress(ConversionStep("write", done, total, tensors, all_tensors))
+                    tensors += len(weight.written())
+            mx.clear_cache()
+        progress(ConversionStep("write", done, total, tensors, all_tensors))
+
+
+class ShardWriter:
+    """Writes one shard, which is flushed and gets its name if the block ends without an error.
+
+    One block is written while the next is computed.
     """
 
     def __init__(self, folder: Path, shard: Shard) -> None:
         self._path = folder / shard.name
-        self._unfinished = folder / (shard.name + _UNFINISHED)
+        self._unfinished = folder / f"{shard.name}.part"
         self._shard = shard
         self._header = shard.header
         self._pending: Future[None] | None = None
@@ -158,115 +183,9 @@ class ShardWriter:
             self._file.close()
         if kind is None:
             self._unfinished.rename(self._path)
-            _flush_folder(self._path.parent)
 
 
-class Workspace:
-    """The folder next to the target in which a conversion is made, and what is done in it so far.
-
-    Args:
-        target: the folder that is to be.
-        identity: everything that the output's bytes depend on; an unfinished conversion of something else is
-            thrown away.
-    """
-
-    def __init__(self, target: Path, identity: Mapping[str, Any]) -> None:
-        self.target = target
-        self.folder = target.parent / f".{target.name}.converting"
-        # Beside the folder and not in it: what gets its name must be complete and nothing but the model.
-        self._manifest = target.parent / f".{target.name}.converting.json"
-        self._identity = json.dumps(identity, sort_keys=True, default=str)
-        self.resumed = False
-
-    @contextmanager
-    def open(self) -> Iterator[Path]:
-        """The folder, for this process alone.
-
-        Raises:
-            OutputError: it cannot be made, or another conversion is at work in it.
-        """
-        with explained_output(self.target):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.folder, os.O_RDONLY)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise OutputError(f"Another conversion to {self.target} is running. Wait for it.") from None
-            with explained_output(self.target):
-                self._begin()
-                yield self.folder
-        finally:
-            os.close(descriptor)
-
-    def _begin(self) -> None:
-        try:
-            same = self._manifest.read_text(encoding="utf-8") == self._identity
-        except OSError:
-            same = False
-        if same:
-            self.resumed = True
-            for path in self.folder.glob("*" + _UNFINISHED):
-                path.unlink()
-            return
-        for path in self.folder.iterdir():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        write_durably(self._manifest, self._identity)
-
-    def is_done(self, shard: Shard) -> bool:
-        """Whether a shard is there, whole."""
-        path = self.folder / shard.name
-        return path.exists() and path.stat().st_size == shard.nbytes
-
-    def finish(self) -> None:
-        """Give the folder its name. What had that name before is removed once the new one is in place."""
-        _flush_folder(self.folder)
-        old = self.target.parent / f".{self.target.name}.replaced"
-        if old.exists():
-            shutil.rmtree(old)
-        if self.target.exists():
-            self.target.rename(old)
-        self.folder.rename(self.target)
-        _flush_folder(self.target.parent)
-        self._manifest.unlink()
-        if old.exists():
-            shutil.rmtree(old)
-
-
-@contextmanager
-def explained_output(target: Path) -> Iterator[None]:
-    """Turn the system's complaints about writing into ours.
-
-    Raises:
-        OutputError: the disk is full, or the folder cannot be written to.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"Cannot write {target}: {error.strerror or error}. What is done so far is kept: run the same command "
-            "again to go on from there."
-        ) from error
-
-
-def check_space(target: Path, needed: int) -> None:
-    """Refuse to begin what the disk cannot hold.
-
-    Raises:
-        OutputError: says how much is missing.
-    """
-    place = target.parent
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if needed > free:
-        raise OutputError(
-            f"{target} needs {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free on its disk. Make room, choose "
-            "another folder with -o, or fewer bits."
-        )
-
-
-def write_index(folder: Path, shards: list[Shard], parameters: int) -> None:
+def write_index(folder: Path, shards: Sequence[Shard], parameters: int) -> None:
     """The index that Hugging Face's and mlx-lm's loaders read."""
     index = {
         "metadata": {"total_size": sum(shard.data_bytes for shard in shards), "total_parameters": parameters},
@@ -277,24 +196,4 @@ def write_index(folder: Path, shards: list[Shard], parameters: int) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """JSON as mlx-lm lays it out."""
-    write_durably(path, json.dumps(content, indent=4, ensure_ascii=False))
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Write a small file and flush it to the disk."""
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _nbytes(shape: tuple[int, ...], dtype: mx.Dtype) -> int:
-    return math.prod(shape) * dtype.size
+    path.write_text(json.dumps(content, indent=4, ensure_ascii=False), encoding="utf-8")

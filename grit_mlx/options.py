@@ -22,6 +22,7 @@ import dataclasses
 import difflib
 import math
 import operator
+import re
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -32,7 +33,7 @@ from typing import Any, TypeVar
 
 from grit_mlx.errors import ArgumentError, Option
 
-__all__ = ["Spec", "check", "from_mapping", "nearest", "option", "spec_of"]
+__all__ = ["Spec", "check", "from_mapping", "nearest", "option", "size", "spec_of"]
 
 T = TypeVar("T")
 
@@ -81,6 +82,18 @@ def spec_of(field: dataclasses.Field[Any]) -> Spec:
     """The spec of a group's field."""
     spec: Spec = field.metadata["spec"]
     return spec
+
+
+def size(text: str) -> int:
+    """``"16GB"``, ``"1.5 gb"``, ``"0"`` in bytes, by powers of 1000; ``"16GiB"`` by powers of 1024.
+
+    Raises:
+        ArgumentError: it is not a size.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip().lower())
+    if match is None or (match[3] and not match[2]):
+        raise ArgumentError(f"{text!r} is not a size. Write it like 16GB or 500MB.")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2] or " "))
 
 
 def check(group: Any) -> None:
@@ -189,7 +202,7 @@ _NAMES: dict[Any, str] = {
 
 def _check_choices(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     for one in value if isinstance(value, list | tuple) else [value]:
-        if choices and one not in choices:
+        if choices and one not in choices and not callable(one):
             raise ArgumentError("Unknown ", Option(name), f" {one!r}: use one of {', '.join(map(str, choices))}.")
 
 

@@ -25,14 +25,13 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("output", type=Path)
     options = parser.parse_args()
-    quantization.RECIPES["table-apart"] = table_apart
     # float16 also halves the size of the scales. On a CPU, everything is converted to float32 when it is loaded.
     report = convert(
         options.folder,
         options.output,
         quantize=True,
         bits=BITS["table"],
-        recipe="table-apart",
+        recipe=table_apart,
         dtype="float16",
         force=True,
     )

@@ -21,7 +21,7 @@ def test_quantised_verified_and_told(grit: Grit, tiny_model: Path, notes: Path, 
         assert label in run.out
     again = grit("convert", tiny_model, "-o", tmp_path / "out", "-q", "--q-group-size", 32)
     assert (again.code, again.out) == (1, "")
-    assert again.err == (f"error: {tmp_path}/out exists. Name another folder with -o, or replace it with --force.\n")
+    assert again.err == (f"error: {tmp_path}/out exists. Choose another --output, or replace it with --force.\n")
     assert grit("embed", "-m", tmp_path / "out", notes, "--quiet").code == 0
 
 
@@ -59,11 +59,11 @@ def test_verify_only(grit: Grit, tiny_model: Path, tiny_mixtral: Path) -> None:
     [
         (("a", "b"), 2, "Name one model, not 2"),
         (("a", "--verify-only"), 2, "Name two models, not 1"),
-        (("a", "--fit", "much"), 2, "'much' is no size. Write it like 16GB"),
+        (("a", "--fit", "much"), 2, "Invalid value for '--fit': 'much' is not a size. Write it like 16GB"),
         (("nowhere/x/y", "-q"), 1, "There is no folder nowhere/x/y"),
-        (("{}", "--q-bits", "7"), 1, "Mode affine has no bits 7"),
-        (("{}", "-q", "-d"), 1, "Choose one of"),
-        (("{}", "--texts", "none.txt"), 1, "Cannot read none.txt: No such file"),
+        (("{}", "--q-bits", "7"), 1, "Mode affine has no --q-bits 7"),
+        (("{}", "-q", "-d"), 1, "Choose one of --quantize and --dequantize."),
+        (("{}", "--texts", "none.txt"), 1, "none.txt does not exist"),
         (("{}", "--adapter", "none"), 1, "There is no adapter folder none"),
     ],
 )

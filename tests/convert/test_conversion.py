@@ -18,13 +18,17 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import load_model
 
 from grit_mlx import GritLM
-from grit_mlx.convert import Step, convert, verify
+from grit_mlx.convert import ConversionStep, conversion, convert, plan, verify
 from grit_mlx.convert.layout import parameters
+from grit_mlx.convert.quantization import Predicate, Quantization
+from grit_mlx.convert.verification import adapter_drift
 from grit_mlx.errors import ArgumentError, OutputError
 from grit_mlx.evaluation.drift import outputs_of
+from grit_mlx.model.options import ModelChoice
 from grit_mlx.model.settings import Settings, read_settings, write_settings
 from tests.conftest import GOLDEN
 from tests.convert.conftest import checkpoint_of, load_tensors, same_tensors, sharded, write_shards
+from tests.training.test_adapters import write_adapter
 
 ARCHITECTURES = ("mistral", "mixtral")
 TEXTS = ("A keel keeps a ship upright.", "Bread rises.", "a", "The answer is in the first paragraph.") * 4
@@ -183,6 +187,15 @@ def test_the_router_stays_intact_and_tables_keep_six_bits(tiny_mixtral: Path, tm
         assert table[path]["bits"] == 6
 
 
+def test_a_recipe_of_ones_own(tiny_model: Path, tmp_path: Path) -> None:
+    def only_the_table(model: nn.Module, base: Quantization) -> Predicate:
+        return lambda path, module: base if path == "model.embed_tokens" else None
+
+    folder = quick(tiny_model, tmp_path / "out", bits=5, group_size=32, recipe=only_the_table)
+    assert {name for name in load_tensors(folder) if name.endswith(".scales")} == {"model.embed_tokens.scales"}
+    assert read_settings(folder).about["recipe"] == "only_the_table, 5 bits, groups of 32, affine"
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_mlx_lm_loads_and_generates(architecture: str, tmp_path: Path) -> None:
     folder = quick(GOLDEN / architecture, tmp_path / "out", quantize=True, bits=4, group_size=32)
@@ -326,6 +339,30 @@ def test_adapters_are_fused(
     assert report.drift is not None and report.drift.cosine_worst > 0.99999
 
 
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_fusing_costs_nothing_without_quantising(tiny_model: Path, tmp_path: Path, kind: str) -> None:
+    write_adapter(tmp_path / "a", tiny_model, kind)
+    choice = ModelChoice(tiny_model, adapter=tmp_path / "a")
+    own, fused = adapter_drift(choice, convert(choice, tmp_path / "fused", verify=False).folder)
+    assert fused.cosine_worst == pytest.approx(1, abs=1e-6) and own.cosine_mean < 0.99
+    text = ["A keel keeps a ship upright.", "Bread."]
+    together, apart = GritLM(tmp_path / "fused"), GritLM(tiny_model, adapter_path=tmp_path / "a")
+    np.testing.assert_allclose(together.encode(text), apart.encode(text), atol=1e-5)
+    assert together.generate("Hello", max_tokens=8) == apart.generate("Hello", max_tokens=8)
+
+
+def test_fusing_into_quantised_weights_is_measured(tiny_model: Path, tmp_path: Path) -> None:
+    base = quick(tiny_model, tmp_path / "base", bits=4, group_size=32, recipe="uniform")
+    write_adapter(tmp_path / "a", tiny_model)
+    choice = ModelChoice(base, adapter=tmp_path / "a")
+    own, fused = adapter_drift(choice, convert(choice, tmp_path / "fused", verify=False).folder)
+    assert 0.5 < fused.cosine_mean < 1 - 1e-5 and own.cosine_mean < 1
+    assert config_of(tmp_path / "fused")["quantization"]["bits"] == 4
+    _, wide = adapter_drift(choice, convert(choice, tmp_path / "wide", dequantize=True, verify=False).folder)
+    assert wide.cosine_mean == pytest.approx(1, abs=1e-5) and "quantization" not in config_of(tmp_path / "wide")
+    assert GritLM(tmp_path / "fused", dtype="stored").encode(["a"]).shape == (1, 32)
+
+
 def test_a_fully_tuned_model_is_an_adapter_too(tiny_model: Path, tmp_path: Path) -> None:
     tuned = {"model.layers.0.mlp.up_proj.weight": mx.ones((48, 32))}
     adapter = tmp_path / "adapter"
@@ -337,6 +374,26 @@ def test_a_fully_tuned_model_is_an_adapter_too(tiny_model: Path, tmp_path: Path)
     assert mx.array_equal(after[next(iter(tuned))], next(iter(tuned.values()))).item()
 
 
+@pytest.mark.parametrize("options", [{}, {"bits": 4}, {"target_bits": 8.0}])
+def test_everything_is_planned_once(
+    options: dict[str, Any], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def counted(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **named: Any) -> Any:
+            calls.append(name)
+            return original(*given, **named)
+
+        return call
+
+    for module, name in ((conversion, "make_plan"), (plan, "lay_out"), (plan, "build_model")):
+        monkeypatch.setattr(module, name, counted(name, getattr(module, name)))
+    write_adapter(tmp_path / "a", tiny_model)
+    quick(tiny_model, tmp_path / "out", adapter=tmp_path / "a", group_size=32, **options)
+    assert sorted(calls) == ["build_model", "lay_out", "make_plan"]
+
+
 # What surrounds the weights
 
 
@@ -344,7 +401,7 @@ def test_the_folder_is_complete_and_described(model_copy: Callable[..., Path], t
     source = model_copy()
     write_settings(source, Settings(pooling="lasttoken", max_length=77))
     (source / "README.md").write_text("---\nlicense: apache-2.0\nlanguage: [en]\ntags: [sailing]\n---\n# Old\n")
-    steps: list[Step] = []
+    steps: list[ConversionStep] = []
     report = convert(
         source, tmp_path / "out", quantize=True, group_size=32, verify=True, texts=TEXTS, progress=steps.append
     )
@@ -392,14 +449,14 @@ def test_the_card_names_the_hub_repository_it_is_uploaded_to(
 def test_what_is_there_is_not_overwritten(tiny_model: Path, tmp_path: Path) -> None:
     folder = quick(tiny_model, tmp_path / "out")
     before = (folder / "model.safetensors").read_bytes()
-    with pytest.raises(OutputError, match=r"out exists. Name another folder with -o, or replace it with --force"):
+    with pytest.raises(OutputError, match=r"out exists. Choose another output, or replace it with force=True\."):
         quick(tiny_model, folder, quantize=True, group_size=32)
     assert (folder / "model.safetensors").read_bytes() == before
     quick(tiny_model, folder, quantize=True, group_size=32, force=True)
     assert "quantization" in config_of(folder) and not list(tmp_path.glob(".*"))
     (tmp_path / "documents").mkdir()
     (tmp_path / "documents" / "letter.txt").write_text("dear")
-    with pytest.raises(OutputError, match="exists and holds no model"):
+    with pytest.raises(OutputError, match="exists and is not a model folder"):
         quick(tiny_model, tmp_path / "documents", force=True)
     with pytest.raises(OutputError, match="is a file"):
         quick(tiny_model, tmp_path / "documents" / "letter.txt", force=True)
@@ -420,7 +477,10 @@ def test_a_full_disk_is_noticed_before_and_while_writing(
     usage = shutil.disk_usage(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-        with pytest.raises(OutputError, match=r"out needs 0.1 GB and 0.0 GB are free"):
+        with pytest.raises(
+            OutputError,
+            match=r"out needs 0\.07 GB and 0\.00 GB are free on its disk\..* fewer bits",
+        ):
             quick(tiny_model, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
@@ -429,7 +489,7 @@ def test_a_full_disk_is_noticed_before_and_while_writing(
 
     with monkeypatch.context() as patch:
         patch.setattr("os.pwrite", full)
-        with pytest.raises(OutputError, match=r"No space left on device\. What is done so far is kept"):
+        with pytest.raises(OutputError, match=r"the disk is full\. .* What is done so far is kept"):
             quick(tiny_model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert quick(tiny_model, tmp_path / "out").exists()
@@ -440,8 +500,8 @@ def test_a_full_disk_is_noticed_before_and_while_writing(
     [
         ({"bits": 7}, "Mode affine has no bits 7: use 2, 3, 4, 5, 6, 8"),
         ({"mode": "mxfp4", "bits": 8}, "Mode mxfp4 has no bits 8: use 4"),
-        ({"group_size": 20}, "no group size 20: use 32, 64, 128"),
-        ({"mode": "fp2"}, "Unknown quantisation mode 'fp2'"),
+        ({"group_size": 20}, "no group_size 20: use 32, 64, 128"),
+        ({"mode": "fp2"}, "Unknown mode 'fp2'"),
         ({"recipe": "best"}, "Unknown recipe 'best'"),
         ({"quantize": True, "dequantize": True}, "Choose one of quantize and dequantize"),
         ({"dtype": "int8"}, "Unknown dtype 'int8'"),
@@ -449,8 +509,8 @@ def test_a_full_disk_is_noticed_before_and_while_writing(
         ({"target_bits": 4.5, "mode": "mxfp4"}, "in mode affine only, not in mxfp4"),
         ({"quantize": True, "recipe": "mixed_3_6", "mode": "mxfp4"}, "Recipe mixed_3_6 is for mode affine"),
         ({"target_bits": 1.0}, "at the fewest bits and the budget is"),
-        ({"shard_bytes": 0}, "shard_bytes must be at least 1"),
-        ({"colour": "red"}, "unexpected keyword argument 'colour'"),
+        ({"shard_bytes": 0}, "shard_bytes must be at least 1, not 0"),
+        ({"colour": "red"}, "There is no option 'colour'"),
     ],
 )
 def test_options_that_cannot_work(options: dict[str, Any], problem: str, tiny_model: Path, tmp_path: Path) -> None:

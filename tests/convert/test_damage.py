@@ -225,7 +225,7 @@ def test_damage_that_shows_up_late(
         convert(source, tmp_path / "out", verify=False, shard_bytes=4000, progress=cut)
     left = [path for path in tmp_path.iterdir() if path.name != "source"]
     assert left and all(path.name.startswith(".") for path in left)
-    assert not (tmp_path / ".out.converting" / "config.json").exists()
+    assert not (tmp_path / ".out.unfinished" / "config.json").exists()
 
 
 def test_sources_that_are_not_there(tmp_path: Path) -> None:

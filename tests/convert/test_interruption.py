@@ -48,7 +48,7 @@ def convert_and_die(source: str, output: str, deadly: int, block: int, counted: 
 def run(*arguments: Any) -> int | None:
     # A server that forks before mlx has computed anything: a fresh interpreter each time would take seconds.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["grit_mlx.convert"])
+    context.set_forkserver_preload(["grit_mlx.convert.conversion"])
     process = context.Process(target=convert_and_die, args=arguments)
     process.start()
     process.join(60)
@@ -73,8 +73,9 @@ def test_killed_anywhere_it_goes_on_to_the_same_bytes(tiny_mixtral: Path, tmp_pa
         if not output.exists():
             resumed += convert(tiny_mixtral, output, **OPTIONS).resumed
         assert digest(output) == whole
-        # Killed after the last rename, the note of what was being made is all that is left.
-        assert {path.name for path in output.parent.iterdir()} - {"out"} <= {".out.converting.json"}
+        # Killed after the last rename, the note of what was being made and the lock are all that is left.
+        notes = {".out.unfinished.json", ".out.unfinished.lock"}
+        assert {path.name for path in output.parent.iterdir()} - {"out"} <= notes
     assert resumed >= 8
 
 
@@ -85,7 +86,7 @@ def test_other_options_begin_anew(tiny_model: Path, tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         convert(tiny_model, tmp_path / "out", **OPTIONS, progress=stop)
-    unfinished = list((tmp_path / ".out.converting").glob("model-*.safetensors"))
+    unfinished = list((tmp_path / ".out.unfinished").glob("model-*.safetensors"))
     assert unfinished and not (tmp_path / "out").exists()
     report = convert(tiny_model, tmp_path / "out", **{**OPTIONS, "bits": 3})
     assert not report.resumed
@@ -101,7 +102,7 @@ def test_finished_shards_are_not_made_again(tiny_model: Path, tmp_path: Path) ->
 
     with pytest.raises(KeyboardInterrupt):
         convert(tiny_model, tmp_path / "out", **OPTIONS, progress=stop)
-    finished = {path.name: path.stat().st_mtime_ns for path in (tmp_path / ".out.converting").glob("model-*")}
+    finished = {path.name: path.stat().st_mtime_ns for path in (tmp_path / ".out.unfinished").glob("model-*")}
     report = convert(tiny_model, tmp_path / "out", **OPTIONS)
     assert report.resumed
     whole = {name: time for name, time in finished.items() if not name.endswith(".part")}
@@ -110,7 +111,7 @@ def test_finished_shards_are_not_made_again(tiny_model: Path, tmp_path: Path) ->
 
 def test_two_conversions_to_one_folder(tiny_model: Path, tmp_path: Path) -> None:
     def second(step: Any) -> None:
-        with pytest.raises(OutputError, match=r"Another conversion to .*out is running"):
+        with pytest.raises(OutputError, match=rf"Process {os.getpid()} is writing to .*out\. Stop it"):
             convert(tiny_model, tmp_path / "out", **OPTIONS)
 
     assert convert(tiny_model, tmp_path / "out", **OPTIONS, progress=second).folder.exists()

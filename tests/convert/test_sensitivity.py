@@ -13,24 +13,22 @@ import pytest
 from grit_mlx import GritLM
 from grit_mlx.convert import convert, sensitivity
 from grit_mlx.convert.layout import parameters
-from grit_mlx.convert.plan import Plan, build_model, make_plan
+from grit_mlx.convert.plan import ConversionPlan, make_plan
 from grit_mlx.convert.quantization import Quantization
 from grit_mlx.convert.reading import Folder
 from grit_mlx.convert.sensitivity import Budget, Costs, spend
 from grit_mlx.convert.streaming import Stream
 from grit_mlx.evaluation.drift import TEXTS
 from grit_mlx.model.attention import backbone, embedding_caches
-from grit_mlx.model.checkpoint import read_config
 from tests.conftest import GOLDEN
 
 GROUP = 32
 
 
-def prepared(folder: Path) -> tuple[Plan, Stream, Any]:
+def stream_of(folder: Path) -> Stream:
     source = Folder(folder)
-    plan = make_plan(read_config(folder), source.tensors, folder)
-    model = build_model(plan.config, folder)
-    return plan, Stream(plan, source, model), model
+    plan, model = make_plan(source)
+    return Stream(plan, source, model)
 
 
 def brute_force(folder: Path, module: str, tokens: mx.array, bits: int) -> tuple[float, float]:
@@ -55,13 +53,11 @@ def brute_force(folder: Path, module: str, tokens: mx.array, bits: int) -> tuple
 @pytest.mark.parametrize("architecture", ["mistral", "mixtral"])
 def test_streamed_trials_equal_whole_models(architecture: str) -> None:
     folder = GOLDEN / architecture
-    plan, stream, model = prepared(folder)
+    stream, trial = stream_of(folder), Quantization(4, GROUP)
     tokenize = GritLM(folder).tokenizer.encode
-    modules = sensitivity._modules(plan, model, GROUP)
+    modules = sensitivity._modules(stream, trial)
     steps: list[tuple[int, int]] = []
-    costs = sensitivity.measure(
-        plan, stream, model, modules, tokenize, GROUP, bits=4, progress=lambda *step: steps.append(step)
-    )
+    costs = sensitivity.measure(stream, modules, tokenize, trial, progress=lambda *step: steps.append(step))
     assert costs.keys() == modules.keys() and not any(name.endswith(".gate") for name in modules)
     assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
     tokens = sensitivity._token_rows(tokenize, TEXTS, sensitivity._TRIAL_TOKENS)
@@ -72,12 +68,12 @@ def test_streamed_trials_equal_whole_models(architecture: str) -> None:
         assert costs[name].kl == pytest.approx(kl, abs=2e-6, rel=1e-3)
 
 
-def made_up(sizes: dict[str, int]) -> tuple[Plan, dict[str, Any]]:
+def made_up(sizes: dict[str, int]) -> tuple[ConversionPlan, dict[str, Any]]:
     from grit_mlx.convert.layout import Layout
     from grit_mlx.convert.plan import Weight
 
     weights = tuple(Weight(f"{name}.weight", (rows, 64), mx.bfloat16, None, None) for name, rows in sizes.items())
-    return Plan(weights, Layout({}, {}, ()), {}, False), {weight.module: weight for weight in weights}
+    return ConversionPlan(weights, Layout({}, {}, ()), {}), {weight.module: weight for weight in weights}
 
 
 def test_bits_go_where_they_help() -> None:

@@ -1,10 +1,10 @@
-"""What LoRA adapts, PEFT there and back, fusing."""
+"""What LoRA adapts, PEFT there and back."""
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from grit_mlx.model.options import ModelChoice
 from grit_mlx.training import adapters
 from grit_mlx.training.adapters import AdapterLayout, attach_adapter, choose_keys, count_trainable
 from grit_mlx.training.arrays import named_arrays
-from grit_mlx.training.fusing import fuse
 from grit_mlx.training.peft import export_peft, from_peft, import_peft, load_any_adapter, to_peft
 from grit_mlx.training.scratch import copy_tokenizer
 
@@ -193,39 +192,14 @@ def test_a_full_disk(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.Monke
         Path(path).write_bytes(b"x" * 100)
 
     monkeypatch.setattr(mx, "save_safetensors", full)
-    for write in (
-        lambda folder: fuse(tiny_model, tmp_path / "a", folder),
+    writers: tuple[Callable[[Path], None], ...] = (
         lambda folder: export_peft(tmp_path / "a", folder, base="base", layers=2),
         lambda folder: import_peft(tmp_path / "peft", folder, layers=2),
-    ):
+    )
+    for write in writers:
         with pytest.raises(OutputError, match=r"Cannot write .*full: the disk is full\. Make room"):
             write(tmp_path / "full")
         assert not list(tmp_path.glob("full/*config.json")) and not list(tmp_path.glob(".*"))
-
-
-@pytest.mark.parametrize("kind", ["lora", "dora"])
-def test_fusing_costs_nothing_without_quantising(tiny_model: Path, tmp_path: Path, kind: str) -> None:
-    write_adapter(tmp_path / "a", tiny_model, kind)
-    drift = fuse(tiny_model, tmp_path / "a", tmp_path / "fused")
-    assert drift.fused == pytest.approx(1, abs=1e-6) and drift.adapter < 0.99 and not drift.quantized
-    text = ["A keel keeps a ship upright.", "Bread."]
-    fused, beside = GritLM(tmp_path / "fused"), GritLM(tiny_model, adapter_path=tmp_path / "a")
-    np.testing.assert_allclose(fused.encode(text), beside.encode(text), atol=1e-5)
-    assert fused.generate("Hello", max_tokens=8) == beside.generate("Hello", max_tokens=8)
-    with pytest.raises(ArgumentError, match="holds a model already"):
-        fuse(tiny_model, tmp_path / "a", tmp_path / "fused")
-
-
-def test_fusing_into_quantised_weights_is_measured(tiny_model: Path, tmp_path: Path) -> None:
-    base = quantized(tiny_model, tmp_path / "base", bits=4)
-    write_adapter(tmp_path / "a", tiny_model)
-    drift = fuse(base, tmp_path / "a", tmp_path / "fused")
-    assert drift.quantized and 0.5 < drift.fused < 1 - 1e-5 and drift.adapter < 1
-    assert json.loads((tmp_path / "fused" / "config.json").read_text())["quantization"]["bits"] == 4
-    whole = fuse(base, tmp_path / "a", tmp_path / "whole", dequantize=True)
-    assert whole.fused == pytest.approx(1, abs=1e-5) and not whole.quantized
-    assert "quantization" not in json.loads((tmp_path / "whole" / "config.json").read_text())
-    assert GritLM(tmp_path / "fused", dtype="stored").encode(["a"]).shape == (1, 32)
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "one layer", "experts"])

@@ -1,0 +1,78 @@
+"""grit fuse: a conversion with an adapter, and what it costs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from grit_mlx.convert import conversion, convert
+from tests.convert.conftest import load_tensors, same_tensors
+from tests.training.test_adapters import write_adapter
+
+Grit = Any
+
+
+@pytest.fixture
+def quantized(tiny_model: Path, tmp_path: Path) -> Path:
+    options: dict[str, Any] = {"bits": 4, "group_size": 32, "recipe": "uniform", "verify": False}
+    return convert(tiny_model, tmp_path / "base", **options).folder
+
+
+@pytest.mark.parametrize("dequantize", [True, False])
+def test_fuse_is_convert_with_an_adapter(
+    dequantize: bool, grit: Grit, quantized: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both commands call one function, and the same request makes the same files."""
+    calls = []
+    original = conversion.convert_source
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments[2:])  # where the model comes from, and what is made of it
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(conversion, "convert_source", counted)
+    write_adapter(tmp_path / "a", tiny_model)
+    one, other = tmp_path / "fuse" / "out", tmp_path / "convert" / "out"
+    flags = ("--dequantize",) if dequantize else ()
+    run = grit("fuse", tmp_path / "a", "--model", quantized, "--output", one, *flags)
+    assert run.code == 0, run.err
+    adapter = ("--adapter", tmp_path / "a", "--dtype", "stored", "--no-verify")
+    run = grit("convert", quantized, "--output", other, *adapter, *flags)
+    assert run.code == 0, run.err
+    (first, options), (second, others) = calls
+    assert first == second
+    assert {**vars(options), "output": None} == {**vars(others), "output": None}
+    names = sorted(path.name for path in one.iterdir())
+    assert names == sorted(path.name for path in other.iterdir()) and "model.safetensors" in names
+    for name in names:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def test_the_loss_of_quantised_weights_is_reported(
+    grit: Grit, quantized: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    write_adapter(tmp_path / "a", tiny_model, keys=("self_attn.q_proj",))
+    run = grit("fuse", tmp_path / "a", "--model", quantized, "--output", tmp_path / "fused")
+    assert run.code == 0, run.err
+    assert "Cosine of vectors before and after fusing: 0.9" in run.out
+    assert "keep the adapter beside the weights (--adapter), or fuse with --dequantize." in run.err
+    before, after = load_tensors(quantized), load_tensors(tmp_path / "fused")
+    # Weights that are not adapted keep their bytes.
+    changed = same_tensors(before, after)
+    assert changed and all(".self_attn.q_proj." in name for name in changed)
+    assert json.loads((tmp_path / "fused" / "config.json").read_text())["quantization"]["bits"] == 4
+    run = grit("fuse", tmp_path / "a", "--model", quantized, "--output", tmp_path / "wide", "--dequantize")
+    assert "Cosine of vectors before and after fusing: 1.000000" in run.out and "warning" not in run.err
+    assert {array.dtype for array in load_tensors(tmp_path / "wide").values()} == {mx.float32}
+    assert "quantization" not in json.loads((tmp_path / "wide" / "config.json").read_text())
+
+
+def test_a_model_is_not_replaced(grit: Grit, tiny_model: Path, quantized: Path, tmp_path: Path) -> None:
+    write_adapter(tmp_path / "a", tiny_model)
+    run = grit("fuse", tmp_path / "a", "--model", tiny_model, "--output", quantized)
+    assert (run.code, run.out) == (1, "")
+    assert run.err == f"error: {quantized} holds a model already. Name another folder, or remove it.\n"
