@@ -1,4 +1,4 @@
-"""The folder of a run: what is in it, and how it gets there so that a crash at any moment leaves it usable.
+"""The folder of a run: what is in it, and how it gets there so that a crash at any time leaves it usable.
 
 ::
 
@@ -6,16 +6,15 @@
       settings.yaml             the resolved settings
       log.jsonl, curves.png
       adapters.safetensors      the best weights so far (LoRA, DoRA), with adapter_config.json and grit.json;
-      model.safetensors         or, for full tuning, a whole model folder with config.json and tokenizer
+      model.safetensors         or, for full tuning, a complete model folder with config.json and tokenizer
       checkpoints/
         step-00000200/          the same, with optimizer.safetensors and state.json
-      stopped/                  the batch at which the loss was not finite, if it ever was
+      stopped/                  the batch whose loss was not finite, if there was one
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,8 +23,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from grit_mlx.errors import CheckpointError, ModelError, OutputError
-from grit_mlx.files.atomic import atomic_path
+from grit_mlx.errors import CheckpointError, ModelError, Option, OutputError, first_line
+from grit_mlx.files.atomic import atomic_path, output_errors
+from grit_mlx.files.folder import atomic_folder, require_space, sweep
 from grit_mlx.model.checkpoint import read_header
 from grit_mlx.training.arrays import read_arrays, save_arrays
 
@@ -34,13 +34,13 @@ __all__ = ["Position", "RunFolder"]
 _STATE = "state.json"
 _OPTIMIZER = "optimizer.safetensors"
 
-# Bytes that must be free beside the arrays: for what describes them, and for the log.
+# Bytes that must be free besides the arrays: for what describes them, and for the log.
 _SLACK = 16 << 20
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run is. With the seed in the settings this is all of its state beside weights and optimizer.
+    """Where a run is. With the seed in the settings this is all of its state besides weights and optimizer.
 
     The data's position and the state of the random numbers are functions of the seed and ``step``.
 
@@ -71,20 +71,17 @@ class RunFolder:
         self._checkpoints = path / "checkpoints"
 
     def make(self) -> None:
-        """Make the folder.
+        """Make the folder, and remove what a killed run has left in it.
 
         Raises:
             OutputError: that is not possible.
         """
-        try:
+        with output_errors(str(self.path)):
             self._checkpoints.mkdir(parents=True, exist_ok=True)
-            for unfinished in self._checkpoints.glob(".*"):
-                shutil.rmtree(unfinished, ignore_errors=True)
-        except OSError as error:
-            raise OutputError(f"Cannot make {self.path}: {error.strerror}.") from error
+            sweep(self._checkpoints)
 
     def checkpoints(self) -> list[Path]:
-        """Whole checkpoints, oldest first."""
+        """Complete checkpoints, oldest first."""
         return sorted(path for path in self._checkpoints.glob("step-*") if (path / _STATE).exists())
 
     def save(
@@ -97,41 +94,30 @@ class RunFolder:
         keep_last: int,
         describe: Callable[[Path], None],
     ) -> Path:
-        """Write a checkpoint, whole or not at all, then remove those that are too old.
+        """Write a checkpoint, completely or not at all, then remove those that are too old.
 
         Args:
             position: where the run is.
             weights: what is trained.
             weights_name: its file.
-            optimizer: the optimizer's state and what else is needed to go on.
-            keep_last: how many to keep, beside the best.
+            optimizer: the optimizer's state and what else is needed to resume.
+            keep_last: how many to keep, besides the best.
             describe: writes into the folder what the weights need to be loaded.
 
         Raises:
             OutputError: the disk is full or cannot be written; nothing that was there is changed.
         """
         folder = self._checkpoints / f"step-{position.step:08d}"
-        unfinished = self._checkpoints / f".{folder.name}"
         needed = sum(array.nbytes for array in [*weights.values(), *optimizer.values()]) + _SLACK
         try:
-            free = shutil.disk_usage(self._checkpoints).free
-            if free < needed:
-                raise OSError(28, f"{needed / 1e6:.0f} MB are needed and {free / 1e6:.0f} MB are free")
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir()
-            save_arrays(unfinished / weights_name, weights)
-            save_arrays(unfinished / _OPTIMIZER, optimizer)
-            describe(unfinished)
-            (unfinished / _STATE).write_text(json.dumps(asdict(position), indent=2) + "\n", encoding="utf-8")
-            _sync(unfinished)
-            shutil.rmtree(folder, ignore_errors=True)
-            unfinished.rename(folder)
-        except OSError as error:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise OutputError(
-                f"Cannot write the checkpoint of step {position.step} to {self._checkpoints}: {error.strerror}. "
-                "Make room and go on with --resume."
-            ) from error
+            require_space(folder, needed, "Make room.")
+            with atomic_folder(folder) as unfinished:
+                save_arrays(unfinished / weights_name, weights)
+                save_arrays(unfinished / _OPTIMIZER, optimizer)
+                describe(unfinished)
+                (unfinished / _STATE).write_text(json.dumps(asdict(position), indent=2) + "\n", encoding="utf-8")
+        except OutputError as error:
+            raise OutputError(*error.parts, " Then go on with ", Option("resume", True), ".") from error
         self._prune(keep_last, position.best_step)
         return folder
 
@@ -149,11 +135,11 @@ class RunFolder:
             return position, {**weights, **read_arrays(folder / _OPTIMIZER)}
         except (OSError, ValueError, TypeError, CheckpointError) as error:
             raise ModelError(
-                f"Cannot go on from {folder}: {error}. Remove that folder to go on from the one before."
+                f"Cannot resume from {folder}: {first_line(error)} Remove that folder to resume from the one before."
             ) from error
 
     def publish(self, checkpoint: Path, weights_name: str) -> None:
-        """Put a checkpoint's files where the run's result is expected, each replaced in one go.
+        """Put a checkpoint's files where the run's result is expected, each replaced atomically.
 
         Raises:
             OutputError: the disk is full or cannot be written.
@@ -169,10 +155,3 @@ class RunFolder:
         for old in self.checkpoints()[:-keep_last]:
             if old.name != best:
                 shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    """Make sure that the files are on the disk before the folder gets its name."""
-    for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())

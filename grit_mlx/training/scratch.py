@@ -13,7 +13,7 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 from mlx_lm.utils import _get_classes
 
-from grit_mlx.errors import ArchitectureError, ConfigError, TokenizerError
+from grit_mlx.errors import ArchitectureError, ConfigError, TokenizerError, first_line, unreadable
 from grit_mlx.files.atomic import output_errors
 from grit_mlx.training.arrays import named_arrays, save_arrays
 
@@ -35,7 +35,7 @@ TOKENIZER_FILES = (
 
 
 def random_model(config: Mapping[str, Any], *, seed: int) -> nn.Module:
-    """A model of a ``config.json`` with normally distributed matrices and norms of 1, as GPT-2 began.
+    """A model of a ``config.json`` with normally distributed matrices and norms of 1, as GPT-2 was initialised.
 
     Raises:
         ArchitectureError: mlx-lm does not know the architecture, or the config lacks what it needs.
@@ -44,7 +44,7 @@ def random_model(config: Mapping[str, Any], *, seed: int) -> nn.Module:
         model_class, arguments = _get_classes(config=dict(config))
         model: nn.Module = model_class(arguments.from_dict(dict(config)))
     except (ValueError, TypeError, KeyError) as error:
-        raise ArchitectureError(f"No model can be made from this config.json: {error}.") from error
+        raise ArchitectureError(f"No model can be made from this config.json: {first_line(error)}") from error
     mx.random.seed(seed)
     scale = float(config.get("initializer_range") or 0.02)
     weights = [
@@ -76,8 +76,8 @@ def write_random_model(folder: Path, *, config_path: Path, tokenizer: Path, seed
         if not isinstance(config.get("model_type"), str):
             raise ConfigError(f"{config_path} does not say which architecture it is: it needs a 'model_type'.")
     except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(f"Cannot read {config_path}: {getattr(error, 'strerror', None) or error}.") from error
-    # Left out it means different things to mlx-lm and to loading, which looks for a head in the file.
+        raise ConfigError(unreadable(config_path, error)) from error
+    # If it is left out, mlx-lm and loading, which looks for a head in the file, take it for different things.
     config.setdefault("tie_word_embeddings", False)
     model = random_model(config, seed=seed)
     with output_errors(str(folder)):

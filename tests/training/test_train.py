@@ -469,13 +469,13 @@ def test_a_full_disk(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(mx, "save_safetensors", full)
     message = refused(made, OutputError)
-    assert "Cannot write the checkpoint of step 3" in message and "the disk is full" in message
+    assert "step-00000003: the disk is full" in message and message.endswith("Then go on with resume=True.")
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-00000001", "step-00000002"]
     monkeypatch.setattr(mx, "save_safetensors", original)
     usage = shutil.disk_usage(folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=1000))
     message = refused(TrainingSettings(**{**asdict(made), "resume": True}), OutputError)
-    assert "17 MB are needed and 0 MB are free. Make room and go on with --resume." in message
+    assert "step-00000003 needs 0.02 GB and 0.00 GB are free on its disk. Make room. Then go on with" in message
     assert read_log(folder / "log.jsonl") and yaml.safe_load((folder / "settings.yaml").read_text())["iters"] == 4
 
 
