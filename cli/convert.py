@@ -1,4 +1,4 @@
-"""``grit convert``: checkpoints to MLX folders, and the proof of what that changed."""
+"""``grit convert``: checkpoints to MLX folders, and how much that changes their outputs."""
 
 from __future__ import annotations
 
@@ -33,14 +33,6 @@ Examples:
 PROOF = "Proof"
 
 _PHASES = {"measure": "Measuring", "write": "Converting", "verify": "Verifying"}
-_DRIFT = {
-    "cosine_mean": "mean cosine",
-    "cosine_p1": "1st percentile",
-    "cosine_worst": "worst",
-    "neighbour_overlap": "same 10 nearest neighbours",
-    "kl": "KL of next token, nats",
-    "top_token": "same likeliest token",
-}
 
 _HELPS = {"adapter": "LoRA or DoRA adapter to fuse into the weights."}
 
@@ -58,7 +50,7 @@ def convert(
     conversion: ConversionOptions,
     choice: Annotated[ModelChoice, Use(only=("adapter", "revision", "trust_remote_code"), helps=_HELPS)],
     verify_only: Annotated[
-        bool, typer.Option("--verify-only", rich_help_panel=PROOF, help="Compare two models, convert nothing.")
+        bool, typer.Option("--verify-only", rich_help_panel=PROOF, help="Compare two models; convert nothing.")
     ] = False,
     texts: Annotated[
         str | None,
@@ -152,21 +144,17 @@ def _summary(report: ConversionReport) -> list[tuple[str, str]]:
     rows = [
         ("folder", str(report.folder)),
         ("from", f"{report.source}, {size_of(report.source_bytes)}"),
-        ("size", f"{size_of(report.output_bytes)}, {report.bits_per_weight:.2f} bits a weight"),
+        ("size", f"{size_of(report.output_bytes)}, {report.bits_per_weight:.2f} bits per weight"),
         ("parameters", f"{report.parameters:,} ({shares})"),
         ("time", f"{report.seconds:.1f} s{', after an interruption' if report.resumed else ''}"),
     ]
     if report.dropped:
-        rows.append(("left out", f"{number_of(len(report.dropped), 'tensor')}, such as {report.dropped[0]}"))
+        rows.append(("not used", f"{number_of(len(report.dropped), 'tensor')}, such as {report.dropped[0]}"))
     return rows + ([("drift", "not measured")] if report.drift is None else _drift_rows(report.drift))
 
 
 def _drift_rows(drift: Drift) -> list[tuple[str, str]]:
-    values = drift.as_dict()
-    return [
-        ("texts compared", str(drift.texts)),
-        *((label, f"{values[name]:.4f}") for name, label in _DRIFT.items() if values[name] is not None),
-    ]
+    return [("texts compared", str(drift.texts)), *drift.rows()]
 
 
 def _facts(report: ConversionReport) -> dict[str, Any]:

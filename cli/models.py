@@ -1,4 +1,4 @@
-"""``grit models``: what is on this machine, what is in it, fetching more, and choosing the default."""
+"""``grit models``: list, describe, download and choose models."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def list_models(*, json_output: options.JsonFlag = False) -> None:
         console.write(console.dumps(models, indent=2))
         return
     if not models:
-        console.note("there are no models here yet. Fetch one: grit models pull gritlm-7b")
+        console.note("there are no models on this machine yet. Fetch one: grit models pull gritlm-7b")
         return
     name_width = max(len(model["name"]) for model in models)
     for model in models:
@@ -89,13 +89,14 @@ def list_models(*, json_output: options.JsonFlag = False) -> None:
 def info(
     *,
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Which model; without a name the default.")
+        str | None,
+        typer.Argument(metavar="[NAME]", help="A model folder, a hub id or a short name. Default: the default model."),
     ] = None,
     json_output: options.JsonFlag = False,
 ) -> None:
-    """Show what a model is.
+    """Show a model's architecture, size, precision and settings.
 
-    Tells architecture, size, precision and settings; reads the headers of the weights only.
+    Only the headers of the weights are read.
     """
     facts = describe(_local_folder(name))
     if json_output:
@@ -116,14 +117,14 @@ def pull(
         typer.Option(
             metavar="N",
             rich_help_panel=options.MODEL,
-            help="Quantised to N bits: ready-made if the hub has it so, else converted while it is downloaded.",
+            help="Quantise to N bits: downloaded ready-made if the hub has it, else converted during the download.",
         ),
     ] = None,
     choice: Annotated[ModelChoice, Use(only=("revision", "trust_remote_code"))],
 ) -> None:
     """Download a model and print its folder.
 
-    A download that broke off goes on where it stopped.
+    The same command resumes an interrupted download.
     """
     if bits is not None:
         console.write(str(_pulled(replace(choice, model=name), bits)))
@@ -135,7 +136,7 @@ def pull(
 
 
 def _pulled(choice: ModelChoice, bits: int) -> Path:
-    """A model at so many bits: the one that the hub has, or one that is made here while its source is downloaded."""
+    """A model at this many bits: downloaded ready-made, or converted while its source is downloaded."""
     place = hub.identify(str(choice.model))
     if isinstance(place, Path):
         raise ArgumentError(f"{place} is a folder on this machine already. Convert it: grit convert {choice.model}")
@@ -159,9 +160,9 @@ def use(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="A model folder, a hub id or a short name.")
     ] = None,
-    unset: Annotated[bool, typer.Option("--unset", help="Forget the choice.")] = False,
+    unset: Annotated[bool, typer.Option("--unset", help="Unset the default.")] = False,
 ) -> None:
-    """Choose the model that commands use where none is named."""
+    """Choose the model that commands use by default."""
     if unset == (name is not None):
         raise typer.BadParameter("Give either a name or --unset.", param_hint="NAME")
     if name is None:
@@ -170,12 +171,12 @@ def use(
         return
     place = hub.identify(name)
     if isinstance(place, Path):
-        read_config(place)  # refuses what is no model folder
+        read_config(place)  # refuses what is not a model folder
         place = place.resolve()
     hub.set_default_model(str(place))
     console.note(f"the default is now {place}")
     if (now := hub.default_model()) != str(place):
-        console.warn(f"GRIT_MODEL is set to {now} and comes first. Unset it to use the choice.")
+        console.warn(f"GRIT_MODEL is set to {now} and overrides it. Unset it to use the choice.")
     elif isinstance(place, str) and not any(model.name.lower() == place.lower() for model in hub.local_models()):
         console.note(f"it is not on this machine yet; the first use fetches it, or now: grit models pull {name}")
 
@@ -184,7 +185,7 @@ def use(
 
 
 def _known_models(default: str | None) -> list[dict[str, Any]]:
-    """The models of this machine, and the default where that is a folder elsewhere."""
+    """The models of this machine, and the default if that is a folder elsewhere."""
     place = None
     if default is not None:
         try:
@@ -227,7 +228,7 @@ def describe(folder: Path) -> dict[str, Any]:
     """What a model folder holds, from its configuration and the headers of its weights.
 
     Raises:
-        ModelError: the folder is no model, or is damaged.
+        ModelError: the folder is not a model, or is damaged.
     """
     config = read_config(folder)
     tensors = read_headers(folder)
@@ -283,7 +284,7 @@ def _parameters(tensors: dict[str, Tensor], bits: int | None) -> int:
 
 
 def _dtypes(tensors: dict[str, Tensor]) -> dict[str, int]:
-    """Bytes by dtype, the commonest first."""
+    """Bytes by dtype, most first."""
     sizes: Counter[str] = Counter()
     for tensor in tensors.values():
         sizes[_DTYPES.get(tensor.dtype, tensor.dtype.lower())] += tensor.nbytes
@@ -291,7 +292,7 @@ def _dtypes(tensors: dict[str, Tensor]) -> dict[str, int]:
 
 
 def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    """The facts as a person reads them; what is unknown is left out."""
+    """The facts as a person reads them, without those that are unknown."""
     quantization = facts["quantization"]
     precision = ", ".join(facts["dtypes"])
     if quantization:
@@ -309,8 +310,8 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         "vocabulary": facts["vocabulary_size"],
         "context": facts["context_tokens"] and f"{facts['context_tokens']:,} tokens",
         "experts": facts["experts"],
-        "can generate": "yes" if facts["language_model_head"] else "no, it has no language-model head",
+        "can generate": "yes" if facts["language_model_head"] else "no: it has no language-model head",
         "settings": FILE_NAME if facts["settings_file"] else f"defaults (there is no {FILE_NAME})",
     }
-    found = [(label, str(value)) for label, value in rows.items() if value is not None]
-    return found + [(f"  {name}", "(none)" if value == "" else str(value)) for name, value in settings.items()]
+    known = [(label, str(value)) for label, value in rows.items() if value is not None]
+    return known + [(f"  {name}", "(none)" if value == "" else str(value)) for name, value in settings.items()]

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from grit_mlx.convert.reading import Source
-from grit_mlx.errors import DownloadError
+from grit_mlx.errors import DownloadError, first_line
+from grit_mlx.evaluation.drift import Drift
 
 __all__ = ["card_text", "upload", "write_card"]
 
@@ -32,20 +33,23 @@ mlx_lm.generate --model {name} --prompt "What keeps a boat upright?"
 """
 
 
-def write_card(source: Source, folder: Path, name: str, about: Mapping[str, Any]) -> None:
+def write_card(source: Source, folder: Path, name: str, about: Mapping[str, Any], drift: Drift | None) -> None:
     """Write ``README.md`` of the model ``name`` into a folder, with the licence and languages of the source's card."""
     kept = _kept_metadata(source.folder)
-    text = card_text(name, source.name, about, kept)
+    text = card_text(name, source.name, about, drift, kept)
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def card_text(name: str, base_model: str, about: Mapping[str, Any], kept: Mapping[str, Any]) -> str:
+def card_text(
+    name: str, base_model: str, about: Mapping[str, Any], drift: Drift | None, kept: Mapping[str, Any]
+) -> str:
     """A model card.
 
     Args:
         name: of the model; the folder's or the hub id.
         base_model: hub id or folder's name of the source.
         about: as in ``grit.json``.
+        drift: from the source; None if it was not measured.
         kept: metadata of the source's card that is taken over.
     """
     from huggingface_hub import ModelCardData
@@ -67,40 +71,32 @@ def card_text(name: str, base_model: str, about: Mapping[str, Any], kept: Mappin
         f"{about['bits_per_weight']:.2f} bits each.\n",
         _SNIPPET.format(name=name, generate="" if embeds_only else _GENERATE),
         "" if embeds_only else _MLX_LM.format(name=name),
-        _tables(about),
+        _tables(about, drift),
     ]
     return "\n".join(part for part in parts if part)
 
 
 def upload(folder: Path, repository: str) -> None:
-    """Upload a converted folder to the hub; its card then speaks of that repository.
+    """Upload a converted folder to the hub.
 
     Raises:
         DownloadError: the hub did not take it.
     """
-    from huggingface_hub import HfApi, ModelCard
+    from huggingface_hub import HfApi
 
-    card = ModelCard.load(folder / "README.md")
-    card.text = (
-        card.text.replace(f'"{folder.name}"', f'"{repository}"')
-        .replace(f"--model {folder.name} ", f"--model {repository} ")
-        .replace(f"# {folder.name}\n", f"# {repository}\n", 1)
-    )
-    card.save(folder / "README.md")
     api = HfApi()
     try:
         api.create_repo(repo_id=repository, exist_ok=True)
         api.upload_folder(folder_path=str(folder), repo_id=repository)
     except Exception as error:  # the hub's client lets errors of its HTTP library through
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DownloadError(
-            f"Uploading {folder} to {repository} failed: {line} The folder is whole; run the same upload again, "
-            "perhaps after: hf auth login"
+            f"Uploading {folder} to {repository} failed: {first_line(error)} The folder is complete; upload it with: "
+            f"hf upload {repository} {folder}"
         ) from error
 
 
 def _kept_metadata(folder: Path) -> dict[str, Any]:
-    """Licence, languages and tags of the source's card; nothing where it has none or it cannot be read."""
+    """Licence, languages and tags of the source's card; nothing if it has none or it cannot be read."""
     path = folder / "README.md"
     if not path.exists():
         return {}
@@ -116,31 +112,22 @@ def _kept_metadata(folder: Path) -> dict[str, Any]:
 
 
 def _count(number: int) -> str:
-    """Three digits and a unit, as models are called: 7.24 B."""
+    """Three digits and a unit: 7.24 B."""
     for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
         if number >= size:
             return f"{number / size:.3g} {unit}"
     return str(number)
 
 
-def _tables(about: Mapping[str, Any]) -> str:
+def _tables(about: Mapping[str, Any], drift: Drift | None) -> str:
     lines = ["## How it was made\n", "| | |", "|---|---|"]
     if "recipe" in about:
         lines.append(f"| quantisation | {about['recipe']} |")
     share = ", ".join(f"{_count(count)} at {bits}" for bits, count in about["parameters_by_bits"].items())
     lines.append(f"| parameters by bits | {share} |")
     lines.append(f"| made with | {about['made_with']} |")
-    drift = about.get("drift")
     if drift is None:
         return "\n".join([*lines, "\nThe drift from the source was not measured.\n"])
-    rows = {
-        "cosine with the source's vectors, mean": drift["cosine_mean"],
-        "the same, 1st percentile": drift["cosine_p1"],
-        "the same, worst": drift["cosine_worst"],
-        "10 nearest neighbours that are the same": drift["neighbour_overlap"],
-        "KL divergence of the next token, nats": drift["kl"],
-        "likeliest next token is the same": drift["top_token"],
-    }
-    lines += [f"\n## Drift from the source, on {drift['texts']} texts\n", "| | |", "|---|---|"]
-    lines += [f"| {name} | {value:.4f} |" for name, value in rows.items() if value is not None]
+    lines += [f"\n## Drift from the source, on {drift.texts} texts\n", "| | |", "|---|---|"]
+    lines += [f"| {label} | {value} |" for label, value in drift.rows()]
     return "\n".join([*lines, ""])

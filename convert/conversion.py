@@ -44,7 +44,7 @@ __all__ = ["convert", "convert_source", "default_output"]
 
 logger = logging.getLogger("grit_mlx")
 
-# Room on the disk for the tokenizer, the index and the rest.
+# Space on the disk for the tokenizer, the index and the rest.
 _SPARE_BYTES = 64 << 20
 
 _PROJECTION = "projection.safetensors"
@@ -142,7 +142,7 @@ def convert_source(
                 about["head"] = "none: the checkpoint is a base model, so this one only embeds"
             about = {**settings.about, **about}
             write_settings(folder, replace(settings, about=about))
-            write_card(source, folder, target.name, about)
+            write_card(source, folder, options.upload_repo or target.name, about, drift)
     return report
 
 
@@ -150,7 +150,7 @@ def convert_source(
 
 
 def _refuse_overwriting(target: Path, source: Path | str, force: bool) -> None:
-    """Before any work: what is there is replaced only on demand, and only if it is a model."""
+    """Refuse before any work: what is there is replaced only on demand, and only if it is a model."""
     if not target.exists():
         return
     another = ("Choose another ", Option("output"), ".")
@@ -209,7 +209,7 @@ def _chosen(
 
 
 def _identity(source: Source, plan: ConversionPlan, shards: Sequence[Shard], adapter: Path | None) -> dict[str, Any]:
-    """All that the bytes of the output depend on."""
+    """Everything that the bytes of the output depend on."""
     files = sorted(path for path in ([] if adapter is None else adapter.iterdir()) if path.is_file())
     return {
         "source": [str(source.folder), source.identity],

@@ -2,8 +2,8 @@
 
 mlx-lm's own ``Model.sanitize`` knows each architecture's names. It is given placeholders here, so that nothing is
 read: a placeholder that comes out under another name was renamed. Stacks of experts are made beforehand, by the
-table below, because a stack that ``sanitize`` makes can only be computed whole, and a layer of experts is gigabytes.
-What else it computes (some architectures split or transpose weights) is left to it, one tensor at a time.
+table below, because a stack that ``sanitize`` makes can only be computed at once, and a layer of experts is
+gigabytes. What else it computes (some architectures split or transpose weights) is left to it, one tensor at a time.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _EXPERTS = re.compile(
 )
 _PARTS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 
-# How names may differ as a whole. Hugging Face's are as they are; the official training code saves the model as an
-# attribute of another; a base model without its head lacks the first part.
+# How the names of a checkpoint may differ: Hugging Face's are as they are, the official training code saves the model
+# as an attribute of another, and a base model without its head lacks the first part.
 _PREFIXES: tuple[Callable[[str], str], ...] = (
     lambda name: name,
     lambda name: name.removeprefix("model."),
@@ -43,7 +43,7 @@ class Origin:
     """Where a parameter's values come from.
 
     Attributes:
-        tensors: stored tensors whose rows follow one another; empty where ``sanitize`` computes the values.
+        tensors: stored tensors whose rows follow one another; empty if ``sanitize`` computes the values.
         shape: of the parameter.
         dtype: in which it is stored.
     """
@@ -60,7 +60,7 @@ class Layout:
     Attributes:
         origins: by the parameter's name.
         renamed: from stored names to the names that ``sanitize`` was given.
-        dropped: stored tensors that the architecture leaves out.
+        dropped: stored tensors that the architecture does not use.
     """
 
     origins: dict[str, Origin]
@@ -69,7 +69,7 @@ class Layout:
 
 
 def lay_out(model: nn.Module, tensors: Mapping[str, Tensor]) -> Layout:
-    """Find the layout of a checkpoint, whichever prefix its names have.
+    """Find the layout of a checkpoint, whatever prefix its names have.
 
     Args:
         model: mlx-lm's model, unquantised; only its names, shapes and ``sanitize`` are used.
@@ -144,7 +144,7 @@ def _lay_out(model: nn.Module, tensors: Mapping[str, Tensor], renamed: Mapping[s
             if tensor in uses:
                 raise CheckpointError(f"{tensor} would become both {uses[tensor]} and {name}.")
             uses[tensor] = name
-    # Where sanitize computes, it cannot be told what it used from what it dropped.
+    # If sanitize computes anything, what it used cannot be told from what it dropped.
     computes = any(not origin.tensors for origin in origins.values())
     dropped = () if computes else tuple(name for name in tensors if name not in uses)
     return Layout(origins, dict(renamed), dropped)
@@ -178,7 +178,7 @@ def _stacks(renamed: Mapping[str, str], expected: set[str]) -> dict[str, list[st
     Raises:
         CheckpointError: an expert is missing in the middle.
     """
-    found: dict[str, dict[int, str]] = {}
+    stacks: dict[str, dict[int, str]] = {}
     for stored, name in renamed.items():
         match = _EXPERTS.fullmatch(name)
         if match is None:
@@ -186,8 +186,8 @@ def _stacks(renamed: Mapping[str, str], expected: set[str]) -> dict[str, list[st
         part = _PARTS.get(match["part"], match["part"])
         module = f"{match['block']}.switch_mlp.{part}"
         if f"{module}.weight" in expected:
-            found.setdefault(f"{module}.{match['kind']}", {})[int(match["expert"])] = stored
-    for name, experts in found.items():
+            stacks.setdefault(f"{module}.{match['kind']}", {})[int(match["expert"])] = stored
+    for name, experts in stacks.items():
         for number in range(len(experts)):
             if number not in experts:
                 block = name.partition(".switch_mlp.")[0]
@@ -196,4 +196,4 @@ def _stacks(renamed: Mapping[str, str], expected: set[str]) -> dict[str, list[st
                     f"The checkpoint lacks expert {number} of {block}: it has no counterpart of {example}. "
                     "Download the model again."
                 )
-    return {name: [experts[number] for number in range(len(experts))] for name, experts in found.items()}
+    return {name: [experts[number] for number in range(len(experts))] for name, experts in stacks.items()}

@@ -37,8 +37,8 @@ class Weight:
         name: such as ``"model.layers.0.mlp.up_proj.weight"``.
         shape: unpacked.
         dtype: in which it is written, or quantised from.
-        packed: how the source quantises it; None where it does not.
-        quantization: how the output does; None where it does not.
+        packed: how the source quantises it; None if it does not.
+        quantization: how the output does; None if it does not.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Weight:
 
     @property
     def rows(self) -> int:
-        """All axes but the last, as one."""
+        """Product of all axes but the last."""
         rows = 1
         for size in self.shape[:-1]:
             rows *= size
@@ -119,7 +119,7 @@ class ConversionPlan:
 
 
 def build_model(config: Mapping[str, Any], folder: Path, *, trust: bool = False) -> nn.Module:
-    """mlx-lm's model for a mended config, unquantised, with weights that nothing has computed yet.
+    """mlx-lm's model for a mended config, unquantised, with weights that are not computed.
 
     Raises:
         ArchitectureError: mlx-lm does not know it, or it brings code that is not trusted.
@@ -264,7 +264,7 @@ def _check(
     Raises:
         CheckpointError: otherwise.
     """
-    advice = "Download the model again, or mend config.json."
+    advice = "Download the model again, or fix config.json."
     expected = {name: tuple(array.shape) for name, array in parameters(model).items()}
     for path, quantization in packed.items():
         lazy = quantization.quantize(mx.zeros(expected[f"{path}.weight"], mx.float32))

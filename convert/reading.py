@@ -12,19 +12,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from grit_mlx.errors import CheckpointError
-from grit_mlx.model.checkpoint import INDEX, Tensor, read_header, read_headers
+from grit_mlx.errors import CheckpointError, unreadable
+from grit_mlx.model.checkpoint import INDEX, Tensor, read_headers
 from grit_mlx.model.hub import FILES
 
-__all__ = ["DTYPES", "Folder", "Source", "check_tensors", "read_rows", "side_files"]
+__all__ = ["DTYPES", "Folder", "Source", "check_tensors", "read_index", "read_rows", "side_files"]
 
-# safetensors' names: how NumPy reads it, what it is in mlx. NumPy has no bfloat16, so its bits are read.
+# safetensors' names: what NumPy reads, and the dtype in mlx. NumPy has no bfloat16, so its bits are read.
 DTYPES: dict[str, tuple[type[np.generic], mx.Dtype]] = {
     "F32": (np.float32, mx.float32),
     "F16": (np.float16, mx.float16),
@@ -44,14 +43,14 @@ DTYPES: dict[str, tuple[type[np.generic], mx.Dtype]] = {
 _NOT_COPIED = {"config.json", "grit.json", "README.md", "hf_quant_config.json", "projection.safetensors", INDEX}
 
 
-class Source(Protocol):
-    """A checkpoint that is on this machine, or on its way to it.
+class Source:
+    """A checkpoint that is on this machine, or on its way to it. Fetching begins when it is entered as a context.
 
     Attributes:
         folder: holds ``config.json``, the tokenizer and the other small files.
-        name: what to call it in a model card: a hub id, or the folder's name.
+        name: what a model card calls it: a hub id, or the folder's name.
         tensors: what the headers promise, by name.
-        identity: changes when the checkpoint does; what was written before then cannot be gone on with.
+        identity: changes when the checkpoint does; what was written before that cannot be used to resume.
         pending_bytes: how much is still to be downloaded.
     """
 
@@ -59,32 +58,27 @@ class Source(Protocol):
     name: str
     tensors: dict[str, Tensor]
     identity: list[Any]
-    pending_bytes: int
+    pending_bytes: int = 0
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Announce the order in which tensors will be asked for."""
 
     def locate(self, name: str) -> Tensor:
         """The tensor, once its file is there."""
-        ...
+        return self.tensors[name]
 
     def files(self) -> list[Path]:
         """All weight files, once they are all there."""
-        ...
-
-    def expect(self, names: Iterable[str]) -> None:
-        """Be told the order in which tensors will be asked for."""
-        ...
+        return sorted({tensor.file for tensor in self.tensors.values()})
 
     def __enter__(self) -> Source:
-        """Begin to fetch what is missing."""
-        ...
+        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Stop fetching."""
-        ...
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
-class Folder:
+class Folder(Source):
     """A checkpoint in a local folder.
 
     Args:
@@ -95,40 +89,17 @@ class Folder:
         CheckpointError: see ``read_headers`` and ``check_tensors``.
     """
 
-    pending_bytes = 0
-
     def __init__(self, folder: Path, *, name: str | None = None) -> None:
         self.folder = folder
         self.name = name or folder.resolve().name
         self.tensors = read_headers(folder)
-        check_tensors(self.tensors, _index(folder), folder)
-        self.identity = [
-            [path.name, (stat := path.stat()).st_size, stat.st_mtime_ns]
-            for path in sorted({tensor.file for tensor in self.tensors.values()})
-        ]
-
-    def locate(self, name: str) -> Tensor:
-        """The tensor."""
-        return self.tensors[name]
-
-    def expect(self, names: Iterable[str]) -> None:
-        """Nothing to prepare."""
-
-    def files(self) -> list[Path]:
-        """All weight files."""
-        return sorted({tensor.file for tensor in self.tensors.values()})
-
-    def __enter__(self) -> Folder:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
+        check_tensors(self.tensors, read_index(folder, folder), folder)
+        stats = [(path.name, path.stat()) for path in self.files()]
+        self.identity = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
 
 
 def check_tensors(tensors: dict[str, Tensor], index: dict[str, str], place: Path | str) -> None:
-    """Refuse tensors of a type or size that cannot be, and files that their index does not describe.
+    """Refuse tensors of an impossible type or size, and files that do not match their index.
 
     Raises:
         CheckpointError: names the first tensor at fault.
@@ -178,30 +149,35 @@ def read_rows(tensor: Tensor, start: int, stop: int) -> mx.array:
         with tensor.file.open("rb") as file:
             values = np.fromfile(file, stored, count, offset=offset)
     except OSError as error:
-        raise CheckpointError(f"Cannot read {tensor.file}: {error.strerror or error}.") from error
+        raise CheckpointError(unreadable(tensor.file, error)) from error
     if values.size != count:
         raise CheckpointError(f"{tensor.file} has become shorter while it was read. Download the model again.")
     return mx.array(values).view(dtype).reshape(stop - start, width)
 
 
 def side_files(folder: Path, *, code: bool) -> Iterator[Path]:
-    """The small files that a converted model takes over as they are: tokenizer, generation settings, templates."""
+    """The small files that are copied to a converted model: tokenizer, generation settings, templates."""
     for pattern in (*FILES, "tiktoken.model", *(("*.py",) if code else ())):
         for path in sorted(folder.glob(pattern)):
             if path.name not in _NOT_COPIED and path.suffix != ".safetensors" and ".bin.index" not in path.name:
                 yield path
 
 
-def _index(folder: Path) -> dict[str, str]:
+def read_index(folder: Path, place: Path | str) -> dict[str, str]:
+    """The file of each tensor, as the index says; empty if there is none.
+
+    Args:
+        folder: that holds the index.
+        place: what messages call the checkpoint.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
     path = folder / INDEX
-    if not path.exists():
+    try:
+        index: Any = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        return dict(index)
+    except FileNotFoundError:
         return {}
-    index: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-    return index
-
-
-def read_file(path: Path) -> dict[str, Tensor]:
-    """The tensors of one file, checked."""
-    tensors = read_header(path)
-    check_tensors(tensors, {}, path.parent)
-    return tensors
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(unreadable(f"{INDEX} of {place}", error)) from error

@@ -2,26 +2,24 @@
 
 The headers of the weight files come first, by a request for their first bytes: the conversion is planned, checked
 and begun before the weights are here. The files follow one after the other, in the order in which they are needed,
-each while the one before is converted. They go through the hub's own client and cache, which completes what was
-interrupted.
+each while the one before is converted. They go through the hub's own client and cache, which resumes interrupted
+downloads.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from grit_mlx.convert.reading import Folder, Source, check_tensors, read_file
-from grit_mlx.errors import CheckpointError, DownloadError, unreadable
+from grit_mlx.convert.reading import Folder, Source, check_tensors, read_index
+from grit_mlx.errors import CheckpointError, DownloadError
 from grit_mlx.model import hub
-from grit_mlx.model.checkpoint import INDEX, Tensor
+from grit_mlx.model.checkpoint import Tensor, read_header
 from grit_mlx.model.options import ModelChoice
 
 __all__ = ["Repository", "open_source"]
@@ -47,7 +45,7 @@ def open_source(place: Path | str, choice: ModelChoice) -> Source:
         return Folder(hub.resolve(replace(choice, model=place)), name=place)
 
 
-class Repository:
+class Repository(Source):
     """A hub repository as a source.
 
     Args:
@@ -78,12 +76,12 @@ class Repository:
             self.tensors: dict[str, Tensor] = {}
             for file in self._weights:
                 header = api.parse_safetensors_file_metadata(name, file, revision=self._revision)
-                for key, found in header.tensors.items():
+                for key, entry in header.tensors.items():
                     if key in self.tensors:
                         raise CheckpointError(f"{key} is in both {self.tensors[key].file} and {file} of {name}.")
-                    start, end = found.data_offsets
-                    self.tensors[key] = Tensor(Path(file), found.dtype, tuple(found.shape), end - start, -1)
-        check_tensors(self.tensors, self._index(), name)
+                    start, end = entry.data_offsets
+                    self.tensors[key] = Tensor(Path(file), entry.dtype, tuple(entry.shape), end - start, -1)
+        check_tensors(self.tensors, read_index(self.folder, name), name)
         self.identity = [name, self._revision]
         self.pending_bytes = sum(sizes[file] for file in self._weights if self._cached(file) is None)
         self._headers: dict[str, dict[str, Tensor]] = {}
@@ -91,7 +89,7 @@ class Repository:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="download")
 
     def expect(self, names: Iterable[str]) -> None:
-        """Fetch the files in this order of their tensors."""
+        """Fetch the files in the order of these tensors."""
         needed = dict.fromkeys(self.tensors[name].file.name for name in names)
         self._weights = [*needed, *(file for file in self._weights if file not in needed)]
 
@@ -102,9 +100,7 @@ class Repository:
         self._files = {file: self._pool.submit(self._download, file) for file in self._weights}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def locate(self, name: str) -> Tensor:
@@ -112,14 +108,15 @@ class Repository:
         promised = self.tensors[name]
         file = promised.file.name
         if file not in self._headers:
-            self._headers[file] = read_file(self._files[file].result())
-        found = self._headers[file].get(name)
-        if found is None or (found.shape, found.dtype) != (promised.shape, promised.dtype):
+            self._headers[file] = read_header(self._files[file].result())
+            check_tensors(self._headers[file], {}, self.name)
+        tensor = self._headers[file].get(name)
+        if tensor is None or (tensor.shape, tensor.dtype) != (promised.shape, promised.dtype):
             raise CheckpointError(
                 f"{file} of {self.name} is not what the hub announced: {name} differs. Remove it from the hub's "
                 "cache and convert again."
             )
-        return found
+        return tensor
 
     def files(self) -> list[Path]:
         """All weight files, once they are all there."""
@@ -137,16 +134,6 @@ class Repository:
         path = try_to_load_from_cache(self.name, file, revision=self._revision)
         return path if isinstance(path, str) else None
 
-    def _index(self) -> dict[str, str]:
-        path = self.folder / INDEX
-        if not path.exists():
-            return {}
-        try:
-            index: Any = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-            return dict(index)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(unreadable(f"{INDEX} of {self.name}", error)) from error
-
 
 def _no_weights(name: str, files: dict[str, Any]) -> str:
     if any(file.endswith((".bin", ".pth", ".pt")) for file in files):
@@ -157,4 +144,4 @@ def _no_weights(name: str, files: dict[str, Any]) -> str:
         )
     if any(file.endswith(".gguf") for file in files):
         return f"{name} holds GGUF files. Use the original Hugging Face checkpoint of the model instead."
-    return f"{name} holds no model*.safetensors, so it is no model that can be converted."
+    return f"{name} holds no model*.safetensors, so it is not a model that can be converted."

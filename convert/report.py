@@ -1,4 +1,4 @@
-"""What is told of a conversion: how far it is, what it made, and what the model's card and ``grit.json`` say of it."""
+"""What a conversion reports: how far it is, what it made, and what the model's card and ``grit.json`` say of it."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Budget:
     """How large the weights may be.
 
     Attributes:
-        bits_per_weight: mean over the model, scales included; None for as many as fit into ``memory``.
+        bits_per_weight: mean over the model, including scales; None for as many as fit into ``memory``.
         memory: of the machine that the model is to run on, in bytes.
         group_size: of every quantised module.
     """
@@ -255,7 +255,7 @@ class _Values:
         self._stream = stream
 
     def __call__(self, name: str) -> mx.array:
-        values = self._stream.whole(self.weights[name])
+        values = self._stream.values(self.weights[name])
         if self.dtype is not None and mx.issubdtype(values.dtype, mx.floating):
             values = values.astype(self.dtype)
         mx.eval(values)
@@ -295,7 +295,7 @@ class _TrialLayer(_Wrapper):
         start = len(path) + 1
         loaded = {name[start:]: values(name) for name in values.weights if name.startswith(path + ".")}
         layer.load_weights(list(loaded.items()), strict=False)
-        # All that came so far with the layer as it is, text by text as far as memory goes, ...
+        # All states so far with the layer as it is, in batches no larger than a plain pass, ...
         outputs = [layer(part, *args, **kwargs) for part in mx.split(states, states.shape[0] // texts)]
         mx.eval(outputs)
         # ... and the unquantised rows once more for each of its modules, that one quantised.

@@ -65,7 +65,7 @@ class Stream:
             for name in self._stored_names(weight):
                 self._computed.pop(name, None)
 
-    def whole(self, weight: Weight) -> mx.array:
+    def values(self, weight: Weight) -> mx.array:
         """A weight's values before quantising, in its shape; for measuring."""
         parts = [self._values(weight, start, stop) for start, stop in self._ranges(weight)]
         return mx.concatenate(parts).reshape(weight.shape)

@@ -90,7 +90,7 @@ def verify_conversion(
     target = device.compute_dtype("auto")
     loaded = replace(loaded, model=stream.model)  # frees the result
     for weight in stream.plan.weights:
-        values = stream.whole(weight)
+        values = stream.values(weight)
         if target is not None and mx.issubdtype(values.dtype, mx.floating):
             values = values.astype(target)
         mx.eval(values)  # one at a time, so that a cast never holds more than one tensor twice

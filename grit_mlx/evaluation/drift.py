@@ -1,6 +1,6 @@
 """How far one model's vectors and next-token distributions are from another's, on the same texts.
 
-Used to show what quantising did. The pure part compares arrays; ``outputs_of`` gets them from a model.
+Shows what quantising changes. ``drift_between`` compares arrays; ``outputs_of`` computes them with a model.
 
 Shapes: N texts, E embedding size, M predicted positions, V vocabulary.
 """
@@ -28,11 +28,11 @@ _NEIGHBOURS = 10
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model says of some texts.
+    """A model's outputs for some texts.
 
     Attributes:
         vectors: ``(N, E)``, of length 1.
-        log_probabilities: ``(M, V)`` of the next token; None where the model does not generate.
+        log_probabilities: ``(M, V)`` of the next token; None if the model does not generate.
     """
 
     vectors: NDArray[np.float32]
@@ -47,12 +47,12 @@ class Drift:
         texts: N.
         cosine_mean: of the two vectors of a text; 1 is no drift.
         cosine_p1: its 1st percentile.
-        cosine_worst: its least.
+        cosine_worst: its minimum.
         neighbour_overlap: share of a text's 10 nearest among the others that is the same, mean over the texts;
             None with fewer than 12 texts.
         kl: mean Kullback-Leibler divergence of the next token's distribution from the first model's, in nats;
-            None where one of them does not generate.
-        top_token: share of positions at which both find the same token likeliest; None as for ``kl``.
+            None if one of them does not generate.
+        top_token: share of positions at which both have the same most likely token; None as for ``kl``.
     """
 
     texts: int
@@ -62,6 +62,19 @@ class Drift:
     neighbour_overlap: float | None
     kl: float | None
     top_token: float | None
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Labels and values for people to read; what was not measured is left out."""
+        labels = {
+            "cosine_mean": "mean cosine",
+            "cosine_p1": "1st percentile",
+            "cosine_worst": "worst",
+            "neighbour_overlap": f"same {_NEIGHBOURS} nearest neighbours",
+            "kl": "KL of next token, nats",
+            "top_token": "same most likely token",
+        }
+        values = asdict(self)
+        return [(label, f"{values[name]:.4f}") for name, label in labels.items() if values[name] is not None]
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON, rounded to what is meaningful."""
@@ -99,7 +112,7 @@ def drift_between(first: Outputs, second: Outputs) -> Drift:
 
 
 def neighbour_overlap(a: NDArray[np.float32], b: NDArray[np.float32], k: int) -> float:
-    """Mean share of the k nearest neighbours, by cosine and without the text itself, that two sets agree on.
+    """Mean share of the k nearest neighbours, by cosine and without the text itself, that two sets have in common.
 
     Args:
         a: ``(N, E)`` unit vectors.
@@ -117,7 +130,7 @@ def neighbour_overlap(a: NDArray[np.float32], b: NDArray[np.float32], k: int) ->
 
 
 def kl_divergence(p: NDArray[np.float32], q: NDArray[np.float32]) -> NDArray[np.float32]:
-    """KL(p || q) of each row of log-probabilities ``(M, V)``, in nats; never below 0."""
+    """KL(p || q) of each row of log-probabilities ``(M, V)``, in nats, at least 0."""
     divergence: NDArray[np.float32] = np.sum(np.exp(p) * (p - q), axis=1)
     return np.maximum(divergence, 0)
 
@@ -136,7 +149,7 @@ def outputs_of(model: GritLM, texts: Sequence[str] | None = None) -> Outputs:
 
 
 def _log_probabilities(model: GritLM, texts: Sequence[str]) -> NDArray[np.float32]:
-    """Of the token after each of the last few tokens of each text, ``(M, V)``."""
+    """Of the token that follows each of the last few tokens of each text, ``(M, V)``."""
     kept: list[NDArray[np.float32]] = []
     positions = 0
     for text in texts:

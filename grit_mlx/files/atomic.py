@@ -1,4 +1,4 @@
-"""Files that are either the old one or the whole new one: written under a temporary name, renamed at the end.
+"""Files that are either the old one or the complete new one: written under a temporary name, renamed at the end.
 
 A process that is killed by a signal leaves its temporary file behind, unless the signal is turned into an
 exception (as Python does with Ctrl-C, and the command line with SIGTERM).

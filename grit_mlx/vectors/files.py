@@ -1,7 +1,7 @@
 """Vectors to files: .npy, .npz, .jsonl (also gzipped) and .parquet.
 
 Files are written to a temporary name in the folder of the target and renamed at the end, so that a target is
-either the old file or the whole new one. Vectors are written as they come: memory does not grow with their
+either the old file or the complete new one. Vectors are written as they come: memory does not grow with their
 number.
 
 .npy
@@ -187,7 +187,7 @@ class _NpyWriter(VectorWriter):
 
 
 class _NpzWriter(VectorWriter):
-    """A zip of arrays. Each begins with its shape, so the rows wait in nameless files until it is known."""
+    """A zip of arrays. Each begins with its shape, so rows are kept in temporary files until it is known."""
 
     def _begin(self) -> None:
         self._spooled_values = self._spool()

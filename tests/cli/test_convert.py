@@ -17,7 +17,7 @@ def test_quantised_verified_and_told(grit: Grit, tiny_model: Path, notes: Path, 
     run = grit("convert", tiny_model, "-o", tmp_path / "out", "-q", "--q-group-size", 32)
     assert run.code == 0, run.err
     assert run.out.splitlines()[0].split() == ["folder", str(tmp_path / "out")]
-    for label in ("bits a weight", "mean cosine", "KL of next token", "same 10 nearest neighbours"):
+    for label in ("bits per weight", "mean cosine", "KL of next token", "same 10 nearest neighbours"):
         assert label in run.out
     again = grit("convert", tiny_model, "-o", tmp_path / "out", "-q", "--q-group-size", 32)
     assert (again.code, again.out) == (1, "")

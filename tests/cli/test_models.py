@@ -93,7 +93,7 @@ def test_list_of_nothing_tells_what_to_do(grit: Grit, monkeypatch: pytest.Monkey
     monkeypatch.delenv("GRIT_MODEL")
     run = grit("models", "list")
     assert (run.code, run.out) == (0, "")
-    assert run.err == "note: there are no models here yet. Fetch one: grit models pull gritlm-7b\n"
+    assert run.err == "note: there are no models on this machine yet. Fetch one: grit models pull gritlm-7b\n"
 
 
 def test_use_and_unset(grit: Grit, model_copy: Any, monkeypatch: pytest.MonkeyPatch, notes: Path) -> None:
@@ -118,7 +118,7 @@ def test_use_and_unset(grit: Grit, model_copy: Any, monkeypatch: pytest.MonkeyPa
 
 def test_use_warns_where_the_environment_comes_first(grit: Grit, model_copy: Any, tiny_model: Path) -> None:
     run = grit("models", "use", model_copy())
-    assert f"warning: GRIT_MODEL is set to {tiny_model} and comes first." in run.err
+    assert f"warning: GRIT_MODEL is set to {tiny_model} and overrides it." in run.err
 
 
 def test_pull_then_use_from_a_hub(tiny_model: Path, tmp_path: Path) -> None:

@@ -417,7 +417,7 @@ def test_the_folder_is_complete_and_described(model_copy: Callable[..., Path], t
         report.bits_per_weight, abs=1e-3
     )
     card = (report.folder / "README.md").read_text()
-    for text in ("license: apache-2.0", "- sailing", "- mlx", "library_name: mlx", 'GritLM("out")', "KL divergence"):
+    for text in ("license: apache-2.0", "- sailing", "- mlx", "library_name: mlx", 'GritLM("out")', "KL of next token"):
         assert text in card
     assert report.drift is not None and f"{report.drift.cosine_mean:.4f}" in card
     written = [step for step in steps if step.phase == "write"]
