@@ -40,13 +40,15 @@ def atomic_folder(path: str | PathLike[str], *, replace: bool = True) -> Iterato
     """
     target = Path(os.path.realpath(path))
     folder = target.with_name(f".{target.name}.unfinished-{os.getpid()}-{secrets.token_hex(4)}")
-    with output_errors(fspath(path)):
-        try:
+    try:
+        with output_errors(fspath(path)):
             folder.mkdir(parents=True)
-            yield folder
-            _put_in_place(folder, target, replace=replace)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)  # after the rename there is nothing left to remove
+        yield folder
+        _put_in_place(folder, target, replace=replace)
+    except OSError as error:
+        raise OutputError(unwritable(path, error)) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # after the rename there is nothing left to remove
 
 
 @contextmanager

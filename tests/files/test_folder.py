@@ -52,7 +52,7 @@ def test_a_link_is_kept_and_what_it_leads_to_is_replaced(tmp_path: Path) -> None
     assert listing(tmp_path) == ["link", "real"]
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("x"), OSError(errno.ENOSPC, "full")])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("null"), OSError(errno.ENOSPC, "full")])
 def test_a_failure_leaves_the_old_folder(tmp_path: Path, error: BaseException) -> None:
     write(tmp_path / "target", "old")
     expected = OutputError if isinstance(error, OSError) else type(error)
