@@ -11,8 +11,6 @@ import gzip
 import hashlib
 import json
 import logging
-import shutil
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -33,7 +31,8 @@ from grit_mlx.datasets.tokens import (
     tokenize_chats,
     tokenize_embedding_rows,
 )
-from grit_mlx.errors import ArgumentError, DocumentError, OutputError
+from grit_mlx.errors import ArgumentError, DocumentError
+from grit_mlx.files.folder import atomic_folder
 
 logger = logging.getLogger("grit_mlx")
 
@@ -221,15 +220,9 @@ def tokenize_file(
     key.update(json.dumps([_FORMAT, asdict(options)], sort_keys=True).encode())
     folder = cache / key.hexdigest()[:32]
     if not (folder / "about.json").exists():
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-            # Beside its place, then moved there whole: two processes may do this at once, and either may be killed.
-            with tempfile.TemporaryDirectory(dir=cache, prefix=".unfinished-") as unfinished:
-                _write(Path(unfinished), _tokenized(path, tokenizer, options, progress))
-                if not folder.exists():
-                    _move(Path(unfinished), folder)
-        except OSError as error:
-            raise OutputError(f"Cannot write the token cache {cache}: {error.strerror or error}.") from error
+        # Two processes may do this at once: the first one's folder stays.
+        with atomic_folder(folder, replace=False) as unfinished:
+            _write(unfinished, _tokenized(path, tokenizer, options, progress))
     file = TokenFile(folder, name or stem(path))
     if file.left_out:
         logger.warning(
@@ -240,16 +233,6 @@ def tokenize_file(
             options.max_seq_length,
         )
     return file
-
-
-def _move(source: Path, folder: Path) -> None:
-    try:
-        source.rename(folder)
-        source.mkdir()  # for TemporaryDirectory to remove
-    except OSError:
-        if not folder.exists():  # else another process was faster
-            shutil.rmtree(source, ignore_errors=True)
-            raise
 
 
 def _digest(path: Path) -> bytes:

@@ -113,7 +113,7 @@ def test_bad_files(tokenizer: Any, tmp_path: Path) -> None:
         load_files(tmp_path / "nowhere", tokenizer, OPTIONS, cache=tmp_path / "cache")
     (tmp_path / "file").write_text("")
     path = write_rows(tmp_path / "good.jsonl", chat_rows(2))
-    with pytest.raises(OutputError, match="Cannot write the token cache"):
+    with pytest.raises(OutputError, match=r"Cannot write .*: a part of its path is a file"):
         tokenize_file(path, tokenizer, OPTIONS, cache=tmp_path / "file" / "cache")
 
 
