@@ -25,8 +25,8 @@ from grit_mlx.model.checkpoint import read_header
 from grit_mlx.model.loading import LoadedModel, load
 from grit_mlx.model.options import ModelChoice
 from grit_mlx.model.settings import write_settings
+from grit_mlx.training.adapters import is_quantized
 from grit_mlx.training.arrays import save_arrays
-from grit_mlx.training.preparation import is_quantized
 from grit_mlx.training.scratch import QUANTIZATION_KEYS, copy_tokenizer
 
 __all__ = ["Drift", "fuse", "fused_model"]

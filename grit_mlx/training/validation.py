@@ -1,4 +1,4 @@
-"""How good the model is in the middle of a run: held-out losses, and scores on given sets."""
+"""Validation during a run: losses on held-out data, and scores on given sets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from grit_mlx.training.preparation import Data, Preparation
 __all__ = ["held_out_losses", "set_scores"]
 
 
-def held_out_losses(prepared: Preparation, data: Data, *, most_batches: int) -> dict[str, float]:
+def held_out_losses(prepared: Preparation, data: Data, *, max_batches: int) -> dict[str, float]:
     """The mean of each loss over the held-out batches, without their total."""
     sums: dict[str, list[float]] = defaultdict(list)
     sources: list[tuple[Any, Callable[[Any], dict[str, float]]]] = [
@@ -25,7 +25,7 @@ def held_out_losses(prepared: Preparation, data: Data, *, most_batches: int) -> 
     for batches, loss in sources:
         if batches is None:
             continue
-        for number in range(min(most_batches, batches.sampler.batches_per_epoch)):
+        for number in range(min(max_batches, batches.sampler.batches_per_epoch)):
             for name, value in loss(batches.batch(number)).items():
                 sums[name].append(value)
     return {name: sum(values) / len(values) for name, values in sums.items() if name != "total"}

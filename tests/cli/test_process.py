@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from grit_mlx.cli.main import COMMANDS
+
 COMMAND = [sys.executable, "-c", "from grit_mlx.cli.main import main; main()"]
 
 
@@ -38,11 +40,44 @@ def test_help_is_there_at_once() -> None:
     assert seconds(["--help"]) < 0.9
 
 
-def test_help_imports_nothing_heavy() -> None:
-    code = "import sys; import grit_mlx.cli.main; print(sorted({name.partition('.')[0] for name in sys.modules}))"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for name in ("mlx", "mlx_lm", "transformers", "numpy", "rich", "huggingface_hub"):
-        assert f"'{name}'" not in run.stdout
+def imported_by(*arguments: str) -> set[str]:
+    """The modules that a run of grit imports."""
+    code = (
+        "import sys\nfrom grit_mlx.cli.main import app\n"
+        "try:\n    app(sys.argv[1:])\nfinally:\n    print(*sys.modules, file=sys.stderr)"
+    )
+    run = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    return set(run.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "commands"),
+    [((), set()), (("--version",), set()), (("embed",), {"embed"}), (("train",), {"train"}), (("rag", "ask"), {"rag"})],
+)
+def test_help_imports_nothing_heavy(arguments: tuple[str, ...], commands: set[str]) -> None:
+    found = imported_by(*arguments, *([] if "--version" in arguments else ["--help"]))
+    heavy = {"mlx", "mlx_lm", "transformers", "numpy", "rich", "huggingface_hub", "lancedb", "yaml"}
+    assert not heavy & {name.partition(".")[0] for name in found}
+    modules = {entry.module for entry in COMMANDS.values()}
+    # rag asks as generate does, so what commands share with each other is not counted.
+    assert commands <= {name.rpartition(".")[2] for name in modules & found}
+    if not commands:
+        assert not modules & found
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("grit ra", ["rag"]),
+        ("grit rag as", ["ask"]),
+        ("grit train --lr", ["--lr-schedule"]),
+        ("grit embed --ov", ["--overlap"]),
+    ],
+)
+def test_shells_complete_commands_and_flags(words: str, offered: list[str]) -> None:
+    settings = environment(_GRIT_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(words.count(" ")))
+    run = subprocess.run(COMMAND, env=settings, capture_output=True, text=True, check=False)
+    assert run.stdout.split() == offered
 
 
 def test_a_closed_pipe_is_quiet(tiny_model: Path, tmp_path: Path) -> None:

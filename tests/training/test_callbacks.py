@@ -15,15 +15,15 @@ from grit_mlx.model.loading import load
 from grit_mlx.model.options import ModelChoice
 from grit_mlx.training import TrainingSettings
 from grit_mlx.training.adapters import unfreeze_for_full
-from grit_mlx.training.callbacks import JsonLog, Plan, StepReport, ValidationReport, make_reporters, read_log
+from grit_mlx.training.callbacks import JsonLog, StepReport, TrainingPlan, ValidationReport, make_reporters, read_log
 from grit_mlx.training.memory import MemoryEstimate, advice, estimate
 from grit_mlx.training.plots import plot_curves
 
 MEMORY = MemoryEstimate(weights=100, training=50, activations=850, available=900)
 
 
-def plan(run: Path, start: int) -> Plan:
-    return Plan(run, 10, start, 1, 2, MEMORY, [], {}, {}, 1)
+def plan(run: Path, start: int) -> TrainingPlan:
+    return TrainingPlan(run, 10, start, 1, 2, MEMORY, [], {}, {}, 1)
 
 
 def step(number: int) -> StepReport:
@@ -85,7 +85,7 @@ def test_reporters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scalars = made._writer.scalars  # type: ignore[attr-defined]
     assert ("train/embedding", 0.5, 2) in scalars and ("score/set", 0.5, 2) in scalars and scalars[-1][0] == "closed"
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(DependencyError, match=r"This needs wandb: pip install 'grit-mlx\[wandb\]'"):
+    with pytest.raises(DependencyError, match=r"Weights & Biases needs wandb: pip install 'grit-mlx\[wandb\]'"):
         make_reporters(["wandb"], tmp_path, "project")
 
 
@@ -120,14 +120,14 @@ def sizes(folder: Path) -> list[dict[str, int]]:
         (
             {},
             False,
-            ["--grad-checkpoint", "--chunk-tokens 1024", "--max-seq-length 512", "a quantised model (grit convert)"],
+            ["grad_checkpoint=True", "chunk_tokens=1024", "max_seq_length=512", "a quantised model (grit convert)"],
         ),
-        ({"grad_checkpoint": True}, True, ["--chunk-tokens 1024", "--max-seq-length 512"]),
+        ({"grad_checkpoint": True}, True, ["chunk_tokens=1024", "max_seq_length=512"]),
     ],
 )
 def test_advice(changes: dict[str, Any], quantized: bool, expected: list[str]) -> None:
-    assert advice(MEMORY, TrainingSettings(**changes), quantized=quantized) == expected
+    assert list(map(str, advice(MEMORY, TrainingSettings(**changes), quantized=quantized))) == expected
     full = advice(MEMORY, TrainingSettings(fine_tune_type="full"), quantized=False)
-    assert full[-1] == "--fine-tune-type lora"
+    assert str(full[-1]) == "fine_tune_type='lora'"
     roomy = MemoryEstimate(1, 1, 1, 900)
     assert advice(roomy, TrainingSettings(), quantized=False) == []
