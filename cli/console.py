@@ -51,6 +51,7 @@ __all__ = [
     "width",
     "worded",
     "write",
+    "write_rows",
 ]
 
 # Control characters of ASCII and Latin-1, separators of lines, overrides of the writing direction, and halves of
@@ -171,6 +172,13 @@ def write(text: str, *, end: str = "\n") -> None:
     """
     with _stdout_errors():
         sys.stdout.write(text + end)
+
+
+def write_rows(rows: Mapping[str, object]) -> None:
+    """Write labels and values in two columns."""
+    width = max(map(len, rows))
+    for label, value in rows.items():
+        write(visible(f"{label:<{width}}  {value}"))
 
 
 def flush() -> None:

@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import Annotated, Any, NamedTuple, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -27,61 +27,34 @@ from grit_mlx.errors import GritError
 __all__ = ["COMMANDS", "app", "main"]
 
 
-class Entry(NamedTuple):
-    """Where a command is defined, and the first sentence of its help.
-
-    Attributes:
-        module: imported only when the command runs.
-        function: in it; empty for a group of commands.
-        summary: what ``grit --help`` says of it.
-    """
-
-    module: str
-    function: str
-    summary: str
-
-
-# In the order of the help page.
+# Each command with the first sentence of its help (a test compares), in the order of the help page.
 COMMANDS = {
-    "embed": Entry("grit_mlx.cli.embed", "embed", "Turn texts into vectors."),
-    "search": Entry("grit_mlx.cli.search", "search", "Rank the texts of files by meaning, as grep finds words."),
-    "similarity": Entry("grit_mlx.cli.similarity", "similarity", "Compare the meaning of two texts or more."),
-    "generate": Entry("grit_mlx.cli.generate", "generate", "Write an answer to a prompt, as it comes."),
-    "chat": Entry("grit_mlx.cli.chat", "chat", "Talk with the model."),
-    "eval": Entry(
-        "grit_mlx.cli.evaluate",
-        "evaluate",
-        "Score a model on labelled data: retrieval (nDCG@10), sentence pairs (Spearman), answers (perplexity).",
-    ),
-    "convert": Entry(
-        "grit_mlx.cli.convert",
-        "convert",
-        "Make an MLX folder of a model, quantised or not, in a few hundred megabytes of memory.",
-    ),
-    "train": Entry("grit_mlx.cli.train", "train", "Tune a model for embedding, for generating, or for both."),
-    "fuse": Entry(
-        "grit_mlx.cli.fuse", "fuse", "Fuse an adapter into its model's weights, as a model folder of its own."
-    ),
-    "rag": Entry("grit_mlx.cli.rag", "", "Make files searchable, and answer from them."),
-    "rag index": Entry("grit_mlx.cli.rag", "index", "Make files searchable, or bring a store up to date with them."),
-    "rag ask": Entry("grit_mlx.cli.rag", "ask", "Answer a question from a store, as it comes, and say where from."),
-    "rag chat": Entry("grit_mlx.cli.rag", "chat", "Talk about what a store holds."),
-    "rag stats": Entry("grit_mlx.cli.rag", "stats", "Tell what a store holds, and how much disk it takes."),
-    "rag remove": Entry("grit_mlx.cli.rag", "remove", "Take files out of a store; the files themselves stay."),
-    "rag verify": Entry(
-        "grit_mlx.cli.rag",
-        "verify",
-        "Look for what is wrong in a store: files that changed, damaged rows and caches.",
-    ),
-    "models": Entry("grit_mlx.cli.models", "", "List, describe, download and choose models."),
-    "models list": Entry(
-        "grit_mlx.cli.models", "list_models", "List the models on this machine, with the default marked."
-    ),
-    "models info": Entry("grit_mlx.cli.models", "info", "Show what a model is."),
-    "models pull": Entry("grit_mlx.cli.models", "pull", "Download a model and print its folder."),
-    "models use": Entry("grit_mlx.cli.models", "use", "Choose the model that commands use where none is named."),
-    "doctor": Entry("grit_mlx.cli.doctor", "doctor", "Check this machine, and say what to do about problems."),
+    "embed": "Turn texts into vectors.",
+    "search": "Rank the texts of files by meaning, as grep finds words.",
+    "similarity": "Compare the meaning of two texts or more.",
+    "generate": "Write an answer to a prompt, as it comes.",
+    "chat": "Talk with the model.",
+    "eval": "Score a model on labelled data: retrieval (nDCG@10), sentence pairs (Spearman), answers (perplexity).",
+    "convert": "Make an MLX folder of a model, quantised or not, in a few hundred megabytes of memory.",
+    "train": "Tune a model for embedding, for generating, or for both.",
+    "fuse": "Fuse an adapter into its model's weights, as a model folder of its own.",
+    "rag": "Make files searchable, and answer from them.",
+    "rag index": "Make files searchable, or bring a store up to date with them.",
+    "rag ask": "Answer a question from a store, as it comes, and say where from.",
+    "rag chat": "Talk about what a store holds.",
+    "rag stats": "Tell what a store holds, and how much disk it takes.",
+    "rag remove": "Take files out of a store; the files themselves stay.",
+    "rag verify": "Look for what is wrong in a store: files that changed, damaged rows and caches.",
+    "models": "List, describe, download and choose models.",
+    "models list": "List the models on this machine, with the default marked.",
+    "models info": "Show what a model is.",
+    "models pull": "Download a model and print its folder.",
+    "models use": "Choose the model that commands use where none is named.",
+    "doctor": "Check this machine, and say what to do about problems.",
 }
+
+# Functions and modules that are not named after their command.
+_NAMES = {"eval": "evaluate", "list": "list_models"}
 
 EXAMPLES = """
 Examples:
@@ -97,29 +70,31 @@ _INTERRUPTED = 128 + signal.SIGINT
 
 
 class Command(TyperCommand):
-    """A command whose module is imported when it runs, or shows its own help: ``grit --help`` waits for none."""
+    """A command or group of commands, imported only when it runs or shows its own help.
+
+    Args:
+        path: a key of ``COMMANDS``. The command is a function of the module named after its first word.
+    """
 
     def __init__(self, path: str) -> None:
-        self.path, self.entry = path, COMMANDS[path]
-        super().__init__(path.rpartition(" ")[2], help=self.entry.summary)
+        self.path = path
+        super().__init__(path.rpartition(" ")[2], help=COMMANDS[path])
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        """The context of the command itself, in which it parses its arguments and runs."""
-        return self._loaded().make_context(info_name, args, parent, **extra)
+        """The context of the real command, in which it parses its arguments and runs."""
+        return self.loaded().make_context(info_name, args, parent, **extra)
 
-    def _loaded(self) -> Any:
-        module = importlib.import_module(self.entry.module)
-        if not self.entry.function:
-            return Commands(
-                name=self.name,
-                commands=_commands(self.path),
-                help=self.entry.summary,
-                epilog=module.EXAMPLES,
-                rich_markup_mode=None,
-            )
-        examples = getattr(module, f"{str(self.name).upper()}_EXAMPLES", module.EXAMPLES)
+    def loaded(self) -> Any:
+        """The real command."""
+        name = str(self.name)
+        group = self.path.partition(" ")[0]
+        module = importlib.import_module(f"grit_mlx.cli.{_NAMES.get(group, group)}")
+        if commands := _commands(self.path):
+            help_, examples = COMMANDS[self.path], module.EXAMPLES
+            return Commands(name=name, commands=commands, help=help_, epilog=examples, rich_markup_mode=None)
+        examples = getattr(module, f"{name.upper()}_EXAMPLES", module.EXAMPLES)
         single = typer.Typer(rich_markup_mode=None, add_completion=False)
-        single.command(self.name, cls=options.Command, epilog=examples)(getattr(module, self.entry.function))
+        single.command(name, cls=options.Command, epilog=examples)(getattr(module, _NAMES.get(name, name)))
         return typer.main.get_command(single)
 
 
