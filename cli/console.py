@@ -7,7 +7,6 @@ something is drawn, so that ``grit --help`` and pipes do not pay for it.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -21,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from grit_mlx.errors import GritError, Option, OutputError
+from grit_mlx.errors import GritError, Option, OutputError, unwritable
 from grit_mlx.progress import Progress, bar
 
 if TYPE_CHECKING:
@@ -214,9 +213,8 @@ def _stdout_errors() -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
         silence_stdout()
-        raise OutputError(f"Cannot write to standard output: {reason}.") from error
+        raise OutputError(unwritable("standard output", error)) from error
 
 
 # Messages

@@ -21,10 +21,10 @@ from grit_mlx.cli.wording import number_of, size_of
 from grit_mlx.errors import ArgumentError, DependencyError, Option, OutputError
 from grit_mlx.files.atomic import atomic_path
 from grit_mlx.options import from_mapping
+from grit_mlx.training.callbacks import Callback, StepReport, TrainingPlan, ValidationReport, read_log
 from grit_mlx.training.settings import TrainingSettings, commented_yaml, read_yaml
 
 if TYPE_CHECKING:
-    from grit_mlx.training.callbacks import StepReport, TrainingPlan, ValidationReport
     from grit_mlx.training.trainer import TrainingResult
 
 __all__ = ["EXAMPLES", "train"]
@@ -100,7 +100,7 @@ def train(
 
     if not World().is_first:
         console.set_up(quiet=True, verbose=console.verbose())  # the first process reports
-    display: Any = _Display(settings)  # a Callback, whose module brings mlx
+    display = _Display(settings)
     try:
         with display.shown():
             result = run(settings, [display])
@@ -155,7 +155,6 @@ def _convert_adapter(settings: TrainingSettings, export: str | None, imported: s
 
 
 def _report(settings: TrainingSettings, result: TrainingResult) -> None:
-    from grit_mlx.training.callbacks import read_log
     from grit_mlx.training.plots import plot_curves
 
     folder = result.folder
@@ -176,8 +175,8 @@ def _report(settings: TrainingSettings, result: TrainingResult) -> None:
     console.write(console.visible(f"Next: grit {verb} {named}"))
 
 
-class _Display:
-    """Shows a run on stderr: a bar on a terminal, a line for each report elsewhere. A ``Callback``."""
+class _Display(Callback):
+    """Shows a run on stderr: a bar on a terminal, a line for each report elsewhere."""
 
     def __init__(self, settings: TrainingSettings) -> None:
         self._settings = settings
@@ -285,9 +284,6 @@ class _Display:
         self._saved = self._step or 0
         if console.verbose():
             console.note(f"wrote {folder}")
-
-    def on_end(self) -> None:
-        """Nothing more to show."""
 
 
 def _line(report: StepReport) -> str:

@@ -40,6 +40,7 @@ appear only on a terminal; `NO_COLOR=1` turns colours off. Output files are writ
 | `NO_COLOR`, `COLUMNS` | turns colours off; the width of tables |
 """
 
+
 def page() -> str:
     """The contents of docs/cli.md."""
     return HEAD + "".join(_sections())

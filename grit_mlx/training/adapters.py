@@ -25,6 +25,7 @@ __all__ = [
     "choose_keys",
     "count_trainable",
     "is_quantized",
+    "layout_from",
     "load_weights",
     "read_layout",
     "unfreeze_for_full",
@@ -61,6 +62,18 @@ class AdapterLayout:
     def parameters(self) -> dict[str, Any]:
         """mlx-lm's ``lora_parameters``."""
         return {"rank": self.rank, "scale": self.scale, "dropout": self.dropout, "keys": list(self.keys)}
+
+
+def layout_from(fine_tune_type: str, num_layers: int, parameters: Mapping[str, Any]) -> AdapterLayout:
+    """A layout from mlx-lm's ``lora_parameters``, of which rank and scale are required."""
+    return AdapterLayout(
+        fine_tune_type,
+        num_layers,
+        rank=int(parameters["rank"]),
+        scale=float(parameters["scale"]),
+        dropout=float(parameters.get("dropout", 0.0)),
+        keys=tuple(parameters.get("keys") or ()),
+    )
 
 
 def choose_keys(model: nn.Module, *, experts: bool = False, router: bool = False) -> tuple[str, ...]:
@@ -196,15 +209,8 @@ def read_layout(folder: Path) -> AdapterLayout:
     path = folder / ADAPTER_CONFIG
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        parameters = content["lora_parameters"]
-        return AdapterLayout(
-            fine_tune_type=content.get("fine_tune_type", "lora"),
-            num_layers=int(content["num_layers"]),
-            rank=int(parameters["rank"]),
-            scale=float(parameters["scale"]),
-            dropout=float(parameters.get("dropout", 0.0)),
-            keys=tuple(parameters.get("keys") or ()),
-        )
+        kind = content.get("fine_tune_type", "lora")
+        return layout_from(kind, int(content["num_layers"]), content["lora_parameters"])
     except (OSError, ValueError) as error:
         raise AdapterError(unreadable(path, error)) from error
     except (KeyError, TypeError) as error:

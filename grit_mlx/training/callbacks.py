@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from grit_mlx.errors import Option
 from grit_mlx.files.atomic import atomic_path, output_errors
 from grit_mlx.optional import optional
-from grit_mlx.training.memory import MemoryEstimate
+
+if TYPE_CHECKING:
+    from grit_mlx.training.memory import MemoryEstimate  # which imports mlx
 
 __all__ = ["Callback", "JsonLog", "StepReport", "TrainingPlan", "ValidationReport", "make_reporters", "read_log"]
 
@@ -149,56 +151,49 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-class _Reporter(Callback):
-    """Sends scalars to a service."""
+class Reporter(Callback):
+    """Sends scalars to a service.
 
-    def write(self, scalars: Mapping[str, float], step: int) -> None:
-        """Send the scalars of a step."""
-        raise NotImplementedError
+    Args:
+        send: called with scalars by name, and their step.
+        close: called when the run is over.
+    """
+
+    def __init__(self, send: Callable[[Mapping[str, float], int], Any], close: Callable[[], Any]) -> None:
+        self._send = send
+        self._close = close
 
     def on_report(self, report: StepReport) -> None:
         """Send the means."""
-        self.write(_scalars(report), report.step)
+        self._send(_scalars(report), report.step)
 
     def on_validation(self, report: ValidationReport) -> None:
         """Send losses and scores."""
-        self.write(_scalars(report), report.step)
+        self._send(_scalars(report), report.step)
+
+    def on_end(self) -> None:
+        """Close the connection."""
+        self._close()
 
 
-class TensorBoard(_Reporter):
-    """Scalars for TensorBoard (extra ``tensorboard``)."""
+def _tensorboard(run: Path, project: str) -> Reporter:
+    tensorboard = optional("tensorboardX", extra="tensorboard", purpose="TensorBoard")
+    writer = tensorboard.SummaryWriter(str(run / "tensorboard"))
 
-    def __init__(self, run: Path, project: str) -> None:
-        tensorboard = optional("tensorboardX", extra="tensorboard", purpose="TensorBoard")
-        self._writer = tensorboard.SummaryWriter(str(run / "tensorboard"))
-
-    def write(self, scalars: Mapping[str, float], step: int) -> None:
-        """Write them to the event file."""
+    def send(scalars: Mapping[str, float], step: int) -> None:
         for name, value in scalars.items():
-            self._writer.add_scalar(name, value, step)
+            writer.add_scalar(name, value, step)
 
-    def on_end(self) -> None:
-        """Close the file."""
-        self._writer.close()
+    return Reporter(send, writer.close)
 
 
-class WandB(_Reporter):
-    """Scalars for Weights & Biases (extra ``wandb``)."""
-
-    def __init__(self, run: Path, project: str) -> None:
-        wandb = optional("wandb", extra="wandb", purpose="Weights & Biases")
-        self._run = wandb.init(project=project, dir=str(run), name=run.name)
-
-    def write(self, scalars: Mapping[str, float], step: int) -> None:
-        """Log them."""
-        self._run.log(scalars, step=step)
-
-    def on_end(self) -> None:
-        """Finish the run there."""
-        self._run.finish()
+def _wandb(run: Path, project: str) -> Reporter:
+    wandb = optional("wandb", extra="wandb", purpose="Weights & Biases")
+    service = wandb.init(project=project, dir=str(run), name=run.name)
+    return Reporter(lambda scalars, step: service.log(scalars, step=step), service.finish)
 
 
-_REPORTERS = {"tensorboard": TensorBoard, "wandb": WandB}
+_REPORTERS = {"tensorboard": _tensorboard, "wandb": _wandb}
 
 
 def make_reporters(names: Sequence[str], run: Path, project: str) -> list[Callback]:

@@ -45,18 +45,14 @@ class Data:
     """The data of a run.
 
     Attributes:
-        embedding: training batches of queries and passages; None if the mode has none.
-        generative: training batches of texts; None if the mode has none.
-        embedding_valid: held-out batches; None if there are none.
-        generative_valid: held-out batches; None if there are none.
+        train: the batches of each kind that the mode trains: ``EmbeddingData``, ``GenerativeData``.
+        held_out: the same, of the kinds that there is held-out data of.
         rows: training rows of each kind.
         keys: hashes of the data, by file name, for a resumed run to compare.
     """
 
-    embedding: EmbeddingData | None
-    generative: GenerativeData | None
-    embedding_valid: EmbeddingData | None
-    generative_valid: GenerativeData | None
+    train: Mapping[str, Any]
+    held_out: Mapping[str, Any]
     rows: Mapping[str, int]
     keys: Mapping[str, str]
 
@@ -175,17 +171,10 @@ def _choose_trained(model: Any, settings: TrainingSettings) -> AdapterLayout | N
         adapters.attach_adapter(model, layout)
         adapters.load_weights(model, weights, settings.resume_adapter_file)
         return layout
-    keys = settings.lora_parameters.get("keys") or adapters.choose_keys(
-        model, experts=settings.adapt_experts, router=settings.adapt_router
-    )
-    layout = AdapterLayout(
-        fine_tune_type=settings.fine_tune_type,
-        num_layers=settings.num_layers,
-        rank=settings.lora_parameters["rank"],
-        scale=float(settings.lora_parameters["scale"]),
-        dropout=float(settings.lora_parameters.get("dropout", 0.0)),
-        keys=tuple(keys),
-    )
+    layout = adapters.layout_from(settings.fine_tune_type, settings.num_layers, settings.lora_parameters)
+    if not layout.keys:
+        keys = adapters.choose_keys(model, experts=settings.adapt_experts, router=settings.adapt_router)
+        layout = replace(layout, keys=keys)
     adapters.attach_adapter(model, layout)
     return layout
 
@@ -259,10 +248,8 @@ def prepare_data(
         for kind in [kind for kind in kinds if not held_out.get(kind)]:
             train[kind], held_out[kind] = split_files(train[kind], settings.val_rows, settings.seed)
     return Data(
-        embedding=_batches(train.get(EMBEDDING), EMBEDDING, settings, world),
-        generative=_batches(train.get(GENERATIVE), GENERATIVE, settings, world),
-        embedding_valid=_batches(held_out.get(EMBEDDING), EMBEDDING, settings),
-        generative_valid=_batches(held_out.get(GENERATIVE), GENERATIVE, settings),
+        train={kind: _batches(files, kind, settings, world) for kind, files in train.items()},
+        held_out={kind: _batches(files, kind, settings) for kind, files in held_out.items() if files},
         rows={kind: _count(files) for kind, files in train.items()},
         keys={part.file.name: part.file.key for files in train.values() for part in files},
     )
@@ -272,13 +259,11 @@ def _count(files: Files) -> int:
     return sum(len(part.rows) for part in files)
 
 
-def _batches(files: Files | None, kind: str, settings: TrainingSettings, world: World | None = None) -> Any:
+def _batches(files: Files, kind: str, settings: TrainingSettings, world: World | None = None) -> Any:
     """Batches of one kind: of training data, which the processes of ``world`` share, or of held-out data.
 
     Held-out files have no weights and are mixed, and a batch may be smaller: their rows are few.
     """
-    if not files:
-        return None
     name = "batch_size" if kind == EMBEDDING else "generative_batch_size"
     batch_size = getattr(settings, name)
     if world is None:

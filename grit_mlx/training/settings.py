@@ -20,9 +20,6 @@ from grit_mlx.options import check, nearest, option, spec_of
 
 __all__ = ["TrainingSettings", "commented_yaml", "read_yaml", "write_yaml"]
 
-# mlx-lm's.
-FINE_TUNE_TYPES = ("lora", "dora", "full")
-
 # "mixed": mean over the tokens of the batch; "token": sum over the tokens / rows, so long answers count for more.
 GENERATIVE_KINDS = ("mixed", "token")
 
@@ -33,8 +30,6 @@ LABEL_MASKS = ("exact", "official", "prefix")
 # See ``optimizers``.
 OPTIMIZERS = ("adamw", "adam", "adafactor", "lion", "muon", "sgd")
 SCHEDULES = ("linear", "cosine", "constant")
-DISTILLATIONS = ("none", "cosine", "similarity")
-REPORTERS = ("tensorboard", "wandb")
 
 _model, _data, _optimisation, _losses, _output = (
     partial(option, heading=heading) for heading in ("Model", "Data", "Optimisation", "Losses", "Output")
@@ -51,22 +46,20 @@ class TrainingSettings:
 
     model: str | None = _model(None, "Model folder, hub id or short name to tune.", flags=("--model", "-m"))
     mode: str = _model("unified", "Train embedding, generation or both.", choices=MODES)
-    fine_tune_type: str = _model("lora", "Train a LoRA or DoRA adapter, or all weights.", choices=FINE_TUNE_TYPES)
-    num_layers: int = _model(-1, "Tune only this many of the last blocks; -1 for all.", minimum=-1)
-    frozen: list[str] = _model(
-        [], "Modules that full tuning leaves unchanged: names or patterns, such as model.norm.", metavar="MODULE"
+    fine_tune_type: str = _model(
+        "lora", "Train a LoRA or DoRA adapter, or all weights.", choices=("lora", "dora", "full")
     )
+    num_layers: int = _model(-1, "Tune only this many of the last blocks; -1 for all.", minimum=-1)
+    frozen: list[str] = _model([], "With full tuning: modules to freeze, by name or pattern, such as model.norm.")
     lora_parameters: dict[str, Any] = _model(
         {"rank": 16, "scale": 4.0, "dropout": 0.0},
         "rank, scale (alpha / rank), dropout, and keys: names of the adapted layers (default: all linear ones).",
     )
     adapt_experts: bool = _model(False, "Also adapt the experts of a mixture.")
     adapt_router: bool = _model(False, "Also adapt the routers of a mixture.")
-    resume_adapter_file: str | None = _model(
-        None, "Start from this adapter, in mlx-lm's layout or PEFT's.", metavar="FOLDER"
-    )
-    from_scratch: str | None = _model(None, "Start from random weights: a config.json.", metavar="FILE")
-    tokenizer: str | None = _model(None, "Tokenizer of a model trained from scratch.", metavar="FOLDER")
+    resume_adapter_file: str | None = _model(None, "Start from this adapter folder, in mlx-lm's layout or PEFT's.")
+    from_scratch: str | None = _model(None, "Start from random weights, with this config.json.")
+    tokenizer: str | None = _model(None, "Tokenizer folder, for a model trained from scratch.")
     dtype: str = _model(
         "auto",
         "Data type of the weights; 'stored' keeps it; 'auto' is float32 on a CPU and 'stored' on a GPU.",
@@ -83,30 +76,22 @@ class TrainingSettings:
         metavar="bbcc|cccc",
     )
     max_length: int | None = _model(
-        None, "Maximum number of tokens that the tuned model embeds. Default: the model's setting.", minimum=2
+        None, "Maximum number of tokens that the tuned model embeds of a text. Default: the model's setting.", minimum=2
     )
-    query_instruction: str | None = _model(
-        None, "Instruction that the tuned model embeds queries with. Default: the model's setting."
-    )
+    query_instruction: str | None = _model(None, "Instruction for embedding queries. Default: the model's setting.")
     trust_remote_code: bool = _model(False, "Run Python code that comes with the model.")
 
-    data: str | None = _data(None, "Folder of .jsonl or .jsonl.gz files, or one such file.", metavar="PATH")
-    valid: str | None = _data(
-        None, "Held-out data. Default: valid.jsonl files in the data, else rows split off it.", metavar="PATH"
-    )
+    data: str | None = _data(None, "Folder of .jsonl or .jsonl.gz files, or one such file.")
+    valid: str | None = _data(None, "Held-out data. Default: valid.jsonl files in the data, else rows split off it.")
     val_rows: int = _data(64, "Rows of each kind to split off if there is no held-out data.", minimum=0)
     val_batches: int = _data(25, "Maximum number of held-out batches per validation.", minimum=1)
-    data_weights: dict[str, float] = _data(
-        {}, "How often an epoch takes each row, by file name; files not named: once.", minimum=0
-    )
+    data_weights: dict[str, float] = _data({}, "How often an epoch takes each row, by file; 1 if not given.", minimum=0)
     same_file: bool = _data(True, "Take the rows of an embedding batch from one file if possible.")
     label_mask: str = _data("exact", "Which tokens of a chat to learn.", choices=LABEL_MASKS)
     query_max_length: int = _data(256, "Maximum number of tokens per query, instruction included.", minimum=2)
     passage_max_length: int = _data(512, "Maximum number of tokens per passage.", minimum=2)
     max_seq_length: int = _data(1024, "Maximum number of tokens per generative row.", minimum=2)
-    cache: str | None = _data(
-        None, "Folder for tokenised data. Default: token-cache in the output folder.", metavar="FOLDER"
-    )
+    cache: str | None = _data(None, "Folder for tokenised data. Default: token-cache in the output folder.")
 
     iters: int = _optimisation(1000, "Number of steps.", minimum=1)
     batch_size: int = _optimisation(32, "Queries per step; all their passages serve as negatives.", minimum=1)
@@ -141,22 +126,22 @@ class TrainingSettings:
         None, "Ignore negatives whose similarity exceeds the positive's by more than this."
     )
     matryoshka_dims: list[int] = _losses([], "Also train the vectors truncated to these sizes.", minimum=1)
-    distillation: str = _losses("none", "Learn from vectors given with the data.", choices=DISTILLATIONS)
+    distillation: str = _losses(
+        "none", "Learn from vectors given with the data.", choices=("none", "cosine", "similarity")
+    )
     distillation_factor: float = _losses(1.0, "Weight of the distillation loss.", minimum=0)
 
-    adapter_path: str = _output("adapters", "Folder for the adapter or model, checkpoints and log.", metavar="FOLDER")
+    adapter_path: str = _output("adapters", "Folder for the adapter or model, checkpoints and log.")
     steps_per_report: int = _output(10, "Steps between log lines.", minimum=1)
     steps_per_eval: int = _output(200, "Steps between validations; 0 for none.", minimum=0)
     save_every: int = _output(200, "Steps between checkpoints.", minimum=1)
     keep_last: int = _output(2, "Number of checkpoints to keep, besides the best.", minimum=1)
-    evaluate: list[str] = _output(
-        [], "Sets to score at each validation: BEIR folders, or STS files (.csv).", metavar="PATH"
-    )
+    evaluate: list[str] = _output([], "Sets to score at each validation: BEIR folders, or STS files (.csv).")
     best: str = _output("loss", "What the best checkpoint is chosen by.", choices=("loss", "score"))
     early_stopping: int = _output(0, "Stop after this many validations without improvement; 0: never.", minimum=0)
     resume: bool = _output(False, "Resume from the last checkpoint in the output folder.")
-    report_to: list[str] = _output([], "Also log to these.", choices=REPORTERS)
-    project_name: str = _output("grit-mlx", "Project name in Weights & Biases.", metavar="NAME")
+    report_to: list[str] = _output([], "Also log to these.", choices=("tensorboard", "wandb"))
+    project_name: str = _output("grit-mlx", "Project name in Weights & Biases.")
 
     def __post_init__(self) -> None:
         check(self)

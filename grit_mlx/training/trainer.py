@@ -10,6 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_unflatten
 
+from grit_mlx.datasets.examples import EMBEDDING, GENERATIVE
 from grit_mlx.errors import (
     ArgumentError,
     GritError,
@@ -124,14 +126,8 @@ def _begun(settings: TrainingSettings, world: World, sets: Sequence[Any], callba
     if world.is_first:
         _check_folder(folder, settings)
     prepared = prepare_model(settings, world)
-
-    def on_rows(file: str, rows: int) -> None:
-        for callback in callbacks:
-            callback.on_rows(file, rows)
-
-    data = prepare_data(
-        settings, prepared.loaded.tokenizer._tokenizer, world, on_rows, vector_size=prepared.vector_size
-    )
+    tokenizer, on_rows = prepared.loaded.tokenizer._tokenizer, partial(_notify, callbacks, "on_rows")
+    data = prepare_data(settings, tokenizer, world, on_rows, vector_size=prepared.vector_size)
     if world.is_first:
         reporters = make_reporters(settings.report_to, folder.path, settings.project_name)
         callbacks = [*callbacks, JsonLog(folder.path / "log.jsonl"), *reporters]
@@ -176,7 +172,7 @@ class _Run:
         self.position = Position(data=dict(data.keys), settings=_compared(settings))
         self.validation: ValidationReport | None = None
         self.losses: dict[str, float] = {}
-        self.reports = _Means()
+        self.reports: list[StepReport] = []  # since the last line of the log
         self._published: Path | None = None
         # Sized now, so that a resumed optimizer finds its state in place.
         prepared.optimizer.init(prepared.trainee.trainable_parameters())  # type: ignore[no-untyped-call]
@@ -188,12 +184,12 @@ class _Run:
                 self._resume()
             if self.world.is_first:
                 write_yaml(self.folder.path / "settings.yaml", replace(self.settings, resume=False))
-            self._notify("on_start", self._plan())
+            _notify(self.callbacks, "on_start", self._plan())
             mx.reset_peak_memory()
             with device.wired():
                 stopped = self._loop()
         finally:
-            self._notify("on_end")
+            _notify(self.callbacks, "on_end")
         if self.world.is_first:
             self._publish()
         best = self.position.best_step
@@ -210,10 +206,8 @@ class _Run:
     def _loop(self) -> bool:
         """Steps, validations and checkpoints; whether validations stopped improving."""
         settings = self.settings
-        self.reports = _Means([StepReport(**report) for report in self.position.pending])
-        validates = bool(settings.steps_per_eval) and (
-            bool(self.sets) or self.data.embedding_valid is not None or self.data.generative_valid is not None
-        )
+        self.reports = [StepReport(**report) for report in self.position.pending]
+        validates = bool(settings.steps_per_eval and (self.sets or self.data.held_out))
         if validates and self.position.step == 0:
             self._validate()
         if self._is_over():
@@ -222,11 +216,12 @@ class _Run:
             report = self._step_in_memory(self.position.step)
             self.position = replace(self.position, step=report.step)
             self.losses = dict(report.losses)
-            self.reports.add(report)
-            self._notify("on_step", report)
+            self.reports.append(report)
+            _notify(self.callbacks, "on_step", report)
             last = report.step == settings.iters
             if last or report.step % settings.steps_per_report == 0:
-                self._notify("on_report", self.reports.take())
+                _notify(self.callbacks, "on_report", _mean(self.reports))
+                self.reports = []
             if validates and (last or report.step % settings.steps_per_eval == 0):
                 self._validate()
                 if self._is_over():
@@ -282,12 +277,11 @@ class _Run:
 
     def _gradients(self, index: int) -> StepResult:
         seed = int(np.random.default_rng([self.settings.seed, index]).integers(1 << 62))
-        parts = []
-        if self.data.embedding is not None:
-            parts.append(self.prepared.step.embedding(self.data.embedding.batch(index), seed=seed))
-        if self.data.generative is not None:
-            parts.append(self.prepared.step.generative(self.data.generative.batch(index), seed=seed))
-        return merged(parts)
+        computations: dict[str, Any] = {
+            EMBEDDING: self.prepared.step.embedding,
+            GENERATIVE: self.prepared.step.generative,
+        }
+        return merged([computations[kind](data.batch(index), seed=seed) for kind, data in self.data.train.items()])
 
     def _stop(self, index: int, losses: dict[str, float]) -> None:
         """End the run because of a loss that is not finite; weights and checkpoints stay as they are."""
@@ -295,12 +289,10 @@ class _Run:
         folder = self.folder.path / "stopped"
         if self.world.is_first:
             rows: dict[str, Any] = {"step": step, "losses": {name: str(value) for name, value in losses.items()}}
-            if self.data.embedding is not None:
-                batch = self.data.embedding.batch(index)
-                for name, texts in (("queries", batch.queries), ("passages", batch.passages)):
-                    rows[name] = [text.ids.tolist() for text in texts]
-            if self.data.generative is not None:
-                rows["generative"] = [chat.ids.tolist() for chat in self.data.generative.batch(index)]
+            for kind, data in self.data.train.items():
+                batch = data.batch(index)
+                parts = {"queries": batch.queries, "passages": batch.passages} if kind == EMBEDDING else {kind: batch}
+                rows |= {name: [one.ids.tolist() for one in part] for name, part in parts.items()}
             try:
                 folder.mkdir(exist_ok=True)
                 (folder / f"step-{step:08d}.json").write_text(json.dumps(rows), encoding="utf-8")
@@ -340,7 +332,7 @@ class _Run:
         else:
             self.position = replace(self.position, stale=self.position.stale + 1)
         self.validation = ValidationReport(self.position.step, losses, dict(scores), is_best=better)
-        self._notify("on_validation", self.validation)
+        _notify(self.callbacks, "on_validation", self.validation)
 
     def _is_over(self) -> bool:
         patience = self.settings.early_stopping
@@ -357,7 +349,7 @@ class _Run:
         full = self.prepared.layout is None
         weights = trainee.model.parameters() if full else trainee.model.trainable_parameters()
         folder = self.folder.save(
-            replace(self.position, pending=self.reports.pending()),
+            replace(self.position, pending=[asdict(report) for report in self.reports]),
             weights=dict(named_arrays(weights)),
             weights_name=self._weights_name,
             optimizer={name: value for name, value in state.items() if not name.startswith("weights.")},
@@ -367,7 +359,7 @@ class _Run:
         # The run's folder can be used at any time, not only at its end.
         if self.position.best_step in (None, self.position.step):
             self._publish()
-        self._notify("on_checkpoint", folder)
+        _notify(self.callbacks, "on_checkpoint", folder)
 
     def _resume(self) -> None:
         """Load the last checkpoint. Only the first process reads it: other machines need not have it."""
@@ -429,7 +421,6 @@ class _Run:
             fused_attention=device.current_device().kind != "cpu",
         )
         trained, parameters = adapters.count_trainable(self.prepared.trainee)
-        samplers = {"embedding": self.data.embedding, "generative": self.data.generative}
         return TrainingPlan(
             run=self.folder.path,
             steps=settings.iters,
@@ -439,7 +430,7 @@ class _Run:
             memory=memory,
             advice=advice(memory, settings, quantized=adapters.is_quantized(loaded.model)),
             rows=self.data.rows,
-            epochs={name: one.sampler.epoch(settings.iters) for name, one in samplers.items() if one is not None},
+            epochs={kind: data.sampler.epoch(settings.iters) for kind, data in self.data.train.items()},
             processes=self.world.size,
         )
 
@@ -469,40 +460,26 @@ class _Run:
             self.folder.publish(source, self._weights_name)
             self._published = source
 
-    def _notify(self, event: str, *arguments: Any) -> None:
-        for callback in self.callbacks:
-            getattr(callback, event)(*arguments)
+
+def _mean(reports: Sequence[StepReport]) -> StepReport:
+    """The last of several reports, with the means of their losses and speeds."""
+    losses: dict[str, list[float]] = defaultdict(list)
+    for report in reports:
+        for name, value in report.losses.items():
+            losses[name].append(value)
+    seconds = sum(report.seconds for report in reports)
+    tokens = sum(report.tokens_per_second * report.seconds for report in reports)
+    return replace(
+        reports[-1],
+        losses={name: sum(values) / len(values) for name, values in losses.items()},
+        tokens_per_second=tokens / seconds,
+        seconds=seconds / len(reports),
+    )
 
 
-class _Means:
-    """Averages the steps between two reports."""
-
-    def __init__(self, reports: Sequence[StepReport] = ()) -> None:
-        self._reports = list(reports)
-
-    def add(self, report: StepReport) -> None:
-        """One more step."""
-        self._reports.append(report)
-
-    def pending(self) -> list[dict[str, Any]]:
-        """The steps so far, for a resumed run."""
-        return [asdict(report) for report in self._reports]
-
-    def take(self) -> StepReport:
-        """The mean of the steps so far, which are then dropped."""
-        reports, self._reports = self._reports, []
-        losses: dict[str, list[float]] = defaultdict(list)
-        for report in reports:
-            for name, value in report.losses.items():
-                losses[name].append(value)
-        seconds = sum(report.seconds for report in reports)
-        tokens = sum(report.tokens_per_second * report.seconds for report in reports)
-        return replace(
-            reports[-1],
-            losses={name: sum(values) / len(values) for name, values in losses.items()},
-            tokens_per_second=tokens / seconds,
-            seconds=seconds / len(reports),
-        )
+def _notify(callbacks: Sequence[Callback], event: str, *arguments: Any) -> None:
+    for callback in callbacks:
+        getattr(callback, event)(*arguments)
 
 
 def _state(trainee: Trainee, optimizer: optim.Optimizer) -> dict[str, mx.array]:

@@ -115,7 +115,8 @@ def test_a_full_disk_behind_stdout(tiny_model: Path, tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:
         command = [*COMMAND, "embed", str(path), "-m", str(tiny_model)]
         run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert (run.returncode, run.stderr) == (1, "error: Cannot write to standard output: the disk is full.\n")
+    message = "error: Cannot write standard output: the disk is full. Make room, or choose another place.\n"
+    assert (run.returncode, run.stderr) == (1, message)
 
 
 def test_pipes_carry_utf_8_whatever_the_locale_says(tiny_model: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -64,26 +65,37 @@ def test_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_reporters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: dict[str, list[Any]] = {"tensorboardX": [], "wandb": []}
+
     class Writer:
         def __init__(self, folder: str) -> None:
-            self.scalars: list[tuple[str, float, int]] = []
+            assert folder == str(tmp_path / "tensorboard")
 
         def add_scalar(self, *scalar: Any) -> None:
-            self.scalars.append(scalar)
+            sent["tensorboardX"].append(scalar)
 
         def close(self) -> None:
-            self.scalars.append(("closed", 0, 0))
+            sent["tensorboardX"].append("closed")
 
-    class Module:
-        SummaryWriter = Writer
+    class Run:
+        def log(self, scalars: dict[str, float], step: int) -> None:
+            sent["wandb"] += [(name, value, step) for name, value in scalars.items()]
 
-    monkeypatch.setitem(sys.modules, "tensorboardX", Module)
-    [made] = make_reporters(["tensorboard"], tmp_path, "project")
-    made.on_report(step(2))
-    made.on_validation(ValidationReport(2, {"embedding": 0.4}, {"set": 0.5}))
-    made.on_end()
-    scalars = made._writer.scalars  # type: ignore[attr-defined]
-    assert ("train/embedding", 0.5, 2) in scalars and ("score/set", 0.5, 2) in scalars and scalars[-1][0] == "closed"
+        def finish(self) -> None:
+            sent["wandb"].append("closed")
+
+    def init(**about: Any) -> Run:
+        assert about == {"project": "project", "dir": str(tmp_path), "name": tmp_path.name}
+        return Run()
+
+    monkeypatch.setitem(sys.modules, "tensorboardX", SimpleNamespace(SummaryWriter=Writer))
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    for made in make_reporters(["tensorboard", "wandb"], tmp_path, "project"):
+        made.on_report(step(2))
+        made.on_validation(ValidationReport(2, {"embedding": 0.4}, {"set": 0.5}))
+        made.on_end()
+    for scalars in sent.values():
+        assert ("train/embedding", 0.5, 2) in scalars and ("score/set", 0.5, 2) in scalars and scalars[-1] == "closed"
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(DependencyError, match=r"Weights & Biases needs wandb: pip install 'grit-mlx\[wandb\]'"):
         make_reporters(["wandb"], tmp_path, "project")
