@@ -23,12 +23,13 @@ from common import machine, save  # before mlx, to load the fast BLAS
 # isort: split
 from grit_mlx.evaluation.retrieval import evaluate_set, load_set
 from grit_mlx.gritlm import GritLM
+from grit_mlx.options import from_mapping
 from grit_mlx.training import TrainingSettings, train
-from grit_mlx.training.callbacks import Callback, Plan, StepReport, ValidationReport, read_log
+from grit_mlx.training.callbacks import Callback, StepReport, TrainingPlan, ValidationReport, read_log
 from grit_mlx.training.distributed import World
 from grit_mlx.training.plots import plot_curves
 from grit_mlx.training.preparation import prepare_data, prepare_model
-from grit_mlx.training.settings import read_yaml, settings_from
+from grit_mlx.training.settings import read_yaml
 from grit_mlx.training.validation import held_out_losses
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,7 +57,7 @@ SOURCES = {
 
 
 class Printer(Callback):
-    def on_start(self, plan: Plan) -> None:
+    def on_start(self, plan: TrainingPlan) -> None:
         print(f"{plan.run}: {plan.trained:,} parameters, estimated peak {plan.memory.peak / 1e6:.0f} MB", flush=True)
 
     def on_report(self, report: StepReport) -> None:
@@ -104,7 +105,7 @@ def measure(settings: TrainingSettings, name: str, model: str) -> dict[str, Any]
     prepared = prepare_model(replace(settings, model=model), world)
     prepared.trainee.eval()
     data = prepare_data(settings, prepared.loaded.tokenizer._tokenizer, world)
-    found: dict[str, Any] = {"losses": held_out_losses(prepared, data, most_batches=settings.val_batches)}
+    found: dict[str, Any] = {"losses": held_out_losses(prepared, data, max_batches=settings.val_batches)}
     grit = GritLM.from_loaded(prepared.loaded)
     found["scores"] = {one: evaluate_set(grit, load_set(SHARED / "data" / "dev" / one)) for one in SETS}
     log = read_log(Path(model) / "log.jsonl")
@@ -140,7 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=STAGES)
     only = parser.parse_args().only
-    settings = settings_from(read_yaml(CONFIG))
+    settings = from_mapping(TrainingSettings, read_yaml(CONFIG))
     for name, stage in STAGES.items():
         if only in (None, name):
             stage(settings)

@@ -1,13 +1,12 @@
 """What the command line says: results on stdout; notes, warnings, errors and progress on stderr.
 
-Text that comes from files, models or file names is shown with its control characters spelled out: a file must
+Text that comes from files, models or file names is shown with its control characters escaped: a file must
 not be able to move the cursor, recolour the terminal or forge a line of output. rich is imported only where
 something is drawn, so that ``grit --help`` and pipes do not pay for it.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -21,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from grit_mlx.errors import GritError, Option, OutputError
+from grit_mlx.errors import GritError, Option, OutputError, unwritable
 from grit_mlx.progress import Progress, bar
 
 if TYPE_CHECKING:
@@ -41,7 +40,6 @@ __all__ = [
     "show",
     "silence_hub",
     "silence_stdout",
-    "spelled",
     "status",
     "stderr_is_terminal",
     "stdin_is_terminal",
@@ -52,6 +50,7 @@ __all__ = [
     "width",
     "worded",
     "write",
+    "write_rows",
 ]
 
 # Control characters of ASCII and Latin-1, separators of lines, overrides of the writing direction, and halves of
@@ -70,7 +69,7 @@ _state = _State()
 
 
 def reset() -> None:
-    """Forget what the last command of this process arranged; only tests run more than one."""
+    """Undo ``set_up``; only tests run more than one command in a process."""
     _state.quiet = _state.verbose = False
     _state.flags = {}
     _console.cache_clear()
@@ -78,13 +77,12 @@ def reset() -> None:
 
 
 def set_up(*, quiet: bool, verbose: bool, flags: Mapping[str, str] | None = None) -> None:
-    """Arrange the streams, the library's log and other libraries' chatter; each command begins with it.
+    """Set up the streams, the library's log and other libraries' output; each command begins with it.
 
     Args:
         quiet: no notes, no warnings, no progress.
         verbose: details.
-        flags: of the command, by Python's names: how messages spell the options that they mention. None leaves
-            what was set before.
+        flags: the command's, by Python's names, for messages; None keeps them as they are.
     """
     _state.quiet, _state.verbose = quiet, verbose
     if flags is not None:
@@ -103,7 +101,7 @@ def set_up(*, quiet: bool, verbose: bool, flags: Mapping[str, str] | None = None
         warnings.simplefilter("ignore")  # other libraries' deprecations
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    if quiet or not stderr_is_terminal():
+    if not draws():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
@@ -119,22 +117,22 @@ def verbose() -> bool:
 
 
 def stdout_is_terminal() -> bool:
-    """Whether someone reads stdout, and no program."""
+    """Whether stdout is shown to a person."""
     return sys.stdout.isatty()
 
 
 def stdin_is_terminal() -> bool:
-    """Whether someone types, and no program."""
+    """Whether a person types stdin."""
     return sys.stdin.isatty()
 
 
 def stderr_is_terminal() -> bool:
-    """Whether someone reads stderr."""
+    """Whether stderr is shown to a person."""
     return sys.stderr.isatty()
 
 
 def draws() -> bool:
-    """Whether bars are shown: someone reads stderr, and wants to."""
+    """Whether bars are shown: on a terminal, without --quiet."""
     return stderr_is_terminal() and not _state.quiet
 
 
@@ -147,17 +145,17 @@ def width() -> int:
 
 
 def visible(text: str, *, keep: str = "") -> str:
-    r"""The text with control characters spelled out, such as ``\x1b`` for escape.
+    r"""The text with control characters escaped, such as ``\x1b``.
 
     Args:
         text: any text.
-        keep: control characters that stay as they are.
+        keep: control characters that are kept.
     """
     return _UNSAFE.sub(lambda match: match[0] if match[0] in keep else repr(match[0])[1:-1], text)
 
 
 def dumps(value: object, *, indent: int | None = None) -> str:
-    """JSON as this program writes it: readable in any script."""
+    """JSON with characters of any script as they are."""
     return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
@@ -168,15 +166,22 @@ def write(text: str, *, end: str = "\n") -> None:
     """Write a result to stdout.
 
     Raises:
-        OutputError: stdout leads to a disk that is full, or the like.
-        BrokenPipeError: the reader has gone.
+        OutputError: the disk behind stdout is full, or the like.
+        BrokenPipeError: the reader has closed the pipe.
     """
     with _stdout_errors():
         sys.stdout.write(text + end)
 
 
+def write_rows(rows: Mapping[str, object]) -> None:
+    """Write labels and values in two columns."""
+    width = max(map(len, rows))
+    for label, value in rows.items():
+        write(visible(f"{label:<{width}}  {value}"))
+
+
 def flush() -> None:
-    """Hand over what was written.
+    """Flush stdout.
 
     Raises:
         As ``write``.
@@ -186,7 +191,7 @@ def flush() -> None:
 
 
 def show(result: RenderableType) -> None:
-    """Draw something of rich's on stdout; long lines of text are left for the terminal to wrap."""
+    """Draw one of rich's objects on stdout; the terminal wraps long lines of text."""
     from rich.text import Text
 
     with _stdout_errors():
@@ -194,7 +199,7 @@ def show(result: RenderableType) -> None:
 
 
 def silence_stdout() -> None:
-    """Throw away what stdout still holds, so that the interpreter does not stumble over it at its end."""
+    """Discard what stdout has buffered, which the interpreter would fail to write when it exits."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError):  # no real file, as in tests
@@ -208,48 +213,44 @@ def _stdout_errors() -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
         silence_stdout()
-        raise OutputError(f"Cannot write to standard output: {reason}.") from error
+        raise OutputError(unwritable("standard output", error)) from error
 
 
 # Messages
 
 
-def note(text: str) -> None:
-    """Tell something that is good to know; not with --quiet."""
+def note(*parts: str | Option) -> None:
+    """Say something that is good to know; not with --quiet."""
     if not _state.quiet:
-        _say("note", "dim", text)
+        _say("note", "dim", *parts)
 
 
-def warn(text: str) -> None:
-    """Tell something that is likely wrong; not with --quiet."""
+def warn(*parts: str | Option) -> None:
+    """Say something that is likely wrong; not with --quiet."""
     if not _state.quiet:
-        _say("warning", "yellow", text)
+        _say("warning", "yellow", *parts)
 
 
 def error(failure: GritError) -> None:
-    """Tell why the command failed, in one line; with --verbose also where in the code."""
+    """Say why the command failed, in one line; with --verbose also where in the code."""
     if _state.verbose:
         sys.stderr.write("".join(traceback.format_exception(failure)))
-    _say("error", "bold red", worded(failure))
+    _say("error", "bold red", *failure.parts)
 
 
-def worded(failure: GritError) -> str:
-    """A message in which options are called by their flags."""
-    return "".join(spelled(part) if isinstance(part, Option) else part for part in failure.parts)
-
-
-def spelled(option: Option) -> str:
-    """An option as one types it; as Python spells it where the command has no such flag."""
-    flag = _state.flags.get(option.name)
+def worded(part: str | Option) -> str:
+    """A part of a message: an option as its flag, or as Python spells it if the command has no such flag."""
+    if isinstance(part, str):
+        return part
+    flag = _state.flags.get(part.name)
     if flag is None:
-        return str(option)
-    return flag if option.value in (None, True) else f"{flag} {option.value}"
+        return str(part)
+    return flag if part.value in (None, True) else f"{flag} {part.value}"
 
 
-def _say(label: str, style: str, text: str) -> None:
-    text = visible(text)
+def _say(label: str, style: str, *parts: str | Option) -> None:
+    text = visible("".join(map(worded, parts)))
     if not stderr_is_terminal():
         sys.stderr.write(f"{label}: {text}\n")
         return
@@ -263,7 +264,7 @@ class _Notes(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if isinstance(record.args, tuple):
-            record.args = tuple(spelled(one) if isinstance(one, Option) else one for one in record.args)
+            record.args = tuple(worded(one) if isinstance(one, Option) else one for one in record.args)
         text = record.getMessage()
         if record.levelno >= logging.WARNING:
             warn(text)
@@ -276,8 +277,8 @@ class _Notes(logging.Handler):
 
 @contextmanager
 def status(text: str) -> Iterator[None]:
-    """Show what is going on, as long as it does; only where stderr is a terminal."""
-    if _state.quiet or not stderr_is_terminal():
+    """Show what is going on during this block; only on a terminal."""
+    if not draws():
         yield
         return
     from rich.text import Text
@@ -288,13 +289,13 @@ def status(text: str) -> Iterator[None]:
 
 @contextmanager
 def progress(label: str, total: int | None) -> Iterator[Progress]:
-    """Show a bar; only where stderr is a terminal.
+    """Show a bar; only on a terminal.
 
     Args:
         label: what is being done.
-        total: how much there is to do; None where that is unknown.
+        total: how much there is to do; None if unknown.
     """
-    if _state.quiet or not stderr_is_terminal():
+    if not draws():
         yield lambda _done, _total: None
         return
     with bar(label, total, console=error_console()) as advance:
@@ -303,12 +304,12 @@ def progress(label: str, total: int | None) -> Iterator[Progress]:
 
 @contextmanager
 def phases() -> Iterator[Callable[[str, str, int, int], None]]:
-    """Show work that goes through several phases, a bar for each; only where stderr is a terminal.
+    """Show a bar for each phase of some work; only on a terminal.
 
     Yields:
         To be called with the phase's label, how far it is in words, and in numbers.
     """
-    if _state.quiet or not stderr_is_terminal():
+    if not draws():
         yield lambda _label, _detail, _done, _total: None
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn

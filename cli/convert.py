@@ -82,7 +82,7 @@ def convert(
     if json_output:
         console.write(console.dumps(_facts(report), indent=2))
         return
-    _show(_summary(report))
+    console.write_rows(_summary(report))
     if conversion.upload_repo is not None:
         console.note(f"uploaded to {conversion.upload_repo}")
 
@@ -116,7 +116,7 @@ def _compare(choices: list[ModelChoice], texts: tuple[str, ...] | None, *, json_
     if json_output:
         console.write(console.dumps(drift.as_dict(), indent=2))
     else:
-        _show(_drift_rows(drift))
+        console.write_rows(_drift_rows(drift))
 
 
 def _texts(name: str) -> tuple[str, ...]:
@@ -131,30 +131,24 @@ def _texts(name: str) -> tuple[str, ...]:
 # Showing what was made
 
 
-def _show(rows: list[tuple[str, str]]) -> None:
-    width = max(len(label) for label, _ in rows)
-    for label, value in rows:
-        console.write(console.visible(f"{label:<{width}}  {value}"))
-
-
-def _summary(report: ConversionReport) -> list[tuple[str, str]]:
+def _summary(report: ConversionReport) -> dict[str, str]:
     shares = ", ".join(
         f"{100 * count / report.parameters:.0f} % at {bits}" for bits, count in report.bits.items() if count
     )
-    rows = [
-        ("folder", str(report.folder)),
-        ("from", f"{report.source}, {size_of(report.source_bytes)}"),
-        ("size", f"{size_of(report.output_bytes)}, {report.bits_per_weight:.2f} bits per weight"),
-        ("parameters", f"{report.parameters:,} ({shares})"),
-        ("time", f"{report.seconds:.1f} s{', after an interruption' if report.resumed else ''}"),
-    ]
+    rows = {
+        "folder": str(report.folder),
+        "from": f"{report.source}, {size_of(report.source_bytes)}",
+        "size": f"{size_of(report.output_bytes)}, {report.bits_per_weight:.2f} bits per weight",
+        "parameters": f"{report.parameters:,} ({shares})",
+        "time": f"{report.seconds:.1f} s{', after an interruption' if report.resumed else ''}",
+    }
     if report.dropped:
-        rows.append(("not used", f"{number_of(len(report.dropped), 'tensor')}, such as {report.dropped[0]}"))
-    return rows + ([("drift", "not measured")] if report.drift is None else _drift_rows(report.drift))
+        rows["not used"] = f"{number_of(len(report.dropped), 'tensor')}, such as {report.dropped[0]}"
+    return rows | ({"drift": "not measured"} if report.drift is None else _drift_rows(report.drift))
 
 
-def _drift_rows(drift: Drift) -> list[tuple[str, str]]:
-    return [("texts compared", str(drift.texts)), *drift.rows()]
+def _drift_rows(drift: Drift) -> dict[str, str]:
+    return {"texts compared": str(drift.texts), **dict(drift.rows())}
 
 
 def _facts(report: ConversionReport) -> dict[str, Any]:

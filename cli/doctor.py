@@ -1,4 +1,4 @@
-"""``grit doctor``: what this machine has, and what would make it better."""
+"""``grit doctor``: what this machine has, and how to fix what is wrong with it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grit_mlx
@@ -26,7 +27,7 @@ Examples:
 _PACKAGES = ("mlx", "mlx-lm", "transformers", "huggingface-hub", "numpy", "pyarrow")
 _TRUE = {"1", "ON", "YES", "TRUE"}
 _MEASURED_SECONDS = 0.3
-# Below this a CPU computes with mlx's reference BLAS, whatever was meant to be loaded.
+# Below this a CPU uses mlx's reference BLAS, whichever was to be loaded.
 _SLOW_GFLOPS = 20
 
 
@@ -41,19 +42,16 @@ def doctor(*, json_output: options.JsonFlag = False) -> None:
     if json_output:
         console.write(console.dumps(found, indent=2))
         return
-    rows = list(_rows(found))
-    label_width = max(len(label) for label, _ in rows)
-    for label, value in rows:
-        console.write(console.visible(f"{label:<{label_width}}  {value}"))
+    console.write_rows(_rows(found))
     console.write("")
     for problem in found["problems"]:
         console.write(console.visible(f"! {problem}"))
     if not found["problems"]:
-        console.write("Nothing to mend.")
+        console.write("No problems found.")
 
 
 def facts() -> dict[str, Any]:
-    """Everything that is looked at, and ``problems``: sentences that say what to do."""
+    """What is checked, and ``problems``: sentences that say what to do."""
     problems: list[str] = []
     device: dict[str, Any] = {}
     with _noting(problems, "mlx does not work here"):
@@ -77,20 +75,15 @@ def facts() -> dict[str, Any]:
     }
 
 
-class _noting:  # noqa: N801 - read as a word: with _noting(problems)
-    """Turns an error into a problem to report: the doctor goes on."""
-
-    def __init__(self, problems: list[str], what: str = "") -> None:
-        self._problems = problems
-        self._what = what
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        if not isinstance(error, Exception) or not (self._what or isinstance(error, GritError)):
-            return False
-        self._problems.append(f"{self._what}: {error}" if self._what else str(error))
-        return True
+@contextmanager
+def _noting(problems: list[str], what: str = "") -> Iterator[None]:
+    """Add an error of ours to the problems, or any error if ``what`` says what fails with it."""
+    try:
+        yield
+    except Exception as error:
+        if not what and not isinstance(error, GritError):
+            raise
+        problems.append(f"{what}: {error}" if what else str(error))
 
 
 def _device(problems: list[str]) -> dict[str, Any]:
@@ -101,7 +94,7 @@ def _device(problems: list[str]) -> dict[str, Any]:
     if here.blas_note:
         problems.append(f"Matrix products use mlx's slow BLAS: {here.blas_note}.")
     elif here.kind == "cpu" and gflops < _SLOW_GFLOPS:
-        problems.append(f"Matrix products are slow here: {gflops:.1f} GFLOP/s. Are other programs at work?")
+        problems.append(f"Matrix products are slow here: {gflops:.1f} GFLOP/s. Are other programs running?")
     if sys.platform == "darwin" and here.kind == "cpu":
         problems.append("mlx does not use this Mac's GPU. It needs Apple silicon and a native (arm64) Python.")
     return {
@@ -129,13 +122,13 @@ def _matmul_gflops() -> float:
         mx.eval([a @ b for _ in range(repeats)])
         seconds = time.perf_counter() - started
         best = max(best, repeats * operations / seconds / 1e9)
-        # A GPU is done before the call has returned; more at once measures it and not the call.
+        # A GPU is faster than the call: many products at once measure the GPU.
         repeats = repeats * 2 if seconds < _MEASURED_SECONDS / 8 else repeats
     return best
 
 
 def _place(default: str | None, problems: list[str]) -> str | None:
-    """The folder of the default model, where it is on this machine."""
+    """The folder of the default model; None if it is not on this machine."""
     if default is None:
         problems.append("There is no default model. Choose one: grit models use gritlm-7b (or a folder)")
         return None
@@ -145,7 +138,7 @@ def _place(default: str | None, problems: list[str]) -> str | None:
     for model in hub.local_models():
         if model.name.lower() == place.lower():
             return str(model.folder)
-    problems.append(f"The default model {place} is not on this machine yet. Fetch it: grit models pull {default}")
+    problems.append(f"The default model {place} is not on this machine yet. Download it: grit models pull {default}")
     return None
 
 
@@ -164,21 +157,24 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _rows(found: dict[str, Any]) -> dict[str, str]:
     """The facts as a person reads them."""
-    device = found["device"]
-    yield "grit-mlx", found["grit_mlx"]
-    yield "Python", f"{found['python']} on {found['system']}"
-    for name, number in found["packages"].items():
-        yield name, number or "not installed"
-    if device:
-        yield "device", f"{device['name']} ({device['kind']})"
-        yield (
-            "memory",
-            f"{size_of(device['memory_bytes'])}, {size_of(device['available_memory_bytes'])} free for models",
-        )
+    rows = {
+        "grit-mlx": found["grit_mlx"],
+        "Python": f"{found['python']} on {found['system']}",
+        **{name: number or "not installed" for name, number in found["packages"].items()},
+    }
+    if device := found["device"]:
+        memory, free = size_of(device["memory_bytes"]), size_of(device["available_memory_bytes"])
         blas = f" with {device['blas']} BLAS" if device["blas"] else ""
-        yield "matrix products", f"{device['matmul_gflops']:,.0f} GFLOP/s in float32{blas}"
-    yield "default model", found["default_model"] or "none"
-    yield "settings", found["settings_folder"]
-    yield "model cache", found["hub_cache"] + (" (offline: HF_HUB_OFFLINE is set)" if found["hub_offline"] else "")
+        rows |= {
+            "device": f"{device['name']} ({device['kind']})",
+            "memory": f"{memory}, {free} free for models",
+            "matrix products": f"{device['matmul_gflops']:,.0f} GFLOP/s in float32{blas}",
+        }
+    offline = " (offline: HF_HUB_OFFLINE is set)" if found["hub_offline"] else ""
+    return rows | {
+        "default model": found["default_model"] or "none",
+        "settings": found["settings_folder"],
+        "model cache": found["hub_cache"] + offline,
+    }

@@ -2,15 +2,16 @@
 
 ====  =============================================================
 0     done
-1     a named error, told in one line
+1     a named error, reported in one line
 2     wrong usage
-130   Ctrl-C; 143 when told to terminate, 129 when the terminal went
-141   the reader of the output has gone, as ``head`` does
+130   Ctrl-C; 143 after SIGTERM, 129 when the terminal is closed
+141   the reader of the output has closed it, as ``head`` does
 ====  =============================================================
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
@@ -18,27 +19,42 @@ from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
-from grit_mlx.cli import (
-    chat,
-    console,
-    convert,
-    doctor,
-    embed,
-    evaluate,
-    fuse,
-    generate,
-    models,
-    options,
-    rag,
-    search,
-    similarity,
-    train,
-)
+from grit_mlx.cli import console, options
 from grit_mlx.errors import GritError
 
-__all__ = ["app", "main"]
+__all__ = ["COMMANDS", "app", "main"]
+
+
+# Each command with the first sentence of its help (a test compares), in the order of the help page.
+COMMANDS = {
+    "embed": "Turn texts into vectors.",
+    "search": "Rank the texts of files by meaning, as grep finds words.",
+    "similarity": "Compare the meaning of two texts or more.",
+    "generate": "Write an answer to a prompt, as it comes.",
+    "chat": "Talk with the model.",
+    "eval": "Score a model on labelled data: retrieval (nDCG@10), sentence pairs (Spearman), answers (perplexity).",
+    "convert": "Convert a model to an MLX folder, quantised or not, in a few hundred megabytes of memory.",
+    "train": "Tune a model for embedding, for generating, or for both.",
+    "fuse": "Fuse an adapter into its model's weights, as a model folder of its own.",
+    "rag": "Make files searchable, and answer from them.",
+    "rag index": "Make files searchable, or bring a store up to date with them.",
+    "rag ask": "Answer a question from a store, as it comes, and say where from.",
+    "rag chat": "Talk about what a store holds.",
+    "rag stats": "Tell what a store holds, and how much disk it takes.",
+    "rag remove": "Take files out of a store; the files themselves stay.",
+    "rag verify": "Look for what is wrong in a store: files that changed, damaged rows and caches.",
+    "models": "List, describe, download and choose models.",
+    "models list": "List the models on this machine, with the default marked.",
+    "models info": "Show a model's architecture, size, precision and settings.",
+    "models pull": "Download a model and print its folder.",
+    "models use": "Choose the model that commands use by default.",
+    "doctor": "Check this machine, and say what to do about problems.",
+}
+
+# Functions and modules that are not named after their command.
+_NAMES = {"eval": "evaluate", "list": "list_models"}
 
 EXAMPLES = """
 Examples:
@@ -46,18 +62,56 @@ Examples:
   grit search "how do I run the tests" README.md
   grit generate "Write a haiku about rain."
 
-grit COMMAND --help tells more about each. NO_COLOR=1 turns colours off.
+See grit COMMAND --help for details. NO_COLOR=1 turns colours off.
 """
 
 _CLOSED_PIPE = 128 + signal.SIGPIPE
 _INTERRUPTED = 128 + signal.SIGINT
 
 
+class Command(TyperCommand):
+    """A command or group of commands, imported only when it runs or shows its own help.
+
+    Args:
+        path: a key of ``COMMANDS``. The command is a function of the module named after its first word.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        super().__init__(path.rpartition(" ")[2], help=COMMANDS[path])
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """The context of the real command, in which it parses its arguments and runs."""
+        return self.loaded().make_context(info_name, args, parent, **extra)
+
+    def loaded(self) -> Any:
+        """The real command."""
+        name = str(self.name)
+        group = self.path.partition(" ")[0]
+        module = importlib.import_module(f"grit_mlx.cli.{_NAMES.get(group, group)}")
+        if commands := _commands(self.path):
+            help_, examples = COMMANDS[self.path], module.EXAMPLES
+            return Commands(name=name, commands=commands, help=help_, epilog=examples, rich_markup_mode=None)
+        examples = getattr(module, f"{name.upper()}_EXAMPLES", module.EXAMPLES)
+        single = typer.Typer(rich_markup_mode=None, add_completion=False)
+        single.command(name, cls=options.Command, epilog=examples)(getattr(module, _NAMES.get(name, name)))
+        return typer.main.get_command(single)
+
+
+def _commands(group: str) -> dict[str, Any]:
+    """The commands of a group, by their names in it; ``""`` is grit itself."""
+    paths = [path for path in COMMANDS if path.rpartition(" ")[0] == group]
+    return {path.rpartition(" ")[2]: Command(path) for path in paths}
+
+
 class Commands(TyperGroup):
-    """A group of commands in whose middle every error ends."""
+    """A group of commands, grit itself if none are given. Every error ends here."""
+
+    def __init__(self, *, commands: Any = None, **settings: Any) -> None:
+        super().__init__(commands=commands or _commands(""), **settings)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """No arguments at all ask for help, which is no error."""
+        """No arguments at all ask for help, which is not an error."""
         return super().parse_args(ctx, args or ["--help"])
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
@@ -68,7 +122,7 @@ class Commands(TyperGroup):
         """Run a command.
 
         Raises:
-            typer.Exit: with the code of the table above, once the reason was told.
+            typer.Exit: with the code of the table above, once the reason has been shown.
         """
         console.reset()
         try:
@@ -96,30 +150,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-rag_app = typer.Typer(cls=Commands, rich_markup_mode=None, help="Make files searchable, and answer from them.")
-models_app = typer.Typer(cls=Commands, rich_markup_mode=None, help="List, describe, download and choose models.")
-app.command(cls=options.Command, epilog=embed.EXAMPLES)(embed.embed)
-app.command(cls=options.Command, epilog=search.EXAMPLES)(search.search)
-app.command(cls=options.Command, epilog=similarity.EXAMPLES)(similarity.similarity)
-app.command(cls=options.Command, epilog=generate.EXAMPLES)(generate.generate)
-app.command(cls=options.Command, epilog=chat.EXAMPLES)(chat.chat)
-app.command("eval", cls=options.Command, epilog=evaluate.EXAMPLES)(evaluate.evaluate)
-app.command(cls=options.Command, epilog=convert.EXAMPLES)(convert.convert)
-app.command(cls=options.Command, epilog=train.EXAMPLES)(train.train)
-app.command(cls=options.Command, epilog=fuse.EXAMPLES)(fuse.fuse)
-app.add_typer(rag_app, name="rag", epilog=rag.EXAMPLES)
-app.add_typer(models_app, name="models", epilog=models.EXAMPLES)
-app.command(cls=options.Command, epilog=doctor.EXAMPLES)(doctor.doctor)
-rag_app.command(cls=options.Command, epilog=rag.INDEX_EXAMPLES)(rag.index)
-rag_app.command(cls=options.Command, epilog=rag.ASK_EXAMPLES)(rag.ask)
-rag_app.command(cls=options.Command, epilog=rag.CHAT_EXAMPLES)(rag.chat)
-rag_app.command(cls=options.Command, epilog=rag.STATS_EXAMPLES)(rag.stats)
-rag_app.command(cls=options.Command, epilog=rag.REMOVE_EXAMPLES)(rag.remove)
-rag_app.command(cls=options.Command, epilog=rag.VERIFY_EXAMPLES)(rag.verify)
-models_app.command("list", cls=options.Command, epilog=models.LIST_EXAMPLES)(models.list_models)
-models_app.command(cls=options.Command, epilog=models.INFO_EXAMPLES)(models.info)
-models_app.command(cls=options.Command, epilog=models.PULL_EXAMPLES)(models.pull)
-models_app.command(cls=options.Command, epilog=models.USE_EXAMPLES)(models.use)
 
 
 def _show_version(wanted: bool) -> None:
@@ -133,14 +163,14 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and leave.")
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """GritLM on Apple silicon: embeddings and text generation from one model, on this machine."""
 
 
 def main() -> None:
-    """Run ``grit`` with the arguments of the process, and leave with its exit code."""
+    """Run ``grit`` with the arguments of the process, and exit with its code."""
     # A stream that the caller closed is None; everything below takes streams for granted.
     sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: PTH123, SIM115
     sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115

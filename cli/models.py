@@ -102,10 +102,7 @@ def info(
     if json_output:
         console.write(console.dumps(facts, indent=2))
         return
-    rows = _rows(facts)
-    label_width = max(len(label) for label, _ in rows)
-    for label, value in rows:
-        console.write(console.visible(f"{label:<{label_width}}  {value}"))
+    console.write_rows(_rows(facts))
 
 
 @options.command
@@ -291,8 +288,8 @@ def _dtypes(tensors: dict[str, Tensor]) -> dict[str, int]:
     return dict(sizes.most_common())
 
 
-def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    """The facts as a person reads them, without those that are unknown."""
+def _rows(facts: dict[str, Any]) -> dict[str, str]:
+    """The facts as a person reads them; what is unknown is left out."""
     quantization = facts["quantization"]
     precision = ", ".join(facts["dtypes"])
     if quantization:
@@ -313,5 +310,5 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         "can generate": "yes" if facts["language_model_head"] else "no: it has no language-model head",
         "settings": FILE_NAME if facts["settings_file"] else f"defaults (there is no {FILE_NAME})",
     }
-    known = [(label, str(value)) for label, value in rows.items() if value is not None]
-    return known + [(f"  {name}", "(none)" if value == "" else str(value)) for name, value in settings.items()]
+    found = {label: str(value) for label, value in rows.items() if value is not None}
+    return found | {f"  {name}": "(none)" if value == "" else str(value) for name, value in settings.items()}

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -29,7 +28,7 @@ from typer.core import TyperCommand
 
 from grit_mlx.cli import console
 from grit_mlx.errors import ArgumentError
-from grit_mlx.options import Spec, spec_of
+from grit_mlx.options import Spec, alternatives, default_of, spec_of
 
 __all__ = [
     "INPUT",
@@ -88,12 +87,15 @@ class Use:
         without: those that it does not take.
         defaults: other defaults than the group's.
         helps: other texts of help than the group's.
+        given: the group of a parameter that is a mapping: of those of its options that were given. They override
+            what a settings file says, which the others do not.
     """
 
     only: Sequence[str] = ()
     without: Sequence[str] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     helps: Mapping[str, str] = field(default_factory=dict)
+    given: type | None = None
 
 
 def command(
@@ -108,64 +110,72 @@ def command(
     if function is None:
         return partial(command, quiet=quiet)
     hints = typing.get_type_hints(function, include_extras=True)
-    parameters: list[inspect.Parameter] = []
-    groups: dict[str, tuple[type, list[str]]] = {}
-    flags: dict[str, str] = {}  # by Python's name, for messages
+    annotations: dict[str, tuple[Any, Any]] = {}  # with the default, by the name that Typer knows
+    groups: dict[str, tuple[Any, Use, dict[str, Any]]] = {}  # with the types of the fields taken
+    flags: dict[str, str] = {}  # by the option's name, for messages
     for parameter in inspect.signature(function).parameters.values():
-        group, use = _group_of(hints[parameter.name])
+        hint = hints[parameter.name]
+        group, use = _group_of(hint)
         if group is None:
-            parameters.append(parameter.replace(annotation=hints[parameter.name]))
-            flags.setdefault(parameter.name, _flag_of(parameter.name, hints[parameter.name]))
+            annotations[parameter.name] = hint, parameter.default
+            flags.setdefault(parameter.name, _flag_of(parameter.name, hint))
             continue
-        chosen = [one for one in fields(group) if _is_taken(one, use)]
-        groups[parameter.name] = group, [one.name for one in chosen]
-        types_of = typing.get_type_hints(group)
-        for one in chosen:
-            name = f"{parameter.name}__{one.name}"
-            flag = _flags(one.name, spec_of(one))[0]
-            flags[one.name] = flag
-            default = use.defaults.get(one.name, one.default)
-            annotation = _annotation(one, types_of[one.name], default, use=use, heading=getattr(group, "heading", ""))
-            default = None if default in ((), [], {}) else default
-            parameters.append(
-                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-            )
-    shared = {
-        "quiet": Annotated[bool, typer.Option(*quiet, help="Print errors only.")],
-        "verbose": Annotated[
-            bool, typer.Option("--verbose", "-v", help="Print details, and tracebacks of errors, to stderr.")
-        ],
+        types = typing.get_type_hints(group)
+        taken = [one for one in fields(group) if _is_taken(one, use)]
+        groups[parameter.name] = group, use, {one.name: types[one.name] for one in taken}
+        for one in taken:
+            annotations[f"{parameter.name}__{one.name}"] = _annotation(group, one, types[one.name], use)
+            flags[one.name] = _flags(one.name, spec_of(one))[0]
+    annotations |= {
+        "quiet": (Annotated[bool, typer.Option(*quiet, help="Print errors only.")], False),
+        "verbose": (Annotated[bool, typer.Option("--verbose", "-v", help=_VERBOSE)], False),
+        "context": (typer.Context, inspect.Parameter.empty),
     }
-    for name, annotation in shared.items():
-        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation))
 
     @wraps(function)
-    def run(*, quiet: bool, verbose: bool, **arguments: Any) -> None:
+    def run(*, context: typer.Context, quiet: bool, verbose: bool, **arguments: Any) -> None:
         console.set_up(quiet=quiet, verbose=verbose, flags=flags)
-        for name, (group, members) in groups.items():
-            arguments[name] = group(**{member: arguments.pop(f"{name}__{member}") for member in members})
+        for name, (group, use, types) in groups.items():
+            values = {one: arguments.pop(f"{name}__{one}") for one in types}
+            values |= {one: dict(values[one] or ()) for one, hint in types.items() if _is_table(hint)}
+            if use.given is None:
+                arguments[name] = group(**values)
+            else:
+                arguments[name] = {one: values[one] for one in types if _was_given(context, f"{name}__{one}")}
         function(**arguments)
 
-    parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters]
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            for name, (annotation, default) in annotations.items()
+        ]
+    )
+    run.__annotations__ = {name: annotation for name, (annotation, _) in annotations.items()}
     return run
 
 
+_VERBOSE = "Print details, and tracebacks of errors, to stderr."
+
+
+def _was_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def _group_of(hint: Any) -> tuple[Any, Use]:
-    """The group that a parameter is annotated with, and how it is used; None where it is an option of its own."""
+    """The group that a parameter stands for, and how it is used; None where it is an option of its own."""
     plain, use = hint, Use()
     if typing.get_origin(hint) is Annotated:
         plain, *extras = typing.get_args(hint)
         use = next((one for one in extras if isinstance(one, Use)), use)
-    return (plain, use) if is_dataclass(plain) else (None, use)
+    group = use.given or plain
+    return (group, use) if is_dataclass(group) else (None, use)
 
 
 def _is_taken(one: dataclasses.Field[Any], use: Use) -> bool:
-    spec = one.metadata.get("spec")
     return (
-        spec is not None
-        and spec.flags is not None
+        "spec" in one.metadata
+        and spec_of(one).flags is not None
         and (not use.only or one.name in use.only)
         and (one.name not in use.without)
     )
@@ -186,36 +196,55 @@ def _flag_of(name: str, hint: Any) -> str:
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
-def _annotation(one: dataclasses.Field[Any], hint: Any, default: Any, *, use: Use, heading: str) -> Any:
-    """The annotation from which Typer makes one flag."""
+def _annotation(group: Any, one: dataclasses.Field[Any], hint: Any, use: Use) -> tuple[Any, Any]:
+    """The annotation from which Typer makes one flag, and its default."""
     spec = spec_of(one)
-    kinds = [kind for kind in _alternatives(hint) if kind is not type(None)]
+    kinds = alternatives(hint)
     kind = kinds[0] if len(kinds) == 1 else str  # such as str | Path
-    repeated = typing.get_origin(kind) is not None
-    plain = typing.get_args(kind)[0] if repeated else kind
+    origin = typing.get_origin(kind)
+    plain = kind if origin is None else str if origin is dict else typing.get_args(kind)[0]
+    default = use.defaults.get(one.name, default_of(one))
+    if isinstance(default, dict):
+        default = [f"{name}={value}" for name, value in default.items()]
+    default = None if default in ((), []) else default
     extra: dict[str, Any] = {}
-    if spec.parse is not None:
-        plain, extra["parser"] = str, partial(_parsed, spec.parse)
+    if parse := _pair if origin is dict else spec.parse:
+        plain, extra["parser"] = str, partial(_parsed, parse)
     elif plain in (int, float):
-        extra["min"] = min([spec.minimum, *spec.also]) if spec.minimum is not None else None
+        extra["min"] = None if spec.minimum is None else min([spec.minimum, *spec.also])
         extra["max"] = spec.maximum
-        if plain is int:
-            extra = {name: None if bound is None else int(bound) for name, bound in extra.items()}
     choices = spec.choices if plain is str else ()
     if plain is not bool:
-        extra["metavar"] = spec.metavar or "|".join(choices) or _METAVARS[plain]
+        extra["metavar"] = spec.metavar or "|".join(choices) or ("NAME=VALUE" if origin is dict else _METAVARS[plain])
     typed: Any = Literal[choices] if choices else plain
-    if repeated:
-        typed = list[typed]
-    if default is None or repeated:
+    if origin is not None:  # Typer knows no lists of choices: the group checks them
+        typed = list[plain]  # type: ignore[valid-type]
+    if default is None:
         typed = typed | None
     declared = _flags(one.name, spec)
-    if plain is bool and default is not False:
+    if plain is bool and (use.given or default is not False):
         declared = (f"{declared[0]}/--no-{declared[0][2:]}",)
-    option = typer.Option(
-        *declared, rich_help_panel=spec.heading or heading, help=use.helps.get(one.name, spec.help), **extra
-    )
-    return Annotated[typed, option]
+        extra["show_default"] = bool(default)
+    heading = spec.heading or getattr(group, "heading", "")
+    help_ = use.helps.get(one.name, spec.help) + (" Can be given several times." if origin else "")
+    return Annotated[typed, typer.Option(*declared, rich_help_panel=heading, help=help_, **extra)], default
+
+
+def _is_table(hint: Any) -> bool:
+    return typing.get_origin(alternatives(hint)[0]) is dict
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    """An entry of a table, from ``NAME=VALUE``; the value is read as YAML reads it."""
+    import yaml
+
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ArgumentError(f"{text!r} is not NAME=VALUE.")
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ArgumentError(f"{text!r} is not NAME=VALUE: the value is not YAML.") from error
 
 
 def _parsed(parse: Callable[[str], Any], text: str) -> Any:
@@ -225,12 +254,7 @@ def _parsed(parse: Callable[[str], Any], text: str) -> Any:
         raise typer.BadParameter(str(error)) from error
 
 
-def _alternatives(hint: Any) -> tuple[Any, ...]:
-    union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
-    return typing.get_args(hint) if union else (hint,)
-
-
-# Input
+# What several commands have.
 
 Files = Annotated[
     list[str],
@@ -240,9 +264,6 @@ Files = Annotated[
     ),
 ]
 
-# Generating
-
 System = Annotated[str | None, typer.Option(metavar="TEXT", rich_help_panel=INPUT, help="System message.")]
-# Every command
 
 JsonFlag = Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="Print JSON.")]

@@ -25,7 +25,8 @@ import operator
 import re
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -33,7 +34,17 @@ from typing import Any, TypeVar
 
 from grit_mlx.errors import ArgumentError, Option
 
-__all__ = ["Spec", "check", "from_mapping", "nearest", "option", "size", "spec_of"]
+__all__ = [
+    "Spec",
+    "alternatives",
+    "bytes_of_size",
+    "check",
+    "default_of",
+    "from_mapping",
+    "nearest",
+    "option",
+    "spec_of",
+]
 
 T = TypeVar("T")
 
@@ -43,14 +54,17 @@ _LARGEST_INT = 2**31 - 1
 
 @dataclass(frozen=True)
 class Spec:
-    """What is known of an option beside its name, its type and its default.
+    """What is known of an option besides its name, its type and its default.
+
+    Ranges and choices hold for each value of a list or table.
 
     Attributes:
-        help: what it does, for help pages; the default is added where ``check`` knows it.
+        help: what it does, for help pages.
         choices: the values it may have; empty for any.
-        minimum: the least number.
-        maximum: the greatest number.
+        minimum: the smallest number.
+        maximum: the largest number.
         above: a number that it must exceed.
+        below: a number that it must stay under.
         also: numbers outside the range that mean something, such as ``{-1: "for no limit"}``.
         flags: on the command line; empty for ``--name-with-dashes``; None for no flag.
         metavar: what help pages show in place of a value; None for what suits the type.
@@ -63,6 +77,7 @@ class Spec:
     minimum: float | None = None
     maximum: float | None = None
     above: float | None = None
+    below: float | None = None
     also: Mapping[float, str] = dataclasses.field(default_factory=dict)
     flags: tuple[str, ...] | None = ()
     metavar: str | None = None
@@ -84,7 +99,7 @@ def spec_of(field: dataclasses.Field[Any]) -> Spec:
     return spec
 
 
-def size(text: str) -> int:
+def bytes_of_size(text: str) -> int:
     """``"16GB"``, ``"1.5 gb"``, ``"0"`` in bytes, by powers of 1000; ``"16GiB"`` by powers of 1024.
 
     Raises:
@@ -96,11 +111,16 @@ def size(text: str) -> int:
     return int(float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2] or " "))
 
 
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """The default of a group's field."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
 def check(group: Any) -> None:
     """Bring a group's values to their types and refuse those out of range; for ``__post_init__``.
 
-    None stands for the default. Whole numbers may be NumPy's; numbers may be text such as ``"1e-4"``, which is how
-    YAML reads it; a single text may stand for a sequence of one.
+    None stands for the default where the type does not allow it. Whole numbers may be NumPy's; numbers may be text
+    such as ``"1e-4"``, which is how YAML reads it; one text may stand for a sequence (not a list) of texts.
 
     Raises:
         ArgumentError: names the option and what it may be.
@@ -111,25 +131,28 @@ def check(group: Any) -> None:
         if "spec" not in field.metadata:
             continue
         value = getattr(group, field.name)
-        if value is None:
-            value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if value is None and not _allows_none(hints[field.name]):
+            value = default_of(field)
         if value is not None:
             value = _converted(field.name, value, hints[field.name])
-            _check_choices(field.name, value, spec_of(field).choices)
-            _check_range(field.name, value, spec_of(field))
+            for one, where in _each(value):
+                _check_choices(field.name, one, spec_of(field).choices)
+                _check_range(field.name, one, spec_of(field), where)
         object.__setattr__(group, field.name, value)
 
 
 def from_mapping(group: type[T], values: Mapping[str, Any]) -> T:
-    """A group from names and values.
+    """A group from names and values, as a settings file holds them: None is not a default here.
 
     Raises:
         ArgumentError: an unknown name, with the nearest known one; or as ``check``.
     """
     known = _hints(group)  # type: ignore[arg-type] # a class is hashable
-    for name in values:
+    for name, value in values.items():
         if name not in known:
             raise ArgumentError(f"There is no option {str(name)!r}: {nearest(str(name), known)}")
+        if value is None and not _allows_none(known[name]):
+            raise _wrong_type(name, value, known[name])
     return group(**values)
 
 
@@ -146,47 +169,67 @@ def _hints(group: Any) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(group)}
 
 
-def _converted(name: str, value: Any, hint: Any) -> Any:
-    """A value as its type."""
+def alternatives(hint: Any) -> list[Any]:
+    """The types of a union, without None; of any other hint itself."""
     union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
-    kinds = [kind for kind in (typing.get_args(hint) if union else (hint,)) if kind is not type(None)]
+    return [kind for kind in typing.get_args(hint) if kind is not type(None)] if union else [hint]
+
+
+def _allows_none(hint: Any) -> bool:
+    return type(None) in typing.get_args(hint)
+
+
+def _converted(name: str, value: Any, hint: Any, where: str = "") -> Any:
+    """A value as its type.
+
+    Args:
+        name: of the option.
+        value: any but None.
+        hint: its type.
+        where: what a message says after the value, such as its key in a table.
+    """
+    kinds = alternatives(hint)
     if len(kinds) > 1:  # such as str | Path
         if isinstance(value, tuple(typing.get_origin(kind) or kind for kind in kinds)):
             return value
-        raise _wrong_type(name, value, " or ".join(_NAMES.get(kind, kind.__name__) for kind in kinds))
-    kind = kinds[0]
-    plain = typing.get_origin(kind) or kind
-    if plain is Any:
+        raise _wrong_type(name, value, hint, where)
+    kind = typing.get_origin(kinds[0]) or kinds[0]
+    arguments = typing.get_args(kinds[0])
+    if kind is Any:
         return value
-    arguments = typing.get_args(kind)
-    if plain in (list, tuple, Sequence) or getattr(plain, "__name__", "") == "Sequence":
-        if isinstance(value, str) and arguments[0] is str:
+    if kind is dict and isinstance(value, Mapping):
+        return {key: _converted(name, one, arguments[1], f" for {key!r}") for key, one in value.items()}
+    if kind in (list, tuple, Sequence):
+        if isinstance(value, str) and arguments[0] is str and kind is not list:
             value = [value]
         if not isinstance(value, Sequence) or isinstance(value, str):
-            raise _wrong_type(name, value, "a list")
+            raise _wrong_type(name, value, hint)
         made = [_converted(name, one, arguments[0]) for one in value]
-        return made if plain is list else tuple(made)
-    if plain is int and not isinstance(value, bool):
-        try:
-            return operator.index(value)
-        except TypeError:
-            pass
-    if plain is float and not isinstance(value, bool):
-        try:
-            return float(value)
-        except (TypeError, ValueError):
-            pass
-    if plain is bool and type(value).__module__ == "numpy":
-        value = value.item()
-    if plain is Path and isinstance(value, str):
-        return Path(value)
-    if not isinstance(value, plain) or (plain is not bool and isinstance(value, bool)):
-        raise _wrong_type(name, value, _NAMES.get(plain, plain.__name__))
+        return made if kind is list else tuple(made)
+    value = _plain(value, kind)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise _wrong_type(name, value, hint, where)
     return value
 
 
-def _wrong_type(name: str, value: Any, wanted: str) -> ArgumentError:
-    return ArgumentError(Option(name), f" must be {wanted}, not {value!r:.80}.")
+def _plain(value: Any, kind: Any) -> Any:
+    """A value that means one of this type, as this type; any other as it is."""
+    with suppress(TypeError, ValueError):
+        if isinstance(value, bool):  # to Python a whole number
+            return value
+        if kind is bool and type(value).__module__ == "numpy":
+            return value.item()
+        if kind in (int, float):
+            return operator.index(value) if kind is int else float(value)
+        if kind is Path and isinstance(value, str):
+            return Path(value)
+    return value
+
+
+def _wrong_type(name: str, value: Any, hint: Any, where: str = "") -> ArgumentError:
+    kinds = [typing.get_origin(kind) or kind for kind in alternatives(hint)]
+    wanted = " or ".join(_NAMES.get(kind, kind.__name__) for kind in kinds)
+    return ArgumentError(Option(name), f" must be {wanted}, not {value!r:.80}{where}.")
 
 
 _NAMES: dict[Any, str] = {
@@ -196,40 +239,41 @@ _NAMES: dict[Any, str] = {
     bool: "true or false",
     dict: "a table",
     list: "a list",
+    tuple: "a list",
+    Sequence: "a list",
     Path: "a path",
 }
 
 
+def _each(value: Any) -> Iterator[tuple[Any, str]]:
+    """The values of a list or table, or a single one, each with what a message says after it."""
+    if isinstance(value, dict):
+        yield from ((one, f" for {key!r}") for key, one in value.items())
+    else:
+        yield from ((one, "") for one in (value if isinstance(value, list | tuple) else [value]))
+
+
 def _check_choices(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    for one in value if isinstance(value, list | tuple) else [value]:
-        if choices and one not in choices and not callable(one):
-            raise ArgumentError("Unknown ", Option(name), f" {one!r}: use one of {', '.join(map(str, choices))}.")
+    if choices and value not in choices and not callable(value):
+        raise ArgumentError("Unknown ", Option(name), f" {value!r}: use one of {', '.join(map(str, choices))}.")
 
 
-def _check_range(name: str, value: Any, spec: Spec) -> None:
+def _check_range(name: str, value: Any, spec: Spec, where: str) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool) or value in spec.also:
         return
     if not math.isfinite(value):
-        raise ArgumentError(Option(name), f" must be a finite number, not {value}.")
-    outside = (
-        (spec.minimum is not None and value < spec.minimum)
-        or (spec.maximum is not None and value > spec.maximum)
-        or (spec.above is not None and value <= spec.above)
+        raise ArgumentError(Option(name), f" must be a finite number, not {value}{where}.")
+    bounds = (
+        (spec.minimum, operator.lt, "at least"),
+        (spec.above, operator.le, "above"),
+        (spec.maximum, operator.gt, "at most"),
+        (spec.below, operator.ge, "below"),
     )
-    if outside:
-        raise ArgumentError(Option(name), f" must be {_range(spec)}, not {value}.")
+    if any(bound is not None and outside(value, bound) for bound, outside, _ in bounds):
+        said = " and ".join(f"{word} {bound:g}" for bound, _, word in bounds if bound is not None)
+        if spec.minimum is not None and spec.maximum is not None:
+            said = f"from {spec.minimum:g} to {spec.maximum:g}"
+        said += "".join(f", or {number:g} {meaning}" for number, meaning in spec.also.items())
+        raise ArgumentError(Option(name), f" must be {said}, not {value}{where}.")
     if isinstance(value, int) and value > _LARGEST_INT and spec.maximum is None and spec.parse is None:
-        raise ArgumentError(Option(name), f" must be at most {_LARGEST_INT}, not {value}.")
-
-
-def _range(spec: Spec) -> str:
-    if spec.minimum is not None and spec.maximum is not None:
-        said = f"from {spec.minimum:g} to {spec.maximum:g}"
-    else:
-        parts = [
-            None if spec.minimum is None else f"at least {spec.minimum:g}",
-            None if spec.above is None else f"above {spec.above:g}",
-            None if spec.maximum is None else f"at most {spec.maximum:g}",
-        ]
-        said = " and ".join(part for part in parts if part is not None)
-    return said + "".join(f", or {number:g} {meaning}" for number, meaning in spec.also.items())
+        raise ArgumentError(Option(name), f" must be at most {_LARGEST_INT}, not {value}{where}.")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from grit_mlx.cli.main import app
+from grit_mlx.cli.main import COMMANDS, app
 
 PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
 
@@ -40,32 +40,6 @@ appear only on a terminal; `NO_COLOR=1` turns colours off. Output files are writ
 | `NO_COLOR`, `COLUMNS` | turns colours off; the width of tables |
 """
 
-COMMANDS = (
-    "",
-    "embed",
-    "search",
-    "similarity",
-    "generate",
-    "chat",
-    "eval",
-    "convert",
-    "train",
-    "fuse",
-    "rag",
-    "rag index",
-    "rag ask",
-    "rag chat",
-    "rag stats",
-    "rag remove",
-    "rag verify",
-    "models",
-    "models list",
-    "models info",
-    "models pull",
-    "models use",
-    "doctor",
-)
-
 
 def page() -> str:
     """The contents of docs/cli.md."""
@@ -73,7 +47,7 @@ def page() -> str:
 
 
 def _sections() -> Iterator[str]:
-    for command in COMMANDS:
+    for command in ("", *COMMANDS):
         name = f"grit {command}".strip()
         # A fixed width, independent of the terminal.
         result = CliRunner().invoke(app, [*command.split(), "--help"], prog_name="grit", env={"COLUMNS": "80"})

@@ -155,7 +155,7 @@ class GenerationOptions:
     )
     repetition_context_size: int = option(20, "How many recent tokens are penalised.", minimum=1, flags=None)
     seed: int | None = option(None, "Random seed, for reproducible sampling.", minimum=0, metavar="NUMBER")
-    stop: Sequence[str] = option((), "Stop at this text; can be given several times.", metavar="TEXT")
+    stop: Sequence[str] = option((), "Stop at this text.", metavar="TEXT")
     kv_bits: int | None = option(
         None,
         "Store keys and values in 2, 3, 4, 6 or 8 bits, to save memory.",

@@ -15,17 +15,17 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import get_total_parameters
 
-from grit_mlx.errors import AdapterError, ArgumentError
+from grit_mlx.errors import AdapterError, ArgumentError, Option, first_line, unreadable
 from grit_mlx.training.arrays import named_arrays
 from grit_mlx.training.router import find_routers
 
 __all__ = [
     "AdapterLayout",
-    "Trainable",
-    "adapter_weights",
     "attach_adapter",
     "choose_keys",
     "count_trainable",
+    "is_quantized",
+    "layout_from",
     "load_weights",
     "read_layout",
     "unfreeze_for_full",
@@ -45,9 +45,9 @@ class AdapterLayout:
 
     Attributes:
         fine_tune_type: ``"lora"`` or ``"dora"``.
-        num_layers: the last so many layers are adapted; -1 for all.
+        num_layers: number of last blocks that are adapted; -1 for all.
         rank: r.
-        scale: what the low-rank product is multiplied by: PEFT's alpha / r.
+        scale: factor of the low-rank product: PEFT's alpha / r.
         dropout: of the adapter's input, in training.
         keys: names of the adapted layers below a block, such as ``"self_attn.q_proj"``.
     """
@@ -64,22 +64,16 @@ class AdapterLayout:
         return {"rank": self.rank, "scale": self.scale, "dropout": self.dropout, "keys": list(self.keys)}
 
 
-@dataclass(frozen=True)
-class Trainable:
-    """How much of a model is trained.
-
-    Attributes:
-        parameters: numbers that are trained.
-        total: numbers of the model, a quantised one's counted as they were before.
-    """
-
-    parameters: int
-    total: int
-
-    @property
-    def percent(self) -> float:
-        """Of all."""
-        return 100 * self.parameters / self.total
+def layout_from(fine_tune_type: str, num_layers: int, parameters: Mapping[str, Any]) -> AdapterLayout:
+    """A layout from mlx-lm's ``lora_parameters``, of which rank and scale are required."""
+    return AdapterLayout(
+        fine_tune_type,
+        num_layers,
+        rank=int(parameters["rank"]),
+        scale=float(parameters["scale"]),
+        dropout=float(parameters.get("dropout", 0.0)),
+        keys=tuple(parameters.get("keys") or ()),
+    )
 
 
 def choose_keys(model: nn.Module, *, experts: bool = False, router: bool = False) -> tuple[str, ...]:
@@ -97,7 +91,7 @@ def choose_keys(model: nn.Module, *, experts: bool = False, router: bool = False
     has_experts = any(isinstance(module, _EXPERTS) for _, module in model.named_modules())
     for name, wanted, there in (("adapt_experts", experts, has_experts), ("adapt_router", router, bool(routers))):
         if wanted and not there:
-            raise ArgumentError(f"{name} is for mixtures of experts, and this model is none: leave it out.")
+            raise ArgumentError(Option(name, True), " is for mixtures of experts, and this model is not one.")
     keys: dict[str, None] = {}  # ordered
     for layer in model.layers:
         for name, module in reversed(layer.named_modules()):
@@ -109,10 +103,10 @@ def choose_keys(model: nn.Module, *, experts: bool = False, router: bool = False
 
 
 def attach_adapter(model: nn.Module, layout: AdapterLayout) -> None:
-    """Put LoRA or DoRA layers into the model; after this only they are trained.
+    """Add LoRA or DoRA layers to the model; after this only they are trained.
 
     Raises:
-        ArgumentError: there is no layer of a name in ``keys``, or mlx-lm cannot adapt one.
+        ArgumentError: the model has no layer of a name in ``keys``, or mlx-lm cannot adapt one.
     """
     present = {name for layer in model.layers for name, _ in layer.named_modules()}
     present |= {name for name, _ in model.named_modules()}
@@ -123,11 +117,13 @@ def attach_adapter(model: nn.Module, layout: AdapterLayout) -> None:
     model.freeze()
     # num_layers counts from the last block; mlx-lm takes 0 or less for all.
     if layout.num_layers > len(model.layers):
-        raise ArgumentError(f"num_layers = {layout.num_layers}, and the model has {len(model.layers)}.")
+        raise ArgumentError(
+            Option("num_layers", layout.num_layers), f" exceeds the model's {len(model.layers)} blocks."
+        )
     try:
         linear_to_lora_layers(model, layout.num_layers, layout.parameters(), use_dora=layout.fine_tune_type == "dora")
     except ValueError as error:
-        raise ArgumentError(f"This layer cannot be adapted: {error}") from error
+        raise ArgumentError(f"This layer cannot be adapted: {first_line(error)}") from error
 
 
 def unfreeze_for_full(model: nn.Module, num_layers: int, frozen: Sequence[str] = ()) -> None:
@@ -136,16 +132,14 @@ def unfreeze_for_full(model: nn.Module, num_layers: int, frozen: Sequence[str] =
     Args:
         model: mlx-lm's model.
         num_layers: 0 or less for all.
-        frozen: modules that stay as they are, by name or pattern (``model.norm``, ``model.layers.*.mlp``).
+        frozen: modules that stay frozen, by name or pattern (``model.norm``, ``model.layers.*.mlp``).
 
     Raises:
-        ArgumentError: the weights are quantised and so have no gradient, or a pattern fits no module.
+        ArgumentError: the weights are quantised and so have no gradient, or a pattern matches no module.
     """
-    if any(name.endswith(".scales") for name, _ in named_arrays(model.parameters())):
-        raise ArgumentError(
-            "Quantised weights cannot be trained in full. Use fine_tune_type lora or dora, "
-            "or dtype float32 or bfloat16 with an unquantised model."
-        )
+    if is_quantized(model):
+        lora = Option("fine_tune_type", "lora")
+        raise ArgumentError("Quantised weights cannot be trained in full. Use ", lora, ", or an unquantised model.")
     model.freeze()
     if num_layers <= 0:
         model.unfreeze()
@@ -154,22 +148,29 @@ def unfreeze_for_full(model: nn.Module, num_layers: int, frozen: Sequence[str] =
     for pattern in frozen:
         fitting = [module for name, module in model.named_modules() if name and fnmatchcase(name, pattern)]
         if not fitting:
-            raise ArgumentError(f"frozen names {pattern!r}, which is no module of this model, such as model.norm.")
+            raise ArgumentError(
+                Option("frozen"), f" names {pattern!r}, which is not a module of this model, such as model.norm."
+            )
         for module in fitting:
             module.freeze()
 
 
-def count_trainable(model: nn.Module) -> Trainable:
-    """How many parameters are trained."""
+def is_quantized(model: nn.Module) -> bool:
+    """Whether some weights are packed."""
+    return any(name.endswith(".scales") for name, _ in named_arrays(model.parameters()))
+
+
+def count_trainable(model: nn.Module) -> tuple[int, int]:
+    """The number of trained parameters, and of all; a quantised model's are counted as before quantising."""
     trained = sum(value.size for _, value in named_arrays(model.trainable_parameters()))
-    return Trainable(trained, int(get_total_parameters(model)))
+    return trained, int(get_total_parameters(model))
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, mx.array], source: str) -> None:
-    """Put an adapter's weights into a model whose layers are adapted.
+    """Load an adapter's weights into a model whose layers are adapted.
 
     Raises:
-        AdapterError: a tensor is not the model's.
+        AdapterError: the model has no such tensor.
     """
     present = dict(named_arrays(model.trainable_parameters()))
     for name, value in weights.items():
@@ -180,11 +181,6 @@ def load_weights(model: nn.Module, weights: Mapping[str, mx.array], source: str)
                 "Use it with the model it was trained on."
             )
     model.load_weights(list(weights.items()), strict=False)
-
-
-def adapter_weights(model: nn.Module) -> dict[str, mx.array]:
-    """The trained parameters by mlx-lm's names."""
-    return dict(named_arrays(model.trainable_parameters()))
 
 
 def write_layout(folder: Path, layout: AdapterLayout, *, about: Mapping[str, Any]) -> None:
@@ -204,7 +200,7 @@ def write_layout(folder: Path, layout: AdapterLayout, *, about: Mapping[str, Any
     (folder / ADAPTER_CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def read_layout(folder: Path, default_keys: Sequence[str] = ()) -> AdapterLayout:
+def read_layout(folder: Path) -> AdapterLayout:
     """Read mlx-lm's ``adapter_config.json``.
 
     Raises:
@@ -213,14 +209,9 @@ def read_layout(folder: Path, default_keys: Sequence[str] = ()) -> AdapterLayout
     path = folder / ADAPTER_CONFIG
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        parameters = content["lora_parameters"]
-        return AdapterLayout(
-            fine_tune_type=content.get("fine_tune_type", "lora"),
-            num_layers=int(content["num_layers"]),
-            rank=int(parameters["rank"]),
-            scale=float(parameters["scale"]),
-            dropout=float(parameters.get("dropout", 0.0)),
-            keys=tuple(parameters.get("keys") or default_keys),
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise AdapterError(f"Cannot read {path}: {error!r}. It must be an adapter in mlx-lm's layout.") from error
+        kind = content.get("fine_tune_type", "lora")
+        return layout_from(kind, int(content["num_layers"]), content["lora_parameters"])
+    except (OSError, ValueError) as error:
+        raise AdapterError(unreadable(path, error)) from error
+    except (KeyError, TypeError) as error:
+        raise AdapterError(f"{path} does not describe an adapter in mlx-lm's layout: {error!r}.") from error

@@ -1,36 +1,38 @@
-"""What happens during a run, told to whoever wants to know: logs, progress bars, plots."""
+"""What a run reports, and to whom: log file, TensorBoard, Weights & Biases, your own callbacks."""
 
 from __future__ import annotations
 
-import importlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from grit_mlx.errors import DependencyError
+from grit_mlx.errors import Option
 from grit_mlx.files.atomic import atomic_path, output_errors
-from grit_mlx.training.memory import MemoryEstimate
+from grit_mlx.optional import optional
 
-__all__ = ["Callback", "JsonLog", "Plan", "StepReport", "ValidationReport", "make_reporters", "read_log"]
+if TYPE_CHECKING:
+    from grit_mlx.training.memory import MemoryEstimate  # which imports mlx
+
+__all__ = ["Callback", "JsonLog", "StepReport", "TrainingPlan", "ValidationReport", "make_reporters", "read_log"]
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """What is about to be trained.
 
     Attributes:
         run: the run's folder.
-        steps: in all.
-        start: steps that are done already.
-        trained: parameters that are trained.
-        parameters: of the whole model.
-        memory: what it will take.
-        advice: options that would make it fit, where it does not.
+        steps: total steps.
+        start: steps already done.
+        trained: trained parameters.
+        parameters: parameters of the model.
+        memory: the estimate.
+        advice: what would make the run fit, if it does not.
         rows: training rows of each kind.
-        epochs: how often the run sees each kind.
-        processes: that share the work.
+        epochs: passes of the run over the rows of each kind.
+        processes: processes that share the work.
     """
 
     run: Path
@@ -39,7 +41,7 @@ class Plan:
     trained: int
     parameters: int
     memory: MemoryEstimate
-    advice: Sequence[str]
+    advice: Sequence[str | Option]
     rows: Mapping[str, int]
     epochs: Mapping[str, float]
     processes: int
@@ -50,14 +52,14 @@ class StepReport:
     """One step, or the mean over those since the last report.
 
     Attributes:
-        step: steps that are done.
+        step: steps done.
         losses: by name.
         learning_rate: of this step.
         gradient_norm: before clipping.
-        tokens_per_second: without padding, all processes together.
-        seconds: a step took.
-        peak_memory: bytes, since the run began.
-        temperature: what similarities are divided by.
+        tokens_per_second: without padding, over all processes.
+        seconds: per step.
+        peak_memory: bytes, since the run started.
+        temperature: by which similarities are divided.
     """
 
     step: int
@@ -75,7 +77,7 @@ class ValidationReport:
     """One validation.
 
     Attributes:
-        step: steps that are done.
+        step: steps done.
         losses: on held-out data, by name.
         scores: nDCG@10 or Spearman correlation of each set.
         is_best: whether it is the best so far.
@@ -88,38 +90,38 @@ class ValidationReport:
 
 
 class Callback:
-    """Told what happens; does nothing about it. Only the first process of a run calls it."""
+    """Methods that a run calls, in its first process only; these do nothing."""
 
     def on_rows(self, file: str, rows: int) -> None:
-        """So many rows of a data file are checked and tokenised."""
+        """This many rows of a data file have been checked and tokenised."""
 
-    def on_start(self, plan: Plan) -> None:
+    def on_start(self, plan: TrainingPlan) -> None:
         """Training is about to begin."""
 
     def on_step(self, report: StepReport) -> None:
-        """A step is done."""
+        """A step was done."""
 
     def on_report(self, report: StepReport) -> None:
-        """``steps_per_report`` steps are done; their means."""
+        """``steps_per_report`` steps were done; gets their means."""
 
     def on_validation(self, report: ValidationReport) -> None:
-        """A validation is done."""
+        """A validation was done."""
 
     def on_checkpoint(self, folder: Path) -> None:
-        """A checkpoint is written."""
+        """A checkpoint was written."""
 
     def on_end(self) -> None:
-        """The run is over, by whatever end."""
+        """The run is over, also if by an error."""
 
 
 class JsonLog(Callback):
-    """One JSON object a line: ``{"kind": "train" or "validation", "step": ..., ...}``."""
+    """A file with one JSON object per line: ``{"kind": "train" or "validation", "step": ..., ...}``."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def on_start(self, plan: Plan) -> None:
-        """Drop what was logged after the step that is gone on from, or everything."""
+    def on_start(self, plan: TrainingPlan) -> None:
+        """Drop what was logged after the step that is resumed from, or everything."""
         kept = [line for line in read_log(self._path) if line["step"] <= plan.start] if plan.start else []
         with atomic_path(self._path) as unfinished:
             unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
@@ -138,7 +140,7 @@ class JsonLog(Callback):
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The records of a log; a last line that a crash cut off is left out."""
+    """The records of a log, without a last line that a crash cut off."""
     records = []
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -149,47 +151,49 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-class TensorBoard(Callback):
-    """Scalars for TensorBoard (extra ``tensorboard``)."""
+class Reporter(Callback):
+    """Sends scalars to a service.
 
-    def __init__(self, run: Path, project: str) -> None:
-        self._writer = _optional("tensorboardX", "tensorboard").SummaryWriter(str(run / "tensorboard"))
+    Args:
+        send: called with scalars by name, and their step.
+        close: called when the run is over.
+    """
 
-    def on_report(self, report: StepReport) -> None:
-        """Write the means."""
-        for name, value in _scalars(report).items():
-            self._writer.add_scalar(name, value, report.step)
-
-    def on_validation(self, report: ValidationReport) -> None:
-        """Write losses and scores."""
-        for name, value in _scalars(report).items():
-            self._writer.add_scalar(name, value, report.step)
-
-    def on_end(self) -> None:
-        """Close the file."""
-        self._writer.close()
-
-
-class WandB(Callback):
-    """Scalars for Weights & Biases (extra ``wandb``)."""
-
-    def __init__(self, run: Path, project: str) -> None:
-        self._run = _optional("wandb", "wandb").init(project=project, dir=str(run), name=run.name)
+    def __init__(self, send: Callable[[Mapping[str, float], int], Any], close: Callable[[], Any]) -> None:
+        self._send = send
+        self._close = close
 
     def on_report(self, report: StepReport) -> None:
         """Send the means."""
-        self._run.log(_scalars(report), step=report.step)
+        self._send(_scalars(report), report.step)
 
     def on_validation(self, report: ValidationReport) -> None:
         """Send losses and scores."""
-        self._run.log(_scalars(report), step=report.step)
+        self._send(_scalars(report), report.step)
 
     def on_end(self) -> None:
-        """Finish the run there."""
-        self._run.finish()
+        """Close the connection."""
+        self._close()
 
 
-_REPORTERS = {"tensorboard": TensorBoard, "wandb": WandB}
+def _tensorboard(run: Path, project: str) -> Reporter:
+    tensorboard = optional("tensorboardX", extra="tensorboard", purpose="TensorBoard")
+    writer = tensorboard.SummaryWriter(str(run / "tensorboard"))
+
+    def send(scalars: Mapping[str, float], step: int) -> None:
+        for name, value in scalars.items():
+            writer.add_scalar(name, value, step)
+
+    return Reporter(send, writer.close)
+
+
+def _wandb(run: Path, project: str) -> Reporter:
+    wandb = optional("wandb", extra="wandb", purpose="Weights & Biases")
+    service = wandb.init(project=project, dir=str(run), name=run.name)
+    return Reporter(lambda scalars, step: service.log(scalars, step=step), service.finish)
+
+
+_REPORTERS = {"tensorboard": _tensorboard, "wandb": _wandb}
 
 
 def make_reporters(names: Sequence[str], run: Path, project: str) -> list[Callback]:
@@ -209,10 +213,3 @@ def _scalars(report: StepReport | ValidationReport) -> dict[str, float]:
     return {f"train/{name}": value for name, value in report.losses.items()} | {
         f"train/{name}": float(getattr(report, name)) for name in others
     }
-
-
-def _optional(module: str, extra: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise DependencyError(f"This needs {module}: pip install 'grit-mlx[{extra}]'.") from error

@@ -1,4 +1,4 @@
-"""Several processes as one: who computes what, and how the parts come together.
+"""Distributed training: which process computes what, and how the parts are combined.
 
 Every process knows the whole batch and computes its share of the rows. Representations are gathered before the
 contrastive loss, which each process then computes in full, so the gradient of its own rows is the true one,
@@ -18,7 +18,7 @@ import numpy as np
 from mlx.nn.utils import average_gradients
 from mlx.utils import tree_map
 
-from grit_mlx.errors import ArgumentError
+from grit_mlx.errors import ArgumentError, Option
 from grit_mlx.training.arrays import number
 
 __all__ = ["World"]
@@ -27,10 +27,10 @@ Rows = TypeVar("Rows", bound=Any)
 
 
 class World:
-    """The processes of a run; one alone without ``mlx.launch``.
+    """The processes of a run; a single one without ``mlx.launch``.
 
     Args:
-        alone: leave the others out of it.
+        alone: ignore the other processes.
     """
 
     def __init__(self, *, alone: bool = False) -> None:
@@ -44,16 +44,16 @@ class World:
         return self.rank == 0
 
     def check_divides(self, rows: int, name: str) -> None:
-        """Refuse batches that cannot be shared out evenly.
+        """Refuse batches that cannot be divided evenly.
 
         Raises:
             ArgumentError: names the setting.
         """
         if rows % self.size:
-            raise ArgumentError(f"{name} = {rows} cannot be shared out evenly among {self.size} processes.")
+            raise ArgumentError(Option(name, rows), f" cannot be divided evenly among {self.size} processes.")
 
     def share(self, rows: Rows) -> Rows:
-        """This process's part of a batch, which can be sliced."""
+        """This process's part of a batch, of any type that can be sliced."""
         count = len(rows) // self.size
         return cast("Rows", rows[self.rank * count : (self.rank + 1) * count])
 
@@ -69,7 +69,7 @@ class World:
         return tree_map(lambda mean: mean * self.size, average_gradients(tree, self._group))
 
     def from_first(self, value: Any) -> Any:
-        """The first process's value, made of what JSON holds, in all of them."""
+        """The first process's value, which JSON can hold, in all processes."""
         if self.size == 1:
             return value
         text = json.dumps(value).encode() if self.is_first else b""
@@ -78,7 +78,7 @@ class World:
         return json.loads(np.array(self._all_sum(buffer.astype(mx.int32))).astype(np.uint8).tobytes())
 
     def arrays_from_first(self, arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
-        """The first process's arrays in all of them; the others give arrays of the same names and shapes."""
+        """The first process's arrays, in all processes; the others pass arrays of the same names and shapes."""
         if self.size == 1:
             return dict(arrays)
         result = {}
@@ -92,7 +92,7 @@ class World:
         return mx.distributed.all_sum(value, group=self._group)
 
     def agree(self, value: bool) -> bool:
-        """The first process's answer, in all of them."""
+        """The first process's answer, in all processes."""
         if self.size == 1:
             return value
         return bool(number(self._all_sum(mx.array(float(value) if self.is_first else 0.0))))

@@ -1,4 +1,4 @@
-"""How much memory a run will take, estimated before its first step, and what to do if that is too much."""
+"""An estimate of the memory that a run needs, before its first step, and what to do if that is too much."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from grit_mlx.errors import Option
 from grit_mlx.training.arrays import named_arrays
 from grit_mlx.training.settings import TrainingSettings
 
@@ -25,8 +26,8 @@ class MemoryEstimate:
     Attributes:
         weights: the model.
         training: gradients (a chunk's, and the sum of each kind of loss) and the optimizer's state.
-        activations: what one chunk leaves behind for its gradient.
-        available: what the device has to give.
+        activations: what one chunk keeps for its gradient.
+        available: on the device.
     """
 
     weights: int
@@ -36,12 +37,12 @@ class MemoryEstimate:
 
     @property
     def peak(self) -> int:
-        """All together."""
+        """Their sum."""
         return self.weights + self.training + self.activations
 
     @property
     def fits(self) -> bool:
-        """Whether there is room."""
+        """Whether that is available."""
         return self.peak <= self.available
 
 
@@ -96,19 +97,19 @@ def estimate(
     )
 
 
-def advice(found: MemoryEstimate, settings: TrainingSettings, *, quantized: bool) -> list[str]:
+def advice(found: MemoryEstimate, settings: TrainingSettings, *, quantized: bool) -> list[str | Option]:
     """What would make a run fit that does not, the cheapest in quality and time first."""
     if found.fits:
         return []
-    options = []
+    options: list[str | Option] = []
     if found.activations > found.peak / 4:
         if not settings.grad_checkpoint:
-            options.append("--grad-checkpoint")
+            options.append(Option("grad_checkpoint", True))
         if settings.chunk_tokens > settings.max_seq_length or settings.chunk_size > 1:
-            options.append(f"--chunk-tokens {max(256, settings.chunk_tokens // 4)}")
-        options.append(f"--max-seq-length {max(128, settings.max_seq_length // 2)}")
+            options.append(Option("chunk_tokens", max(256, settings.chunk_tokens // 4)))
+        options.append(Option("max_seq_length", max(128, settings.max_seq_length // 2)))
     if settings.fine_tune_type == "full":
-        options.append("--fine-tune-type lora")
+        options.append(Option("fine_tune_type", "lora"))
     elif not quantized:
         options.append("a quantised model (grit convert)")
     return options

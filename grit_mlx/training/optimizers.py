@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules by name, all of them mlx's own."""
+"""mlx's optimizers and learning-rate schedules, by name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.optimizers as optim
 from mlx_lm.tuner.utils import build_schedule
 
-from grit_mlx.errors import ArgumentError
+from grit_mlx.errors import ArgumentError, Option, first_line
 
 __all__ = ["make_optimizer", "make_schedule", "trained_by_muon"]
 
@@ -27,7 +27,7 @@ _CLASSES: dict[str, tuple[type[optim.Optimizer], dict[str, Any]]] = {
 }
 _DECAYING = {"adamw", "adafactor", "lion", "muon", "sgd"}
 
-# mlx's schedule and its arguments, from the peak rate and the number of steps after warming up.
+# mlx's schedule and its arguments, from the peak rate and the number of steps after the warm-up.
 _SHAPES: dict[str, tuple[str, Callable[[float, int], list[float]]]] = {
     "linear": ("linear_schedule", lambda rate, steps: [rate, 0.0, steps]),
     "cosine": ("cosine_decay", lambda rate, steps: [rate, steps, 0.0]),
@@ -36,17 +36,11 @@ _SHAPES: dict[str, tuple[str, Callable[[float, int], list[float]]]] = {
 
 
 def make_schedule(name: str, *, learning_rate: float, steps: int, warmup_steps: int) -> Schedule:
-    """The learning rate of each step: up to ``learning_rate``, then down as named.
-
-    Raises:
-        ArgumentError: an unknown name.
-    """
-    if name not in _SHAPES:
-        raise ArgumentError(f"Unknown lr_schedule {name!r}: use one of {', '.join(_SHAPES)}.")
+    """The learning rate of each step: a warm-up to ``learning_rate``, then the decay of ``settings.SCHEDULES``."""
     kind, arguments = _SHAPES[name]
     config: dict[str, Any] = {"name": kind, "arguments": arguments(learning_rate, max(1, steps - warmup_steps))}
     if warmup_steps:
-        # From a part of the rate, not from 0, which would make the first step do nothing.
+        # Not from 0, with which the first step would do nothing.
         config |= {"warmup": warmup_steps, "warmup_init": learning_rate / (warmup_steps + 1)}
     return build_schedule(config)  # type: ignore[no-any-return]
 
@@ -63,22 +57,20 @@ def make_optimizer(
     Args:
         name: one of ``settings.OPTIMIZERS``.
         schedule: the learning rate of each step.
-        weight_decay: where the optimizer has one.
+        weight_decay: if the optimizer has one.
         options: further arguments of mlx's class, such as betas.
 
     Raises:
-        ArgumentError: an unknown name, or an option the optimizer does not have.
+        ArgumentError: the optimizer does not have such an option.
     """
-    if name not in _CLASSES:
-        raise ArgumentError(f"Unknown optimizer {name!r}: use one of {', '.join(_CLASSES)}.")
     kind, defaults = _CLASSES[name]
     decay = {"weight_decay": weight_decay} if name in _DECAYING else {}
     try:
         made = kind(learning_rate=schedule, **{**defaults, **decay, **(options or {})})  # type: ignore[call-arg]
     except (TypeError, ValueError) as error:
-        raise ArgumentError(f"optimizer_config does not suit {name}: {error}.") from error
+        raise ArgumentError(Option("optimizer_config"), f" does not suit {name}: {first_line(error)}") from error
     if name == "muon":
-        # Muon is for matrices inside the network; the rest gets AdamW, as its authors say.
+        # Muon is for matrices inside the network; its authors use AdamW for the rest.
         rest = make_optimizer("adamw", schedule, weight_decay=weight_decay)
         return optim.MultiOptimizer([made, rest], [trained_by_muon])
     return made

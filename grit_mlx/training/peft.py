@@ -23,7 +23,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from grit_mlx.errors import AdapterError, CheckpointError
+from grit_mlx.errors import AdapterError, CheckpointError, unreadable
 from grit_mlx.files.atomic import output_errors
 from grit_mlx.model.checkpoint import read_header
 from grit_mlx.training.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterLayout, read_layout, write_layout
@@ -68,15 +68,15 @@ def to_peft(
     Args:
         layout: mlx-lm's.
         weights: by mlx-lm's names.
-        base: name of the model it belongs to.
-        layers: how many blocks that model has.
+        base: name of the adapter's model.
+        layers: number of that model's blocks.
     """
     tensors: dict[str, mx.array] = {}
     for name, value in weights.items():
         module, _, leaf = name.rpartition(".")
         theirs, transposed = _LEAVES[leaf]
         if match := _STACKED.match(module):
-            for expert in range(value.shape[0]):  # these are stored as PEFT's, one above the other
+            for expert in range(value.shape[0]):  # stored as PEFT does, stacked
                 inner = f"{match[1]}.experts.{expert}.{_EXPERTS[match[2]]}"
                 tensors[f"{_PREFIX}{inner}.{theirs}"] = value[expert]
         else:
@@ -113,7 +113,7 @@ def from_peft(
     for name, allowed in _UNSUPPORTED.items():
         if name in config and config[name] not in allowed:
             raise AdapterError(
-                f"A PEFT adapter with {name} = {config[name]!r} cannot be used: mlx-lm has no such thing."
+                f"A PEFT adapter with {name} = {config[name]!r} cannot be used: mlx-lm has no such layer."
             )
     weights: dict[str, mx.array] = {}
     experts: dict[str, dict[int, mx.array]] = defaultdict(dict)
@@ -130,7 +130,7 @@ def from_peft(
 
     found = [_LAYER.match(name.rpartition(".")[0]) for name in weights]
     if not weights or not all(found):
-        raise AdapterError("A PEFT adapter of layers outside the blocks cannot be used: only LoRA on blocks can.")
+        raise AdapterError("A PEFT adapter of layers outside the model's blocks cannot be used.")
     first = min(int(match[1]) for match in found if match)
     rank = int(config["r"])
     alpha = float(config.get("lora_alpha", rank))
@@ -149,7 +149,7 @@ def export_peft(adapter: Path, folder: Path, *, base: str, layers: int) -> None:
     """Write an adapter folder in PEFT's layout.
 
     Raises:
-        AdapterError: ``adapter`` is none.
+        AdapterError: ``adapter`` is not an adapter.
         OutputError: the folder cannot be written.
     """
     layout = read_layout(adapter)
@@ -165,7 +165,7 @@ def import_peft(adapter: Path, folder: Path, *, layers: int) -> None:
     """Write a PEFT adapter folder in mlx-lm's layout.
 
     Raises:
-        AdapterError: ``adapter`` is none, or does what mlx-lm's layers cannot.
+        AdapterError: ``adapter`` is not an adapter, or does what mlx-lm's layers cannot.
         OutputError: the folder cannot be written.
     """
     layout, weights = load_any_adapter(adapter, layers)
@@ -180,7 +180,7 @@ def load_any_adapter(folder: Path, layers: int) -> tuple[AdapterLayout, dict[str
 
     Args:
         folder: holds ``adapters.safetensors`` or PEFT's ``adapter_model.safetensors``.
-        layers: how many blocks the model has.
+        layers: number of the model's blocks.
 
     Raises:
         AdapterError: it is neither, or damaged.
@@ -188,12 +188,14 @@ def load_any_adapter(folder: Path, layers: int) -> tuple[AdapterLayout, dict[str
     if (folder / ADAPTER_WEIGHTS).exists():
         return read_layout(folder), _read_tensors(folder / ADAPTER_WEIGHTS)
     if not (folder / PEFT_WEIGHTS).exists():
-        raise AdapterError(f"{folder} is no adapter folder: it has neither {ADAPTER_WEIGHTS} nor {PEFT_WEIGHTS}.")
+        raise AdapterError(f"{folder} is not an adapter folder: it has neither {ADAPTER_WEIGHTS} nor {PEFT_WEIGHTS}.")
     try:
         config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         return from_peft(config, _read_tensors(folder / PEFT_WEIGHTS), layers=layers)
-    except (OSError, ValueError, KeyError) as error:
-        raise AdapterError(f"Cannot read {folder / ADAPTER_CONFIG}: {error!r}.") from error
+    except (OSError, ValueError) as error:
+        raise AdapterError(unreadable(folder / ADAPTER_CONFIG, error)) from error
+    except KeyError as error:
+        raise AdapterError(f"{folder / ADAPTER_CONFIG} has no {error}.") from error
 
 
 def _read_tensors(path: Path) -> dict[str, mx.array]:
@@ -205,7 +207,7 @@ def _read_tensors(path: Path) -> dict[str, mx.array]:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """A PEFT tensor's module and leaf; newer PEFT leaves ``.default`` and ``.weight`` out here and there."""
+    """A PEFT tensor's module and leaf; newer versions of PEFT leave out some ``.default`` and ``.weight``."""
     plain = name.removeprefix(_PREFIX).replace(".default", "")
     for leaf in _BACK:
         if plain.endswith("." + leaf):
@@ -216,7 +218,7 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _scale(alpha: float, over: float) -> float:
-    """``alpha / over``, as it was before somebody multiplied it: 0.1 x 3 / 3 is not 0.1."""
+    """``alpha / over``, rounded if that is what was multiplied: 0.1 x 3 / 3 is not 0.1."""
     scale = alpha / over
     short = float(f"{scale:.15g}")
     return short if short * over == alpha else scale

@@ -1,9 +1,9 @@
-"""Everything a run needs before its first step: the model with what is trained, the data, the optimizer."""
+"""What a run needs before its first step: the model with its trained weights, the data, the optimizer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,12 @@ import mlx.core as mx
 import mlx.optimizers as optim
 
 from grit_mlx.datasets.examples import EMBEDDING, GENERATIVE
-from grit_mlx.errors import ArgumentError, DocumentError
+from grit_mlx.errors import ArgumentError, DocumentError, Option
 from grit_mlx.model import device
 from grit_mlx.model.loading import LoadedModel, load
 from grit_mlx.model.options import ModelChoice
 from grit_mlx.training import adapters
 from grit_mlx.training.adapters import AdapterLayout
-from grit_mlx.training.arrays import named_arrays
 from grit_mlx.training.data import (
     EmbeddingData,
     Files,
@@ -38,7 +37,7 @@ from grit_mlx.training.settings import TrainingSettings
 from grit_mlx.training.step import Trainee, TrainingStep
 from grit_mlx.training.token_files import TokenOptions, find_data_files, stem
 
-__all__ = ["Data", "Preparation", "is_quantized", "prepare_data", "prepare_model"]
+__all__ = ["Data", "Preparation", "data_folder", "prepare_data", "prepare_model"]
 
 
 @dataclass(frozen=True)
@@ -46,18 +45,14 @@ class Data:
     """The data of a run.
 
     Attributes:
-        embedding: training batches of queries and passages; None where the mode has none.
-        generative: training batches of texts; None where the mode has none.
-        embedding_valid: held-out batches; None where there are none.
-        generative_valid: held-out batches; None where there are none.
+        train: the batches of each kind that the mode trains: ``EmbeddingData``, ``GenerativeData``.
+        held_out: the same, of the kinds that there is held-out data of.
         rows: training rows of each kind.
-        keys: what the data is, for a resumed run to compare.
+        keys: hashes of the data, by file name, for a resumed run to compare.
     """
 
-    embedding: EmbeddingData | None
-    generative: GenerativeData | None
-    embedding_valid: EmbeddingData | None
-    generative_valid: GenerativeData | None
+    train: Mapping[str, Any]
+    held_out: Mapping[str, Any]
     rows: Mapping[str, int]
     keys: Mapping[str, str]
 
@@ -67,9 +62,9 @@ class Preparation:
     """A model that is ready to be trained.
 
     Attributes:
-        loaded: as loading found it, with the settings it will be used with.
-        trainee: with its trainable parameters chosen.
-        layout: of the adapter; None where all weights are trained.
+        loaded: the model, with the settings that it will be used with.
+        trainee: the model with its trainable parameters chosen.
+        layout: of the adapter; None if all weights are trained.
         step: computes losses and gradients.
         validation_step: the same in this process alone, never compiled.
         schedule: the learning rate of each step.
@@ -93,7 +88,7 @@ class Preparation:
 
 
 def prepare_model(settings: TrainingSettings, world: World) -> Preparation:
-    """Load or make the model, and choose what is trained.
+    """Load or create the model, and choose what is trained.
 
     Raises:
         GritError: the model, the adapter or a setting cannot be used.
@@ -146,9 +141,9 @@ def _load(settings: TrainingSettings, world: World) -> LoadedModel:
         if world.is_first and not (name / "config.json").exists():
             write_initial()
         world.agree(True)  # the others wait for the file
-        if not (name / "config.json").exists():  # on a machine of their own: the same seed, the same weights
+        if not (name / "config.json").exists():  # on another machine: the same seed, the same weights
             write_initial()
-    # Full tuning writes the whole model, so there the head stays even where it is not trained.
+    # Full tuning writes the complete model, with the head even if it is not trained.
     embedding_only = settings.mode == "embedding" and settings.fine_tune_type != "full"
     mode = "generative" if not settings.embeds else "embedding" if embedding_only else "unified"
     choice = ModelChoice(
@@ -167,7 +162,8 @@ def _load(settings: TrainingSettings, world: World) -> LoadedModel:
 def _choose_trained(model: Any, settings: TrainingSettings) -> AdapterLayout | None:
     if settings.from_scratch or settings.fine_tune_type == "full":
         if settings.resume_adapter_file:
-            raise ArgumentError("An adapter is no start for full tuning. Fuse it into the model first (grit fuse).")
+            adapter = Option("resume_adapter_file")
+            raise ArgumentError(adapter, " is not for full tuning. Fuse the adapter into the model first (grit fuse).")
         adapters.unfreeze_for_full(model, settings.num_layers, settings.frozen)
         return None
     if settings.resume_adapter_file:
@@ -175,17 +171,10 @@ def _choose_trained(model: Any, settings: TrainingSettings) -> AdapterLayout | N
         adapters.attach_adapter(model, layout)
         adapters.load_weights(model, weights, settings.resume_adapter_file)
         return layout
-    keys = settings.lora_parameters.get("keys") or adapters.choose_keys(
-        model, experts=settings.adapt_experts, router=settings.adapt_router
-    )
-    layout = AdapterLayout(
-        fine_tune_type=settings.fine_tune_type,
-        num_layers=settings.num_layers,
-        rank=settings.lora_parameters["rank"],
-        scale=float(settings.lora_parameters["scale"]),
-        dropout=float(settings.lora_parameters.get("dropout", 0.0)),
-        keys=tuple(keys),
-    )
+    layout = adapters.layout_from(settings.fine_tune_type, settings.num_layers, settings.lora_parameters)
+    if not layout.keys:
+        keys = adapters.choose_keys(model, experts=settings.adapt_experts, router=settings.adapt_router)
+        layout = replace(layout, keys=keys)
     adapters.attach_adapter(model, layout)
     return layout
 
@@ -199,6 +188,17 @@ def _routers(loaded: LoadedModel, settings: TrainingSettings) -> tuple[Routers |
     if not factor or not experts or not settings.generates or not find_routers(loaded.model):
         return None, 0.0
     return Routers(loaded.model, int(experts)), factor
+
+
+def data_folder(settings: TrainingSettings) -> Path:
+    """Where the data is.
+
+    Raises:
+        ArgumentError: no data is named.
+    """
+    if settings.data is None:
+        raise ArgumentError("There is nothing to train on: name a folder with ", Option("data"), ".")
+    return Path(settings.data).expanduser()
 
 
 def prepare_data(
@@ -220,119 +220,100 @@ def prepare_data(
 
     Raises:
         DocumentError: a row cannot be used, or there is no data of a kind that the mode needs.
-        ArgumentError: too little data for a batch, or a setting that does not suit it.
+        ArgumentError: the data does not fill a batch, or a setting does not suit it.
     """
-    if settings.data is None:
-        raise ArgumentError("There is nothing to train on: name a folder of data.")
-    cache = (
-        Path(settings.cache).expanduser()
-        if settings.cache
-        else Path(settings.adapter_path).expanduser() / "token-cache"
-    )
-    options = TokenOptions(
-        query_max_length=settings.query_max_length,
-        passage_max_length=settings.passage_max_length,
-        max_seq_length=settings.max_seq_length,
-        label_mask=settings.label_mask,
-    )
+    options = TokenOptions(**{one.name: getattr(settings, one.name) for one in fields(TokenOptions)})
     kinds = tuple(kind for kind, wanted in ((EMBEDDING, settings.embeds), (GENERATIVE, settings.generates)) if wanted)
-    folder = Path(settings.data).expanduser()
+    folder, output = data_folder(settings), Path(settings.adapter_path).expanduser()
     load = partial(
         load_files,
         tokenizer=tokenizer,
         options=options,
-        cache=cache,
+        cache=Path(settings.cache).expanduser() if settings.cache else output / "token-cache",
         kinds=kinds,
         progress=progress,
-        outside=Path(settings.adapter_path).expanduser(),
+        outside=output,
     )
     train = load(folder)
-    for kind in kinds:
-        if not train[kind]:
-            other = EMBEDDING if kind == GENERATIVE else GENERATIVE
-            instead = f", or use mode {other}" if settings.mode == "unified" else ""
-            raise DocumentError(
-                f"{folder} holds no {kind} data, which mode {settings.mode} needs: add some{instead}.", path=folder
-            )
+    _check_kinds(train, settings, folder)
     check_weights(settings.data_weights, [part for files in train.values() for part in files])
     if settings.embeds:
         _check_vectors(train[EMBEDDING], settings, vector_size)
     held_out: dict[str, Files] = {}
     if settings.valid:
         held_out = load(Path(settings.valid).expanduser())
-    elif folder.is_dir() and any(stem(path) == "valid" for path in find_data_files(folder)):
-        held_out = load(folder, held_out=True)
-    if not settings.valid:
+    else:
+        if folder.is_dir() and any(stem(path) == "valid" for path in find_data_files(folder)):
+            held_out = load(folder, held_out=True)
         for kind in [kind for kind in kinds if not held_out.get(kind)]:
             train[kind], held_out[kind] = split_files(train[kind], settings.val_rows, settings.seed)
     return Data(
-        embedding=_embedding(train.get(EMBEDDING, []), settings, settings.batch_size, world),
-        generative=_generative(train.get(GENERATIVE, []), settings, settings.generative_batch_size, world),
-        embedding_valid=_embedding(
-            held_out.get(EMBEDDING, []), settings, _rows(held_out, EMBEDDING, settings.batch_size)
-        ),
-        generative_valid=_generative(
-            held_out.get(GENERATIVE, []), settings, _rows(held_out, GENERATIVE, settings.generative_batch_size)
-        ),
-        rows={kind: sum(len(part.rows) for part in files) for kind, files in train.items()},
+        train={kind: _batches(files, kind, settings, world) for kind, files in train.items()},
+        held_out={kind: _batches(files, kind, settings) for kind, files in held_out.items() if files},
+        rows={kind: _count(files) for kind, files in train.items()},
         keys={part.file.name: part.file.key for files in train.values() for part in files},
     )
 
 
-def _rows(files: Mapping[str, Files], kind: str, batch_size: int) -> int:
-    return min(batch_size, sum(len(part.rows) for part in files.get(kind, [])))
+def _count(files: Files) -> int:
+    return sum(len(part.rows) for part in files)
 
 
-def _embedding(
-    files: Files, settings: TrainingSettings, batch_size: int, world: World | None = None
-) -> EmbeddingData | None:
-    if not files or not batch_size:
-        return None
-    if world is not None:
-        world.check_divides(batch_size, "batch_size")
+def _batches(files: Files, kind: str, settings: TrainingSettings, world: World | None = None) -> Any:
+    """Batches of one kind: of training data, which the processes of ``world`` share, or of held-out data.
+
+    Held-out files have no weights and are mixed, and a batch may be smaller: their rows are few.
+    """
+    name = "batch_size" if kind == EMBEDDING else "generative_batch_size"
+    batch_size = getattr(settings, name)
+    if world is None:
+        batch_size = min(batch_size, _count(files))
+    else:
+        world.check_divides(batch_size, name)
+    weights = file_weights(files, settings.data_weights if world else {})
+    if kind == GENERATIVE:
+        return GenerativeData(files, weights=weights, batch_size=batch_size, seed=settings.seed)
     return EmbeddingData(
         files,
-        weights=file_weights(files, settings.data_weights if world else {}),
+        weights=weights,
         batch_size=batch_size,
         group_size=settings.group_size,
         seed=settings.seed,
-        # Held-out batches mix files: their number is small.
         same_file=settings.same_file and world is not None,
     )
+
+
+def _check_kinds(train: Mapping[str, Files], settings: TrainingSettings, folder: Path) -> None:
+    """Refuse data that lacks a kind of rows that the mode needs."""
+    for kind, files in train.items():
+        if not files:
+            other = EMBEDDING if kind == GENERATIVE else GENERATIVE
+            instead = (", or use ", Option("mode", other)) if settings.mode == "unified" else ()
+            mode = Option("mode", settings.mode)
+            raise DocumentError(
+                f"{folder} holds no {kind} data, which ", mode, " needs: add some", *instead, ".", path=folder
+            )
 
 
 def _check_vectors(files: Files, settings: TrainingSettings, vector_size: int | None) -> None:
     """Refuse vectors that cannot be compared with the model's, and sizes beyond its own."""
     for size in settings.matryoshka_dims:
         if vector_size is not None and size > vector_size:
-            raise ArgumentError(f"matryoshka_dims names {size}, and the model's vectors have {vector_size} numbers.")
+            raise ArgumentError(
+                Option("matryoshka_dims", size), f" exceeds the model's vectors of {vector_size} numbers."
+            )
     if settings.distillation == "none":
         return
     sizes = {part.file.name: part.file.vector_size for part in files if part.file.vector_size}
     if not sizes:
         raise DocumentError(
-            "distillation needs vectors beside the texts (query_vector, pos_vectors), and no data file has them.",
+            Option("distillation", settings.distillation),
+            " needs vectors beside the texts (query_vector, pos_vectors), and no data file has them.",
             path=files[0].file.name,
         )
     for name, size in sizes.items():
         if settings.distillation == "cosine" and vector_size is not None and size != vector_size:
             raise ArgumentError(
-                f"The vectors of {name} have {size} numbers and the model's {vector_size}: use "
-                "distillation = 'similarity', for which sizes may differ."
+                f"The vectors of {name} have {size} numbers and the model's {vector_size}: use ",
+                *(Option("distillation", "similarity"), ", for which sizes may differ."),
             )
-
-
-def _generative(
-    files: Files, settings: TrainingSettings, batch_size: int, world: World | None = None
-) -> GenerativeData | None:
-    if not files or not batch_size:
-        return None
-    if world is not None:
-        world.check_divides(batch_size, "generative_batch_size")
-    weights = file_weights(files, settings.data_weights if world else {})
-    return GenerativeData(files, weights=weights, batch_size=batch_size, seed=settings.seed)
-
-
-def is_quantized(model: Any) -> bool:
-    """Whether some weights are packed."""
-    return any(name.endswith(".scales") for name, _ in named_arrays(model.parameters()))

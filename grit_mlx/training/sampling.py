@@ -1,7 +1,7 @@
-"""Which rows are trained on together, and when: pure functions of the data's sizes, a seed and a position.
+"""Which rows form which batch: pure functions of the data's sizes, a seed and a position.
 
-Nothing here has state. The batch of step n follows from the seed and n alone, so a run that is resumed at step n
-goes on exactly as if it had never stopped, and every process of a distributed run knows the whole batch.
+Nothing here has state. The batch of step n follows from the seed and n alone, so a run resumed at step n continues
+exactly as if it had not been interrupted, and every process of a distributed run knows the complete batch.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ def rows_of_epoch(rows: int, weight: float, rng: np.random.Generator) -> Indices
     """The rows of one file that an epoch takes, shuffled.
 
     Args:
-        rows: how many the file has.
+        rows: number of rows of the file.
         weight: how often each is taken on average: 1 takes all once, 0.5 a random half, 2.5 all twice and a
             random half a third time.
-        rng: where the order comes from.
+        rng: source of the order.
     """
     count = round(rows * weight)
     rounds = [rng.permutation(rows) for _ in range(-(-count // rows) if rows else 0)]
@@ -44,15 +44,15 @@ def epoch_batches(
 ) -> Indices:
     """The batches of one epoch: ``(batches, batch_size)`` numbers of rows, counted through all files.
 
-    With ``same_file``, as the official sampler does it: each file is shuffled and cut into full batches; what is
-    left of the files, in random order, is cut into mixed batches; the last partial one is dropped; the batches
-    are shuffled. In-batch negatives of the same kind are harder, and a model cannot tell them apart by style.
+    With ``same_file``, as in the official sampler: each file is shuffled and cut into full batches; the rest of the
+    files, in random order, is cut into mixed batches; a last partial batch is dropped; the batches are shuffled.
+    In-batch negatives from one file are harder: a model cannot tell them apart by style.
 
     Args:
         sizes: rows of each file.
         weights: see ``rows_of_epoch``, one for each file.
-        batch_size: rows of a batch.
-        rng: where all order comes from.
+        batch_size: rows per batch.
+        rng: source of the order.
         same_file: False mixes all files in every batch.
     """
     starts = np.concatenate([[0], np.cumsum(sizes)])
@@ -75,12 +75,12 @@ class Sampler:
     Attributes:
         sizes: rows of each file.
         weights: how often an epoch takes each row of a file on average.
-        batch_size: rows of a batch.
-        seed: where all order comes from, and the name of the stream, so that two samplers of a run differ.
+        batch_size: rows per batch.
+        seed: random seed, and a number for the sampler, so that two samplers of a run differ.
         same_file: see ``epoch_batches``.
 
     Raises:
-        ArgumentError: there are too few rows for one batch.
+        ArgumentError: the rows do not fill a batch.
     """
 
     sizes: tuple[int, ...]
@@ -90,11 +90,10 @@ class Sampler:
     same_file: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse what would never yield a batch."""
         if self.batches_per_epoch == 0:
             raise ArgumentError(
                 f"An epoch has {self._rows_per_epoch} rows, fewer than one batch of {self.batch_size}. "
-                "Lower the batch size, give more data, or raise the files' weights."
+                "Lower the batch size, add data, or raise the weights of the files."
             )
 
     @property
@@ -107,13 +106,13 @@ class Sampler:
         return self._rows_per_epoch // self.batch_size
 
     def rows(self, number: int) -> Indices:
-        """``(batch_size,)``: the rows of batch ``number``, counted from 0 through all epochs."""
+        """``(batch_size,)``: the rows of batch ``number``, counted from 0 over all epochs."""
         epoch, position = divmod(number, self.batches_per_epoch)
         found: Indices = _epoch(self, epoch)[position]
         return found
 
     def epoch(self, number: int) -> float:
-        """How many times the data has been seen after ``number`` batches."""
+        """The number of passes over the data in ``number`` batches."""
         return number / self.batches_per_epoch
 
 
@@ -126,14 +125,14 @@ def _epoch(sampler: Sampler, epoch: int) -> Indices:
 def choose_passages(positives: int, negatives: int, group_size: int, rng: np.random.Generator) -> list[int] | None:
     """One random positive, then ``group_size - 1`` random negatives, as positions among all passages of a row.
 
-    As in the official code negatives repeat where there are too few. Where there are none at all, which divides
-    by zero there, the answer is None: the caller fills the group from other rows.
+    As in the official code negatives repeat if there are too few. If there are none, with which the official code
+    divides by zero, the result is None: the caller fills the group from other rows.
 
     Args:
-        positives: how many the row has; they come first.
-        negatives: how many follow.
-        group_size: passages that are wanted.
-        rng: where the choice comes from.
+        positives: number of the row's positives, which come first.
+        negatives: number of its negatives, which follow.
+        group_size: number of passages to choose.
+        rng: source of the choice.
     """
     positive = int(rng.integers(positives))
     wanted = group_size - 1

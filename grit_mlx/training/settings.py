@@ -1,30 +1,24 @@
 """All settings of a training run, with what each means: one table for Python, YAML files and flags.
 
-Names are mlx-lm's where it has one. Nothing here imports mlx, so that ``grit --help`` need not wait for it.
+Names are mlx-lm's where it has one. Nothing here imports mlx, so ``grit train --help`` need not wait for it.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
-import types
-import typing
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from functools import cache
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from grit_mlx.errors import ArgumentError, ConfigError
+from grit_mlx.errors import ArgumentError, ConfigError, Option, unreadable
 from grit_mlx.files.atomic import atomic_path, output_errors
+from grit_mlx.model.options import DTYPES, MODES
 from grit_mlx.model.settings import ATTENTION, POOLING
+from grit_mlx.options import check, nearest, option, spec_of
 
-__all__ = ["MODES", "TrainingSettings", "commented_yaml", "groups", "read_yaml", "settings_from", "write_yaml"]
-
-MODES = ("unified", "embedding", "generative")
-
-# mlx-lm's.
-FINE_TUNE_TYPES = ("lora", "dora", "full")
+__all__ = ["TrainingSettings", "commented_yaml", "read_yaml", "write_yaml"]
 
 # "mixed": mean over the tokens of the batch; "token": sum over the tokens / rows, so long answers count for more.
 GENERATIVE_KINDS = ("mixed", "token")
@@ -36,15 +30,10 @@ LABEL_MASKS = ("exact", "official", "prefix")
 # See ``optimizers``.
 OPTIMIZERS = ("adamw", "adam", "adafactor", "lion", "muon", "sgd")
 SCHEDULES = ("linear", "cosine", "constant")
-DISTILLATIONS = ("none", "cosine", "similarity")
-REPORTERS = ("tensorboard", "wandb")
 
-
-def _is(default: Any, group: str, text: str, *, choices: tuple[str, ...] = (), least: float | None = None) -> Any:
-    metadata = {"group": group, "help": text, "choices": choices, "least": least}
-    if isinstance(default, dict | list):
-        return field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+_model, _data, _optimisation, _losses, _output = (
+    partial(option, heading=heading) for heading in ("Model", "Data", "Optimisation", "Losses", "Output")
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,164 +44,153 @@ class TrainingSettings:
         ArgumentError: names the setting that cannot work and what it may be.
     """
 
-    model: str | None = _is(None, "Model", "Folder, hub id or short name of the model to tune.")
-    data: str | None = _is(None, "Data", "Folder of .jsonl or .jsonl.gz files, or one such file.")
-    adapter_path: str = _is("adapters", "Output", "Folder that the run writes: adapter or model, checkpoints, log.")
-    mode: str = _is("unified", "Model", "What to tune for.", choices=MODES)
-
-    fine_tune_type: str = _is("lora", "Model", "LoRA, DoRA or all weights.", choices=FINE_TUNE_TYPES)
-    num_layers: int = _is(-1, "Model", "Tune only the last so many blocks; -1 for all.", least=-1)
-    frozen: list[str] = _is(
-        [], "Model", "Weights that full tuning leaves as they are: names or patterns, such as model.norm."
+    model: str | None = _model(None, "Model folder, hub id or short name to tune.", flags=("--model", "-m"))
+    mode: str = _model("unified", "Train embedding, generation or both.", choices=MODES)
+    fine_tune_type: str = _model(
+        "lora", "Train a LoRA or DoRA adapter, or all weights.", choices=("lora", "dora", "full")
     )
-    lora_parameters: dict[str, Any] = _is(
+    num_layers: int = _model(-1, "Tune only this many of the last blocks; -1 for all.", minimum=-1)
+    frozen: list[str] = _model([], "With full tuning: modules to freeze, by name or pattern, such as model.norm.")
+    lora_parameters: dict[str, Any] = _model(
         {"rank": 16, "scale": 4.0, "dropout": 0.0},
-        "Model",
         "rank, scale (alpha / rank), dropout, and keys: names of the adapted layers (default: all linear ones).",
     )
-    adapt_experts: bool = _is(False, "Model", "LoRA on the experts of a mixture as well.")
-    adapt_router: bool = _is(False, "Model", "LoRA on the routers of a mixture as well.")
-    resume_adapter_file: str | None = _is(
-        None, "Model", "Start from this adapter: a folder, mlx-lm's layout or PEFT's."
+    adapt_experts: bool = _model(False, "Also adapt the experts of a mixture.")
+    adapt_router: bool = _model(False, "Also adapt the routers of a mixture.")
+    resume_adapter_file: str | None = _model(None, "Start from this adapter folder, in mlx-lm's layout or PEFT's.")
+    from_scratch: str | None = _model(None, "Start from random weights, with this config.json.")
+    tokenizer: str | None = _model(None, "Tokenizer folder, for a model trained from scratch.")
+    dtype: str = _model(
+        "auto",
+        "Data type of the weights; 'stored' keeps it; 'auto' is float32 on a CPU and 'stored' on a GPU.",
+        choices=DTYPES,
+        metavar="TYPE",
     )
-    from_scratch: str | None = _is(None, "Model", "Start from random weights: a config.json.")
-    tokenizer: str | None = _is(None, "Model", "Folder of the tokenizer, with from_scratch.")
-    dtype: str = _is(
-        "auto", "Model", "auto, stored, float32, float16 or bfloat16. On a CPU auto widens quantised weights."
+    pooling: str | None = _model(
+        None, "How token states become a vector. Default: the model's setting, else mean.", choices=POOLING
     )
-    pooling: str | None = _is(None, "Model", "Default: the model's own, else mean.", choices=POOLING)
-    attn: str | None = _is(None, "Model", "Default: the model's own, else bbcc.", choices=tuple(ATTENTION))
-    max_length: int | None = _is(
-        None, "Model", "Tokens that the tuned model reads of a text when it embeds. Default: as before.", least=2
-    )
-    query_instruction: str | None = _is(
-        None, "Model", "What the tuned model embeds search queries with. Default: as before."
-    )
-    trust_remote_code: bool = _is(False, "Model", "Run Python code that comes with the model.")
-
-    valid: str | None = _is(None, "Data", "Folder of held-out data; default: valid.jsonl files in data, or val_rows.")
-    val_rows: int = _is(64, "Data", "Rows of each kind to hold out where there is no other held-out data.", least=0)
-    val_batches: int = _is(25, "Data", "Most batches of held-out data of a validation.", least=1)
-    data_weights: dict[str, float] = _is({}, "Data", "How often an epoch takes each row, by file name. Default 1.")
-    same_file: bool = _is(True, "Data", "Embedding batches of one file each, as far as possible.")
-    label_mask: str = _is("exact", "Data", "Which tokens of a chat are learned.", choices=LABEL_MASKS)
-    query_max_length: int = _is(256, "Data", "Tokens of a query, instruction included.", least=2)
-    passage_max_length: int = _is(512, "Data", "Tokens of a passage.", least=2)
-    max_seq_length: int = _is(1024, "Data", "Tokens of a generative row.", least=2)
-    cache: str | None = _is(None, "Data", "Where tokens are kept. Default: token-cache beside adapter_path.")
-
-    iters: int = _is(1000, "Optimisation", "Steps.", least=1)
-    batch_size: int = _is(32, "Optimisation", "Queries of a step, all of whose passages are negatives.", least=1)
-    group_size: int = _is(2, "Optimisation", "Passages of each query: a positive and negatives.", least=1)
-    generative_batch_size: int = _is(8, "Optimisation", "Generative rows of a step.", least=1)
-    chunk_size: int = _is(32, "Optimisation", "Most rows that are computed at once (GradCache).", least=1)
-    chunk_tokens: int = _is(4096, "Optimisation", "Most tokens that are computed at once.", least=1)
-    learning_rate: float = _is(1e-4, "Optimisation", "Highest learning rate.", least=0)
-    lr_schedule: str = _is("linear", "Optimisation", "How it falls.", choices=SCHEDULES)
-    warmup: float = _is(0.03, "Optimisation", "Part of the steps in which it rises.", least=0)
-    optimizer: str = _is("adamw", "Optimisation", "One of mlx's.", choices=OPTIMIZERS)
-    optimizer_config: dict[str, Any] = _is({}, "Optimisation", "Further arguments of mlx's optimizer.")
-    weight_decay: float = _is(0.0, "Optimisation", "For optimizers that have one.", least=0)
-    max_grad_norm: float | None = _is(1.0, "Optimisation", "Clip gradients to this norm; null for no limit.", least=0)
-    seed: int = _is(0, "Optimisation", "Where all randomness comes from.", least=0)
-    grad_checkpoint: bool = _is(False, "Optimisation", "Recompute layers for the gradient: less memory, more time.")
-    compile: bool | None = _is(None, "Optimisation", "mx.compile; default: on GPUs, where it helps.")
-
-    temperature: float = _is(0.02, "Losses", "What similarities are divided by.", least=1e-6)
-    learn_temperature: bool = _is(False, "Losses", "Let it be learned, from that value on.")
-    embedding_factor: float = _is(1.0, "Losses", "Weight of the embedding loss.", least=0)
-    generative_factor: float = _is(1.0, "Losses", "Weight of the generative loss.", least=0)
-    generative_loss: str = _is(
-        "mixed", "Losses", "Mean over tokens, or sum over tokens / rows.", choices=GENERATIVE_KINDS
-    )
-    router_factor: float | None = _is(
+    attn: str | None = _model(
         None,
-        "Losses",
-        "Weight of a mixture's load-balancing loss; default: router_aux_loss_coef of its config.",
-        least=0,
+        "Attention when embedding: bidirectional (bbcc) or causal (cccc). Default: the model's setting, else bbcc.",
+        choices=tuple(ATTENTION),
+        metavar="bbcc|cccc",
     )
-    symmetric: bool = _is(False, "Losses", "Positives find their queries as well.")
-    drop_duplicates: bool = _is(True, "Losses", "A passage equal to the query's positive is no negative.")
-    false_negative_margin: float | None = _is(
-        None, "Losses", "Leave out negatives whose similarity is above the positive's plus this."
+    max_length: int | None = _model(
+        None, "Maximum number of tokens that the tuned model embeds of a text. Default: the model's setting.", minimum=2
     )
-    matryoshka_dims: list[int] = _is([], "Losses", "Also train the vectors cut to these sizes.")
-    distillation: str = _is("none", "Losses", "Learn from vectors given with the data.", choices=DISTILLATIONS)
-    distillation_factor: float = _is(1.0, "Losses", "Weight of that loss.", least=0)
+    query_instruction: str | None = _model(None, "Instruction for embedding queries. Default: the model's setting.")
+    trust_remote_code: bool = _model(False, "Run Python code that comes with the model.")
 
-    steps_per_report: int = _is(10, "Output", "Steps between two lines of the log.", least=1)
-    steps_per_eval: int = _is(200, "Output", "Steps between two validations; 0 for none.", least=0)
-    save_every: int = _is(200, "Output", "Steps between two checkpoints.", least=1)
-    keep_last: int = _is(2, "Output", "Checkpoints that are kept, beside the best.", least=1)
-    evaluate: list[str] = _is([], "Output", "Sets to score at each validation: BEIR folders, or STS files (.csv).")
-    best: str = _is("loss", "Output", "What the best checkpoint is chosen by.", choices=("loss", "score"))
-    early_stopping: int = _is(0, "Output", "Stop after so many validations without a better one; 0 never.", least=0)
-    resume: bool = _is(False, "Output", "Go on from the last checkpoint in adapter_path.")
-    report_to: list[str] = _is([], "Output", "tensorboard, wandb.", choices=REPORTERS)
-    project_name: str = _is("grit-mlx", "Output", "Name for wandb.")
+    data: str | None = _data(None, "Folder of .jsonl or .jsonl.gz files, or one such file.")
+    valid: str | None = _data(None, "Held-out data. Default: valid.jsonl files in the data, else rows split off it.")
+    val_rows: int = _data(64, "Rows of each kind to split off if there is no held-out data.", minimum=0)
+    val_batches: int = _data(25, "Maximum number of held-out batches per validation.", minimum=1)
+    data_weights: dict[str, float] = _data({}, "How often an epoch takes each row, by file; 1 if not given.", minimum=0)
+    same_file: bool = _data(True, "Take the rows of an embedding batch from one file if possible.")
+    label_mask: str = _data("exact", "Which tokens of a chat to learn.", choices=LABEL_MASKS)
+    query_max_length: int = _data(256, "Maximum number of tokens per query, instruction included.", minimum=2)
+    passage_max_length: int = _data(512, "Maximum number of tokens per passage.", minimum=2)
+    max_seq_length: int = _data(1024, "Maximum number of tokens per generative row.", minimum=2)
+    cache: str | None = _data(None, "Folder for tokenised data. Default: token-cache in the output folder.")
+
+    iters: int = _optimisation(1000, "Number of steps.", minimum=1)
+    batch_size: int = _optimisation(32, "Queries per step; all their passages serve as negatives.", minimum=1)
+    group_size: int = _optimisation(2, "Passages per query: one positive, the rest negatives.", minimum=1)
+    generative_batch_size: int = _optimisation(8, "Generative rows per step.", minimum=1)
+    chunk_size: int = _optimisation(32, "Maximum number of rows computed at once (GradCache).", minimum=1)
+    chunk_tokens: int = _optimisation(4096, "Maximum number of tokens computed at once.", minimum=1)
+    learning_rate: float = _optimisation(1e-4, "Peak learning rate.", minimum=0)
+    lr_schedule: str = _optimisation("linear", "Decay after warm-up.", choices=SCHEDULES)
+    warmup: float = _optimisation(0.03, "Fraction of the steps used for warm-up.", minimum=0, below=1)
+    optimizer: str = _optimisation("adamw", "Optimizer, one of mlx's.", choices=OPTIMIZERS)
+    optimizer_config: dict[str, Any] = _optimisation({}, "Further arguments of the optimizer.")
+    weight_decay: float = _optimisation(0.0, "Weight decay, for optimizers that have one.", minimum=0)
+    max_grad_norm: float | None = _optimisation(1.0, "Clip gradients to this norm; 0 for no clipping.", minimum=0)
+    seed: int = _optimisation(0, "Random seed.", minimum=0)
+    grad_checkpoint: bool = _optimisation(False, "Recompute layers in the backward pass: less memory, more time.")
+    compile: bool | None = _optimisation(None, "Use mx.compile. Default: on GPUs, where it helps.")
+
+    temperature: float = _losses(0.02, "Temperature, by which similarities are divided.", minimum=1e-6)
+    learn_temperature: bool = _losses(False, "Learn the temperature, starting from that value.")
+    embedding_factor: float = _losses(1.0, "Weight of the embedding loss.", minimum=0)
+    generative_factor: float = _losses(1.0, "Weight of the generative loss.", minimum=0)
+    generative_loss: str = _losses(
+        "mixed", "Mean over tokens (mixed), or sum over tokens / rows (token).", choices=GENERATIVE_KINDS
+    )
+    router_factor: float | None = _losses(
+        None, "Weight of a mixture's load-balancing loss. Default: router_aux_loss_coef of its config.", minimum=0
+    )
+    symmetric: bool = _losses(False, "Also rank the queries for each positive.")
+    drop_duplicates: bool = _losses(True, "Ignore negatives that equal the query's positive.")
+    false_negative_margin: float | None = _losses(
+        None, "Ignore negatives whose similarity exceeds the positive's by more than this."
+    )
+    matryoshka_dims: list[int] = _losses([], "Also train the vectors truncated to these sizes.", minimum=1)
+    distillation: str = _losses(
+        "none", "Learn from vectors given with the data.", choices=("none", "cosine", "similarity")
+    )
+    distillation_factor: float = _losses(1.0, "Weight of the distillation loss.", minimum=0)
+
+    adapter_path: str = _output("adapters", "Folder for the adapter or model, checkpoints and log.")
+    steps_per_report: int = _output(10, "Steps between log lines.", minimum=1)
+    steps_per_eval: int = _output(200, "Steps between validations; 0 for none.", minimum=0)
+    save_every: int = _output(200, "Steps between checkpoints.", minimum=1)
+    keep_last: int = _output(2, "Number of checkpoints to keep, besides the best.", minimum=1)
+    evaluate: list[str] = _output([], "Sets to score at each validation: BEIR folders, or STS files (.csv).")
+    best: str = _output("loss", "What the best checkpoint is chosen by.", choices=("loss", "score"))
+    early_stopping: int = _output(0, "Stop after this many validations without improvement; 0: never.", minimum=0)
+    resume: bool = _output(False, "Resume from the last checkpoint in the output folder.")
+    report_to: list[str] = _output([], "Also log to these.", choices=("tensorboard", "wandb"))
+    project_name: str = _output("grit-mlx", "Project name in Weights & Biases.")
 
     def __post_init__(self) -> None:
-        """Bring values to their types, and refuse those that cannot work alone or together."""
-        kinds = _kinds()
-        for one in fields(self):
-            value = _converted(one.name, getattr(self, one.name), kinds[one.name])
-            _check(one.name, value, one.metadata)
-            object.__setattr__(self, one.name, value)
-        _check_lora(self.lora_parameters)
-        for name, weight in self.data_weights.items():
-            if not _is_number(weight) or weight < 0:
-                raise ArgumentError(f"data_weights must be numbers of 0 or more, not {weight!r} for {name!r}.")
-        for size in self.matryoshka_dims:
-            if not isinstance(size, int) or size < 1:
-                raise ArgumentError(f"matryoshka_dims must be whole numbers of 1 or more, not {size!r}.")
-        for is_so, problem in self._contradictions():
-            if is_so:
-                raise ArgumentError(problem)
+        check(self)
+        self._check_together()
+        self._check_lora()
 
-    def _contradictions(self) -> list[tuple[bool, str]]:
-        """Settings that do not go together: whether it is so, and what to say then."""
+    def _check_together(self) -> None:
+        """Refuse settings that do not go together."""
         distils = self.distillation != "none"
+        adapts = self.fine_tune_type != "full" and not self.from_scratch
         factors = (
             self.embedding_factor if self.embeds else 0,
             self.generative_factor if self.generates else 0,
             self.distillation_factor if distils else 0,
         )
-        return [
-            (self.warmup >= 1, f"warmup is a part of the steps and must be below 1, not {self.warmup}."),
-            (
-                bool(self.from_scratch and (self.model or not self.tokenizer)),
-                "from_scratch takes the place of model, and needs a tokenizer.",
-            ),
-            (
-                bool(self.tokenizer and not self.from_scratch),
-                "tokenizer goes with from_scratch: a model brings its own.",
-            ),
-            (not any(factors), "All losses have a factor of 0, so there is nothing to learn."),
-            (
-                self.embeds and self.batch_size * self.group_size == 1,
-                "One query with one passage has nothing to be told apart from: raise batch_size or group_size.",
-            ),
-            (
-                distils and not self.embeds,
-                f"distillation = {self.distillation!r} teaches embedding, which mode generative leaves out.",
-            ),
-            (
-                bool(self.evaluate) and not self.embeds,
-                "Sets are scored by embedding, which mode generative does not train: leave evaluate out.",
-            ),
-            (
-                bool(self.frozen) and self.fine_tune_type != "full" and self.from_scratch is None,
-                "frozen is for full tuning: an adapter trains nothing but itself.",
-            ),
-            (
-                self.best == "score" and not self.evaluate,
-                "best = 'score' needs sets to score: name some with evaluate.",
-            ),
-            (
-                not self.steps_per_eval and bool(self.evaluate or self.early_stopping),
-                "evaluate and early_stopping need validations: set steps_per_eval above 0.",
-            ),
-        ]
+        mode, evaluate, scratch = Option("mode", self.mode), Option("evaluate"), Option("from_scratch")
+        model, tokenizer, distillation = Option("model"), Option("tokenizer"), Option("distillation", self.distillation)
+        validations, score, size = Option("steps_per_eval"), Option("best", "score"), Option("batch_size")
+        _refuse(self.from_scratch and self.model, scratch, " takes the place of ", model, ": leave out one of them.")
+        _refuse(self.from_scratch and not self.tokenizer, scratch, " needs a ", tokenizer, ".")
+        _refuse(self.tokenizer and not self.from_scratch, tokenizer, " needs ", scratch, ": a model brings its own.")
+        _refuse(self.frozen and adapts, Option("frozen"), " is for full tuning: an adapter trains nothing but itself.")
+        _refuse(not any(factors), "All losses have a factor of 0, so there is nothing to learn.")
+        _refuse(
+            self.embeds and self.batch_size * self.group_size == 1,
+            *("One query with one passage has no negatives: raise ", size, " or ", Option("group_size"), "."),
+        )
+        _refuse(distils and not self.embeds, distillation, " trains embedding, which ", mode, " leaves out.")
+        _refuse(self.evaluate and not self.embeds, evaluate, " scores embeddings, which ", mode, " does not train.")
+        _refuse(
+            self.best == "score" and not self.evaluate, score, " needs sets to score: name some with ", evaluate, "."
+        )
+        _refuse(
+            not self.steps_per_eval and (self.evaluate or self.early_stopping),
+            *(evaluate, " and ", Option("early_stopping"), " need validations: set ", validations, " above 0."),
+        )
+
+    def _check_lora(self) -> None:
+        """Refuse entries of ``lora_parameters`` that mlx-lm does not know or that cannot work."""
+        table, known = Option("lora_parameters"), ("rank", "scale", "dropout", "keys")
+        for name in self.lora_parameters:
+            _refuse(name not in known, table, f" has no entry {name!r}: {nearest(str(name), known)}")
+        rank, scale, dropout, keys = map(self.lora_parameters.get, known)
+        part = dropout is None or (_is_number(dropout) and 0 <= dropout < 1)
+        names = keys is None or (isinstance(keys, list) and keys and all(isinstance(key, str) for key in keys))
+        _refuse(type(rank) is not int or rank < 1, table, " needs a rank of 1 or more.")
+        _refuse(not _is_number(scale), table, " needs a scale, which is alpha / rank, as a number.")
+        _refuse(not part, table, f" needs a dropout from 0 to below 1, not {dropout!r}.")
+        _refuse(not names, table, f" needs keys as a list, such as [self_attn.q_proj], not {keys!r}.")
 
     @property
     def embeds(self) -> bool:
@@ -225,22 +203,13 @@ class TrainingSettings:
         return self.mode != "embedding"
 
 
-_LORA = ("rank", "scale", "dropout", "keys")
+def _refuse(is_wrong: object, *message: str | Option) -> None:
+    if is_wrong:
+        raise ArgumentError(*message)
 
-# mlx counts steps and rows in 32 bits.
-_MOST = 2**31 - 1
 
-
-def settings_from(values: Mapping[str, Any]) -> TrainingSettings:
-    """Settings from a parsed YAML file or from flags.
-
-    Raises:
-        ArgumentError: an unknown name, with the nearest known one; or a value that cannot work.
-    """
-    for name in values:
-        if name not in _kinds():
-            raise ArgumentError(f"There is no setting {name!r}: {_nearest(name, _kinds())}")
-    return TrainingSettings(**values)
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -254,7 +223,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"Cannot read {path}: {getattr(error, 'strerror', None) or error}.") from error
+        raise ConfigError(unreadable(path, error)) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(values, dict):
@@ -262,7 +231,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     known = [one.name for one in fields(TrainingSettings)]
     for name in values:
         if name not in known:
-            raise ConfigError(f"{path} has an unknown setting {str(name)!r}: {_nearest(str(name), known)}")
+            raise ConfigError(f"{path} has an unknown setting {str(name)!r}: {nearest(str(name), known)}")
     return values
 
 
@@ -280,100 +249,18 @@ def write_yaml(path: Path, settings: TrainingSettings) -> None:
         unfinished.write_text(yaml.safe_dump(asdict(settings), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def groups() -> dict[str, list[Any]]:
-    """The fields of ``TrainingSettings``, by what they are about."""
-    result: dict[str, list[Any]] = {}
-    for one in fields(TrainingSettings):
-        result.setdefault(one.metadata["group"], []).append(one)
-    return result
-
-
 def commented_yaml(**values: Any) -> str:
     """A settings file to start from: each setting with its meaning; those not in ``values`` are commented out."""
     import yaml
 
     defaults = asdict(TrainingSettings())
-    lines = ["# Settings of `grit train --config FILE`. Flags go before these, and these before the defaults shown."]
-    for group, members in groups().items():
-        lines += ["", f"# {group}"]
+    lines = ["# Settings of `grit train --config FILE`. Flags override them; the values shown are the defaults."]
+    for heading, members in groupby(fields(TrainingSettings), key=lambda one: spec_of(one).heading):
+        lines += ["", f"# {heading}"]
         for one in members:
-            choices = one.metadata["choices"]
-            lines.append(f"# {one.metadata['help']}" + (f" ({', '.join(choices)})" if choices else ""))
+            choices = ", ".join(spec_of(one).choices)
+            lines.append(f"# {spec_of(one).help}" + (f" ({choices})" if choices else ""))
             value = values.get(one.name, defaults[one.name])
             shown = yaml.safe_dump(value, default_flow_style=True, width=1000).split("\n")[0]
-            text = f"{one.name}: {shown}"
-            lines.append(text if one.name in values else f"# {text}")
+            lines.append(f"{'' if one.name in values else '# '}{one.name}: {shown}")
     return "\n".join(lines) + "\n"
-
-
-@cache
-def _kinds() -> dict[str, Any]:
-    return typing.get_type_hints(TrainingSettings)
-
-
-def _check(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
-    choices, least = metadata["choices"], metadata["least"]
-    for one in value if isinstance(value, list) else [value]:
-        if choices and one is not None and one not in choices:
-            raise ArgumentError(f"Unknown {name} {one!r}: use one of {', '.join(choices)}.")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ArgumentError(f"{name} must be a finite number, not {value}.")
-    if least is not None and value is not None and value < least:
-        raise ArgumentError(f"{name} must be at least {least:g}, not {value}.")
-    if isinstance(value, int) and value > _MOST:
-        raise ArgumentError(f"{name} must be at most {_MOST}, not {value}.")
-
-
-def _check_lora(parameters: Mapping[str, Any]) -> None:
-    for name in parameters:
-        if name not in _LORA:
-            raise ArgumentError(f"lora_parameters has an unknown setting {name!r}: {_nearest(name, _LORA)}")
-    rank, scale, dropout, keys = (parameters.get(name) for name in _LORA)
-    if type(rank) is not int or rank < 1:
-        raise ArgumentError("lora_parameters needs a rank of 1 or more.")
-    if not _is_number(scale):
-        raise ArgumentError("lora_parameters needs a scale, which is alpha / rank, as a number.")
-    if dropout is not None and not (_is_number(dropout) and 0 <= dropout < 1):
-        raise ArgumentError(f"lora_parameters needs a dropout from 0 to below 1, not {dropout!r}.")
-    if keys is not None and not (isinstance(keys, list) and keys and all(isinstance(key, str) for key in keys)):
-        raise ArgumentError(f"lora_parameters needs keys as a list, such as [self_attn.q_proj], not {keys!r}.")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _nearest(name: str, known: Collection[str]) -> str:
-    if near := difflib.get_close_matches(name, list(known), 1):
-        return f"did you mean {near[0]!r}?"
-    return f"known are {', '.join(known)}." if len(known) < 10 else "`grit train --init` writes a file of all."
-
-
-def _converted(name: str, value: Any, kind: Any) -> Any:
-    """A value as its type; YAML reads 1e-4 as text, and 1 where 1.0 is meant."""
-    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    if value is None and type(None) in options:
-        return None
-    plain = next(option for option in options if option is not type(None))
-    plain = typing.get_origin(plain) or plain
-    if plain is float and isinstance(value, str | int) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    if not isinstance(value, plain) or (plain is not bool and isinstance(value, bool)):
-        raise ArgumentError(f"{name} must be {_NAMES[plain]}, not {value!r}.")
-    if plain is list and any(not isinstance(one, typing.get_args(kind)[0]) for one in value):
-        raise ArgumentError(f"{name} must be a list of {_NAMES_OF_MANY[typing.get_args(kind)[0]]}, not {value!r}.")
-    return value
-
-
-_NAMES = {
-    str: "text",
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    dict: "a table",
-    list: "a list",
-}
-_NAMES_OF_MANY = {str: "texts", int: "whole numbers"}

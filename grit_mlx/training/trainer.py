@@ -10,6 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,25 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_unflatten
 
-from grit_mlx.errors import ArgumentError, GritError, MemoryLimitError, ModelError, NonFiniteError
+from grit_mlx.datasets.examples import EMBEDDING, GENERATIVE
+from grit_mlx.errors import (
+    ArgumentError,
+    GritError,
+    MemoryLimitError,
+    ModelError,
+    NonFiniteError,
+    Option,
+    unwritable,
+)
 from grit_mlx.evaluation.sets import AnswerSet, load_set
 from grit_mlx.model import device
 from grit_mlx.model.settings import write_settings
 from grit_mlx.training import adapters
 from grit_mlx.training.arrays import named_arrays, number
-from grit_mlx.training.callbacks import Callback, JsonLog, Plan, StepReport, ValidationReport, make_reporters
+from grit_mlx.training.callbacks import Callback, JsonLog, StepReport, TrainingPlan, ValidationReport, make_reporters
 from grit_mlx.training.distributed import World
 from grit_mlx.training.memory import advice, estimate
-from grit_mlx.training.preparation import Data, Preparation, is_quantized, prepare_data, prepare_model
+from grit_mlx.training.preparation import Data, Preparation, data_folder, prepare_data, prepare_model
 from grit_mlx.training.run_folder import Position, RunFolder
 from grit_mlx.training.scratch import QUANTIZATION_KEYS, copy_tokenizer
 from grit_mlx.training.settings import TrainingSettings, write_yaml
@@ -39,14 +49,14 @@ __all__ = ["TrainingResult", "train"]
 
 logger = logging.getLogger("grit_mlx")
 
-# Settings that do not change what is computed, so a resumed run may have others.
+# Settings that do not change what is computed: a resumed run may have others.
 _FREE = {
     *("adapter_path", "best", "cache", "compile", "data", "early_stopping", "evaluate", "keep_last", "model"),
     *("project_name", "report_to", "resume", "save_every", "steps_per_eval", "steps_per_report", "val_batches"),
 }
 
-# Those that a run may go on with differently: what helps where it could not go on, and how long it lasts. The
-# rest decides which rows come when, or what the weights mean.
+# Those that a resumed run may change: how long it lasts, and what helps if it failed. The rest decides which rows
+# come when, or what the weights mean.
 _CHANGEABLE = {
     *("chunk_size", "chunk_tokens", "dtype", "grad_checkpoint", "iters", "learning_rate", "lr_schedule"),
     *("max_grad_norm", "warmup", "weight_decay"),
@@ -55,16 +65,16 @@ _CHANGEABLE = {
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
-        folder: the adapter, or the whole model after full tuning.
-        is_adapter: which of both.
-        steps: that are done.
-        best_step: whose weights were kept; the last one's without validation.
+        folder: the adapter, or the complete model after full tuning.
+        is_adapter: whether it is an adapter.
+        steps: steps done.
+        best_step: the step whose weights were kept; the last one without validation.
         losses: of the last step.
         validation: the last one, if any.
-        stopped_early: whether validations stopped getting better.
+        stopped_early: whether validations stopped improving.
     """
 
     folder: Path
@@ -82,11 +92,8 @@ def train(settings: TrainingSettings, callbacks: Sequence[Callback] = ()) -> Tra
     Under ``mlx.launch`` every process calls this with the same settings; the first one writes and reports.
 
     Args:
-        settings: what, on what, and how.
-        callbacks: told what happens.
-
-    Returns:
-        Where the result is, and how good it is.
+        settings: model, data and optimisation.
+        callbacks: called as the run proceeds.
 
     Raises:
         ArgumentError: settings that do not go together or do not suit the data.
@@ -96,58 +103,54 @@ def train(settings: TrainingSettings, callbacks: Sequence[Callback] = ()) -> Tra
         MemoryLimitError: a chunk does not fit into memory.
         OutputError: the disk is full or cannot be written.
     """
-    if settings.data is None:
-        raise ArgumentError("There is nothing to train on: name a folder of data.")
     # Before the model is loaded, which may take a while.
-    find_data_files(Path(settings.data).expanduser(), outside=Path(settings.adapter_path).expanduser())
+    find_data_files(data_folder(settings), outside=Path(settings.adapter_path).expanduser())
     world = World()
-    told = list(callbacks) if world.is_first else []
     sets = [load_set(Path(path).expanduser()) for path in settings.evaluate]
     for one in sets:
         if isinstance(one, AnswerSet):
-            raise ArgumentError(f"evaluate names answers, {one.path}: put them into the data as valid.jsonl.")
+            raise ArgumentError(
+                Option("evaluate"), f" names answers, {one.path}: put them into the data as valid.jsonl."
+            )
     try:
-        return _begun(settings, world, sets, told).run()
+        return _begun(settings, world, sets, list(callbacks) if world.is_first else []).run()
     except RuntimeError as error:
         if world.size > 1 and "connection to a peer" in str(error):
-            raise GritError("Another process of this run has ended, so this one stops as well.") from error
+            raise GritError("Another process of this run has ended, so this one stops too.") from error
         raise
 
 
-def _begun(settings: TrainingSettings, world: World, sets: Sequence[Any], told: list[Callback]) -> _Run:
-    """All that comes before the first step."""
+def _begun(settings: TrainingSettings, world: World, sets: Sequence[Any], callbacks: list[Callback]) -> _Run:
+    """Everything before the first step."""
     folder = RunFolder(Path(settings.adapter_path).expanduser())
     if world.is_first:
         _check_folder(folder, settings)
     prepared = prepare_model(settings, world)
-
-    def on_rows(file: str, rows: int) -> None:
-        for callback in told:
-            callback.on_rows(file, rows)
-
-    data = prepare_data(
-        settings, prepared.loaded.tokenizer._tokenizer, world, on_rows, vector_size=prepared.vector_size
-    )
+    tokenizer, on_rows = prepared.loaded.tokenizer._tokenizer, partial(_notify, callbacks, "on_rows")
+    data = prepare_data(settings, tokenizer, world, on_rows, vector_size=prepared.vector_size)
     if world.is_first:
         reporters = make_reporters(settings.report_to, folder.path, settings.project_name)
-        told = [*told, JsonLog(folder.path / "log.jsonl"), *reporters]
-    return _Run(settings, world, folder, prepared, data, sets, told)
+        callbacks = [*callbacks, JsonLog(folder.path / "log.jsonl"), *reporters]
+    return _Run(settings, world, folder, prepared, data, sets, callbacks)
 
 
 def _check_folder(folder: RunFolder, settings: TrainingSettings) -> None:
     found = folder.checkpoints()
     if settings.resume and not found:
-        raise ArgumentError(f"{folder.path} has no checkpoint to go on from. Leave --resume out to begin.")
-    if found and not settings.resume:
         raise ArgumentError(
-            f"{folder.path} holds a run that is at step {int(found[-1].name.removeprefix('step-'))}. "
-            "Go on with --resume, or name another --adapter-path."
+            f"{folder.path} has no checkpoint to resume from. Leave out ", Option("resume", True), " to start a run."
+        )
+    if found and not settings.resume:
+        step = int(found[-1].name.removeprefix("step-"))
+        resume, path = Option("resume", True), Option("adapter_path")
+        raise ArgumentError(
+            f"{folder.path} holds a run at step {step}. Resume it with ", resume, ", or name another ", path, "."
         )
     folder.make()
 
 
 class _Run:
-    """A run in the middle of things: what changes from step to step, and the loop that changes it."""
+    """A run: what changes from step to step, and the loop that changes it."""
 
     def __init__(
         self,
@@ -169,24 +172,24 @@ class _Run:
         self.position = Position(data=dict(data.keys), settings=_compared(settings))
         self.validation: ValidationReport | None = None
         self.losses: dict[str, float] = {}
-        self.reports = _Means()
+        self.reports: list[StepReport] = []  # since the last line of the log
         self._published: Path | None = None
         # Sized now, so that a resumed optimizer finds its state in place.
         prepared.optimizer.init(prepared.trainee.trainable_parameters())  # type: ignore[no-untyped-call]
 
     def run(self) -> TrainingResult:
-        """All steps that are left."""
+        """Do the remaining steps."""
         try:
             if self.settings.resume:
                 self._resume()
             if self.world.is_first:
                 write_yaml(self.folder.path / "settings.yaml", replace(self.settings, resume=False))
-            self._tell("on_start", self._plan())
+            _notify(self.callbacks, "on_start", self._plan())
             mx.reset_peak_memory()
             with device.wired():
                 stopped = self._loop()
         finally:
-            self._tell("on_end")
+            _notify(self.callbacks, "on_end")
         if self.world.is_first:
             self._publish()
         best = self.position.best_step
@@ -201,12 +204,10 @@ class _Run:
         )
 
     def _loop(self) -> bool:
-        """Steps, validations and checkpoints; whether validations stopped getting better."""
+        """Steps, validations and checkpoints; whether validations stopped improving."""
         settings = self.settings
-        self.reports = _Means([StepReport(**report) for report in self.position.pending])
-        validates = bool(settings.steps_per_eval) and (
-            bool(self.sets) or self.data.embedding_valid is not None or self.data.generative_valid is not None
-        )
+        self.reports = [StepReport(**report) for report in self.position.pending]
+        validates = bool(settings.steps_per_eval and (self.sets or self.data.held_out))
         if validates and self.position.step == 0:
             self._validate()
         if self._is_over():
@@ -215,11 +216,12 @@ class _Run:
             report = self._step_in_memory(self.position.step)
             self.position = replace(self.position, step=report.step)
             self.losses = dict(report.losses)
-            self.reports.add(report)
-            self._tell("on_step", report)
+            self.reports.append(report)
+            _notify(self.callbacks, "on_step", report)
             last = report.step == settings.iters
             if last or report.step % settings.steps_per_report == 0:
-                self._tell("on_report", self.reports.take())
+                _notify(self.callbacks, "on_report", _mean(self.reports))
+                self.reports = []
             if validates and (last or report.step % settings.steps_per_eval == 0):
                 self._validate()
                 if self._is_over():
@@ -232,19 +234,21 @@ class _Run:
     # A step
 
     def _step_in_memory(self, index: int) -> StepReport:
-        """``_step``, with a sentence where memory runs out."""
+        """``_step``, with an error that says what to do if memory runs out."""
         try:
             return self._step(index)
         except (RuntimeError, MemoryError) as error:
             if not device.is_out_of_memory(error):
                 raise
+            tokens, rows, recompute = Option("chunk_tokens"), Option("chunk_size"), Option("grad_checkpoint", True)
+            lengths = Option("max_seq_length"), " or ", Option("passage_max_length")
             raise MemoryLimitError(
-                f"Memory ran out in step {index + 1}. Lower chunk_tokens or chunk_size, use grad_checkpoint, or cut "
-                "texts shorter (max_seq_length, passage_max_length)."
+                f"Memory ran out in step {index + 1}. Lower ",
+                *(tokens, " or ", rows, ", use ", recompute, ", or truncate texts with a lower ", *lengths, "."),
             ) from error
 
     def _step(self, index: int) -> StepReport:
-        """Losses, gradients and the update of step ``index``."""
+        """The losses, gradients and update of step ``index``."""
         started = time.perf_counter()
         trainee, optimizer = self.prepared.trainee, self.prepared.optimizer
         trainee.train()
@@ -273,35 +277,33 @@ class _Run:
 
     def _gradients(self, index: int) -> StepResult:
         seed = int(np.random.default_rng([self.settings.seed, index]).integers(1 << 62))
-        parts = []
-        if self.data.embedding is not None:
-            parts.append(self.prepared.step.embedding(self.data.embedding.batch(index), seed=seed))
-        if self.data.generative is not None:
-            parts.append(self.prepared.step.generative(self.data.generative.batch(index), seed=seed))
-        return merged(parts)
+        computations: dict[str, Any] = {
+            EMBEDDING: self.prepared.step.embedding,
+            GENERATIVE: self.prepared.step.generative,
+        }
+        return merged([computations[kind](data.batch(index), seed=seed) for kind, data in self.data.train.items()])
 
     def _stop(self, index: int, losses: dict[str, float]) -> None:
-        """End the run at a loss that is not finite; nothing that was learned is overwritten."""
+        """End the run because of a loss that is not finite; weights and checkpoints stay as they are."""
         step = index + 1
         folder = self.folder.path / "stopped"
         if self.world.is_first:
             rows: dict[str, Any] = {"step": step, "losses": {name: str(value) for name, value in losses.items()}}
-            if self.data.embedding is not None:
-                batch = self.data.embedding.batch(index)
-                for name, texts in (("queries", batch.queries), ("passages", batch.passages)):
-                    rows[name] = [text.ids.tolist() for text in texts]
-            if self.data.generative is not None:
-                rows["generative"] = [chat.ids.tolist() for chat in self.data.generative.batch(index)]
+            for kind, data in self.data.train.items():
+                batch = data.batch(index)
+                parts = {"queries": batch.queries, "passages": batch.passages} if kind == EMBEDDING else {kind: batch}
+                rows |= {name: [one.ids.tolist() for one in part] for name, part in parts.items()}
             try:
                 folder.mkdir(exist_ok=True)
                 (folder / f"step-{step:08d}.json").write_text(json.dumps(rows), encoding="utf-8")
             except OSError as error:
-                logger.warning("Its batch cannot be written to %s: %s.", folder, error.strerror)
+                logger.warning("%s", unwritable(folder, error))
         bad = [name for name, value in losses.items() if not math.isfinite(value) and name != "total"] or ["gradient"]
+        rate, dtype = Option("learning_rate"), Option("dtype", "float32")
         raise NonFiniteError(
-            f"The {bad[0]}{'' if bad == ['gradient'] else ' loss'} of step {step} is not finite, so the run stopped "
-            f"before it was learned. Its batch is in {folder}. Go on with --resume and a lower learning_rate, or "
-            "with dtype float32."
+            f"The {bad[0]}{'' if bad == ['gradient'] else ' loss'} of step {step} is not finite: training stopped; the "
+            f"weights were not updated. The batch is in {folder}. Use ",
+            *(Option("resume", True), " with a lower ", rate, " or ", dtype, "."),
         )
 
     # Between steps
@@ -309,7 +311,7 @@ class _Run:
     def _validate(self) -> None:
         trainee, settings = self.prepared.trainee, self.settings
         trainee.eval()
-        losses = held_out_losses(self.prepared, self.data, most_batches=settings.val_batches)
+        losses = held_out_losses(self.prepared, self.data, max_batches=settings.val_batches)
         scores = set_scores(self.prepared, self.sets)
         mx.clear_cache()
         # Lower is better. The factors are those of training, for the sum to mean the same.
@@ -322,7 +324,7 @@ class _Run:
         if scores and (settings.best == "score" or not losses):
             value = -sum(scores.values()) / len(scores)
         better = math.isfinite(value) and (self.position.best is None or value < self.position.best)
-        # The model as it was is only what the others are compared with.
+        # The untuned model is only there for comparison.
         if self.position.step == 0:
             better = False
         elif better:
@@ -330,7 +332,7 @@ class _Run:
         else:
             self.position = replace(self.position, stale=self.position.stale + 1)
         self.validation = ValidationReport(self.position.step, losses, dict(scores), is_best=better)
-        self._tell("on_validation", self.validation)
+        _notify(self.callbacks, "on_validation", self.validation)
 
     def _is_over(self) -> bool:
         patience = self.settings.early_stopping
@@ -344,23 +346,23 @@ class _Run:
             return
         trainee = self.prepared.trainee
         state = _state(trainee, self.prepared.optimizer)
-        whole = self.prepared.layout is None
-        weights = trainee.model.parameters() if whole else trainee.model.trainable_parameters()
+        full = self.prepared.layout is None
+        weights = trainee.model.parameters() if full else trainee.model.trainable_parameters()
         folder = self.folder.save(
-            replace(self.position, pending=self.reports.pending()),
+            replace(self.position, pending=[asdict(report) for report in self.reports]),
             weights=dict(named_arrays(weights)),
             weights_name=self._weights_name,
             optimizer={name: value for name, value in state.items() if not name.startswith("weights.")},
             keep_last=self.settings.keep_last,
             describe=self._describe,
         )
-        # The run's folder is of use at any time, not only at its end.
+        # The run's folder can be used at any time, not only at its end.
         if self.position.best_step in (None, self.position.step):
             self._publish()
-        self._tell("on_checkpoint", folder)
+        _notify(self.callbacks, "on_checkpoint", folder)
 
     def _resume(self) -> None:
-        """Take up the last checkpoint. Only the first process reads it: other machines need not have it."""
+        """Load the last checkpoint. Only the first process reads it: other machines need not have it."""
         trainee, optimizer = self.prepared.trainee, self.prepared.optimizer
         state = found = _state(trainee, optimizer)
         if self.world.is_first:
@@ -370,8 +372,8 @@ class _Run:
         self._check_settings()
         self._check_data()
         if missing := state.keys() - found.keys():
-            raise ModelError(f"Cannot go on from {checkpoint}: it has no {min(missing)}, which is trained now.")
-        # In the dtype of now, where another was asked for.
+            raise ModelError(f"Cannot resume from {checkpoint}: it has no {min(missing)}, which is trained now.")
+        # In the dtype of this run, which may be another.
         state = {name: found[name].astype(value.dtype) for name, value in state.items()}
         parts: dict[str, list[tuple[str, mx.array]]] = defaultdict(list)
         for name, value in self.world.arrays_from_first(state).items():
@@ -381,13 +383,13 @@ class _Run:
         trainee.update(dict(parts["trainee"]))
         optimizer.state = tree_unflatten(parts["optimizer"])
         mx.eval(trainee.parameters(), optimizer.state)  # type: ignore[no-untyped-call]
-        logger.info("Going on from step %d.", self.position.step)
+        logger.info("Resuming from step %d.", self.position.step)
 
     def _check_data(self) -> None:
         if dict(self.position.data) != dict(self.data.keys):
             changed = {*self.position.data.items()} ^ {*self.data.keys.items()}
             names = ", ".join(sorted({name for name, _ in changed}))
-            raise ArgumentError(f"The data has changed since the run began ({names}), so it cannot go on as it was.")
+            raise ArgumentError(f"The data has changed since the run was started ({names}), so it cannot be resumed.")
 
     def _check_settings(self) -> None:
         now = _compared(self.settings)
@@ -395,11 +397,12 @@ class _Run:
             if now.get(name) == old:
                 continue
             if name not in _CHANGEABLE:
+                others = [part for one in sorted(_CHANGEABLE) for part in (", ", Option(one))]
                 raise ArgumentError(
-                    f"The run began with {name} = {old!r}, not {now.get(name)!r}: a resumed run keeps its settings, "
-                    f"except {', '.join(sorted(_CHANGEABLE))}."
+                    *("The run was started with ", Option(name, old), f", not {now.get(name)!r}: a resumed run keeps "),
+                    *("its settings, except ", *others[1:], "."),
                 )
-            logger.warning("From here on %s is %r instead of %r.", name, now[name], old)
+            logger.warning("From here on %s, not %r.", Option(name, now[name]), old)
         self.position = replace(self.position, settings=now)
 
     # Before and after
@@ -408,7 +411,7 @@ class _Run:
     def _weights_name(self) -> str:
         return adapters.ADAPTER_WEIGHTS if self.prepared.layout else "model.safetensors"
 
-    def _plan(self) -> Plan:
+    def _plan(self) -> TrainingPlan:
         loaded, settings = self.prepared.loaded, self.settings
         memory = estimate(
             self.prepared.trainee,
@@ -417,30 +420,29 @@ class _Run:
             available=device.available_memory() + mx.get_active_memory(),
             fused_attention=device.current_device().kind != "cpu",
         )
-        trainable = adapters.count_trainable(self.prepared.trainee)
-        samplers = {"embedding": self.data.embedding, "generative": self.data.generative}
-        return Plan(
+        trained, parameters = adapters.count_trainable(self.prepared.trainee)
+        return TrainingPlan(
             run=self.folder.path,
             steps=settings.iters,
             start=self.position.step,
-            trained=trainable.parameters,
-            parameters=trainable.total,
+            trained=trained,
+            parameters=parameters,
             memory=memory,
-            advice=advice(memory, settings, quantized=is_quantized(loaded.model)),
+            advice=advice(memory, settings, quantized=adapters.is_quantized(loaded.model)),
             rows=self.data.rows,
-            epochs={name: one.sampler.epoch(settings.iters) for name, one in samplers.items() if one is not None},
+            epochs={kind: data.sampler.epoch(settings.iters) for kind, data in self.data.train.items()},
             processes=self.world.size,
         )
 
     def _describe(self, folder: Path) -> None:
-        """Write beside the weights what makes them an adapter, or a model, that loads."""
+        """Write the files that the weights need to be loaded as an adapter or a model."""
         loaded, step = self.prepared.loaded, self.position.step
         if self.prepared.layout is not None:
             about = {"model": self.settings.model, "grit_mlx": {"step": step, "mode": self.settings.mode}}
             adapters.write_layout(folder, self.prepared.layout, about=about)
         else:
             config = dict(loaded.config)
-            if not is_quantized(loaded.model):  # widened when it was loaded
+            if not adapters.is_quantized(loaded.model):  # widened when it was loaded
                 config = {name: value for name, value in config.items() if name not in QUANTIZATION_KEYS}
             (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
             copy_tokenizer(loaded.folder, folder)
@@ -450,7 +452,7 @@ class _Run:
         write_settings(folder, replace(loaded.settings, about={**loaded.settings.about, **origin}))
 
     def _publish(self) -> None:
-        """Put the best weights, or without validation the last, where the result is expected."""
+        """Copy the best weights, or without validation the last, to the run's folder."""
         found = self.folder.checkpoints()
         best = self.position.best_step
         source = next((path for path in found if best is not None and path.name == f"step-{best:08d}"), found[-1])
@@ -458,44 +460,30 @@ class _Run:
             self.folder.publish(source, self._weights_name)
             self._published = source
 
-    def _tell(self, event: str, *arguments: Any) -> None:
-        for callback in self.callbacks:
-            getattr(callback, event)(*arguments)
+
+def _mean(reports: Sequence[StepReport]) -> StepReport:
+    """The last of several reports, with the means of their losses and speeds."""
+    losses: dict[str, list[float]] = defaultdict(list)
+    for report in reports:
+        for name, value in report.losses.items():
+            losses[name].append(value)
+    seconds = sum(report.seconds for report in reports)
+    tokens = sum(report.tokens_per_second * report.seconds for report in reports)
+    return replace(
+        reports[-1],
+        losses={name: sum(values) / len(values) for name, values in losses.items()},
+        tokens_per_second=tokens / seconds,
+        seconds=seconds / len(reports),
+    )
 
 
-class _Means:
-    """Means of the steps between two reports."""
-
-    def __init__(self, reports: Sequence[StepReport] = ()) -> None:
-        self._reports = list(reports)
-
-    def add(self, report: StepReport) -> None:
-        """One more step."""
-        self._reports.append(report)
-
-    def pending(self) -> list[dict[str, Any]]:
-        """Those so far, to go on with."""
-        return [asdict(report) for report in self._reports]
-
-    def take(self) -> StepReport:
-        """The mean of those so far, which are then forgotten."""
-        reports, self._reports = self._reports, []
-        losses: dict[str, list[float]] = defaultdict(list)
-        for report in reports:
-            for name, value in report.losses.items():
-                losses[name].append(value)
-        seconds = sum(report.seconds for report in reports)
-        tokens = sum(report.tokens_per_second * report.seconds for report in reports)
-        return replace(
-            reports[-1],
-            losses={name: sum(values) / len(values) for name, values in losses.items()},
-            tokens_per_second=tokens / seconds,
-            seconds=seconds / len(reports),
-        )
+def _notify(callbacks: Sequence[Callback], event: str, *arguments: Any) -> None:
+    for callback in callbacks:
+        getattr(callback, event)(*arguments)
 
 
 def _state(trainee: Trainee, optimizer: optim.Optimizer) -> dict[str, mx.array]:
-    """All that changes from step to step: trained weights, what is trained beside them, the optimizer's state."""
+    """All that changes from step to step: the trained weights, other trained arrays, the optimizer's state."""
     return {
         **{f"weights.{name}": value for name, value in named_arrays(trainee.model.trainable_parameters())},
         **{f"trainee.{name}": value for name, value in trainee.beside().items()},
@@ -504,5 +492,5 @@ def _state(trainee: Trainee, optimizer: optim.Optimizer) -> dict[str, mx.array]:
 
 
 def _compared(settings: TrainingSettings) -> dict[str, Any]:
-    """The settings that a resumed run must share with its beginning."""
+    """The settings that a resumed run is compared by."""
     return {name: value for name, value in asdict(settings).items() if name not in _FREE}

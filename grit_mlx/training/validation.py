@@ -1,4 +1,4 @@
-"""How good the model is in the middle of a run: held-out losses, and scores on given sets."""
+"""Validation during a run: losses on held-out data, and scores on given sets."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from grit_mlx.datasets.examples import EMBEDDING, GENERATIVE
 from grit_mlx.evaluation.retrieval import evaluate_set
 from grit_mlx.evaluation.sets import LabelledSet
 from grit_mlx.gritlm import GritLM
@@ -15,18 +16,17 @@ from grit_mlx.training.preparation import Data, Preparation
 __all__ = ["held_out_losses", "set_scores"]
 
 
-def held_out_losses(prepared: Preparation, data: Data, *, most_batches: int) -> dict[str, float]:
+def held_out_losses(prepared: Preparation, data: Data, *, max_batches: int) -> dict[str, float]:
     """The mean of each loss over the held-out batches, without their total."""
     sums: dict[str, list[float]] = defaultdict(list)
-    sources: list[tuple[Any, Callable[[Any], dict[str, float]]]] = [
-        (data.embedding_valid, prepared.validation_step.embedding_loss),
-        (data.generative_valid, prepared.validation_step.generative_loss),
-    ]
-    for batches, loss in sources:
-        if batches is None:
-            continue
-        for number in range(min(most_batches, batches.sampler.batches_per_epoch)):
-            for name, value in loss(batches.batch(number)).items():
+    step = prepared.validation_step
+    computations: dict[str, Callable[[Any], dict[str, float]]] = {
+        EMBEDDING: step.embedding_loss,
+        GENERATIVE: step.generative_loss,
+    }
+    for kind, batches in data.held_out.items():
+        for number in range(min(max_batches, batches.sampler.batches_per_epoch)):
+            for name, value in computations[kind](batches.batch(number)).items():
                 sums[name].append(value)
     return {name: sum(values) / len(values) for name, values in sums.items() if name != "total"}
 

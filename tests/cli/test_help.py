@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
-import inspect
 import re
-import typing
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +11,8 @@ import pytest
 
 from grit_mlx import __version__
 from grit_mlx.cli import console
-from grit_mlx.cli.embed import embed
+from grit_mlx.cli.main import COMMANDS, Command
 from grit_mlx.errors import ArgumentError, DocumentError, Option
-from grit_mlx.model.options import EmbeddingOptions, ModelChoice
-from grit_mlx.options import spec_of
-from grit_mlx.text.options import ReadingOptions
 
 Grit = Any
 
@@ -35,14 +29,21 @@ def docs_script() -> Any:
 
 def test_the_docs_hold_the_help_of_every_command() -> None:
     script = docs_script()
-    assert script.PAGE.read_text(encoding="utf-8") == script.page(), "run: python scripts/cli_docs.py"
-    commands = {name for name in script.COMMANDS if name}
-    overview = script.page().split("Commands:\n")[1].split("\n\n")[0]
-    named = set(re.findall(r"^  (\w+)  +\S", overview, re.M))
-    assert named == {name for name in commands if " " not in name}
+    page = script.page()
+    assert script.PAGE.read_text(encoding="utf-8") == page, "run: python scripts/cli_docs.py"
+    overview = page.split("Commands:\n")[1].split("\n\n")[0]
+    named = re.findall(r"^  (\w+)  +\S", overview, re.M)
+    assert named == [name for name in COMMANDS if " " not in name]
+    assert re.findall(r"^## grit (.+)", page, re.M) == list(COMMANDS)
 
 
-@pytest.mark.parametrize("command", [name for name in docs_script().COMMANDS if name])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_overview_says_what_the_command_says(grit: Grit, command: str) -> None:
+    help_ = Command(command).loaded().help
+    assert COMMANDS[command] == " ".join(help_.split("\n\n")[0].split())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_help_page_has_an_example_and_fits(grit: Grit, command: str) -> None:
     run = grit(*command.split(), "--help")
     assert (run.code, run.err) == (0, "")
@@ -60,27 +61,12 @@ def test_version(grit: Grit) -> None:
     assert grit("--version").out == f"grit-mlx {__version__}\n"
 
 
-def test_flags_are_the_tables_of_the_library() -> None:
-    found = {name: one.annotation for name, one in inspect.signature(embed).parameters.items()}
-    for group, prefix in ((ModelChoice, "model"), (EmbeddingOptions, "embedding"), (ReadingOptions, "reading")):
-        for one in dataclasses.fields(group):
-            spec = spec_of(one)
-            name = f"{prefix}__{one.name}"
-            assert (name in found) == (spec.flags is not None)
-            if name not in found:
-                continue
-            kind, declared = typing.get_args(found[name])
-            assert declared.help == spec.help
-            literals = [kind, *typing.get_args(kind)]
-            choices = [typing.get_args(one) for one in literals if typing.get_origin(one) is typing.Literal]
-            assert choices == ([spec.choices] if spec.choices else [])
-
-
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         (["sing"], "No such command 'sing'"),
         (["embedd", "x"], "Did you mean 'embed'?"),
+        (["rag", "aks", "x"], "Did you mean 'ask'?"),
         (["embed"], "Missing argument"),
         (["embed", "x", "--topp"], "No such option: --topp"),
         (["embed", "x", "--by", "word"], "'word' is not one of 'line', 'paragraph', 'file', 'chunk'"),
@@ -124,9 +110,11 @@ def test_messages_spell_options_as_flags(capsys: pytest.CaptureFixture[str]) -> 
     console.error(ArgumentError("Cannot read /data/max_length/config.json.\nReally.\x1b[0m"))
     # What the running command has no flag for is spelled as Python does.
     console.error(ArgumentError(Option("top_p"), " must be at most 1."))
+    console.warn("use ", Option("dtype", "float32"), " or ", Option("seed"))
     assert capsys.readouterr().err.splitlines() == [
         "error: Raise --max-length, or load it with --model-dtype float32.",
         "error: a.jsonl, line 1: there is no field 'max_length'.",
         "error: Cannot read /data/max_length/config.json.\\nReally.\\x1b[0m",
         "error: top_p must be at most 1.",
+        "warning: use --model-dtype float32 or seed",
     ]

@@ -182,7 +182,7 @@ def test_doctor_says_what_to_do(grit: Grit, monkeypatch: pytest.MonkeyPatch, tmp
     problems = [line for line in run.out.splitlines() if line.startswith("! ")]
     assert problems == [
         "! mlx does not work here: no Metal device",
-        "! The default model GritLM/GritLM-7B is not on this machine yet. Fetch it: grit models pull gritlm-7b",
+        "! The default model GritLM/GritLM-7B is not on this machine yet. Download it: grit models pull gritlm-7b",
     ]
     monkeypatch.setenv("GRIT_MODEL", "gritlm7b")
     assert "Did you mean gritlm-7b?" in grit("doctor").out

@@ -38,11 +38,44 @@ def test_help_is_there_at_once() -> None:
     assert seconds(["--help"]) < 0.9
 
 
-def test_help_imports_nothing_heavy() -> None:
-    code = "import sys; import grit_mlx.cli.main; print(sorted({name.partition('.')[0] for name in sys.modules}))"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for name in ("mlx", "mlx_lm", "transformers", "numpy", "rich", "huggingface_hub"):
-        assert f"'{name}'" not in run.stdout
+def imported_by(*arguments: str) -> set[str]:
+    """The modules that a run of grit imports."""
+    code = (
+        "import sys\nfrom grit_mlx.cli.main import app\n"
+        "try:\n    app(sys.argv[1:])\nfinally:\n    print(*sys.modules, file=sys.stderr)"
+    )
+    run = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    return set(run.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "commands"),
+    [((), set()), (("--version",), set()), (("embed",), {"embed"}), (("train",), {"train"}), (("rag", "ask"), {"rag"})],
+)
+def test_help_imports_nothing_heavy(arguments: tuple[str, ...], commands: set[str]) -> None:
+    found = imported_by(*arguments, *([] if "--version" in arguments else ["--help"]))
+    heavy = {"mlx", "mlx_lm", "transformers", "numpy", "rich", "huggingface_hub", "lancedb", "yaml"}
+    assert not heavy & {name.partition(".")[0] for name in found}
+    ours = {name.removeprefix("grit_mlx.cli.") for name in found if name.startswith("grit_mlx.cli.")}
+    shared = {"console", "inputs", "loader", "main", "options", "wording"}
+    if arguments == ("rag", "ask"):
+        shared |= {"chat", "generate"}  # whose ways of showing an answer it has
+    assert ours - shared == commands
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("grit ra", ["rag"]),
+        ("grit rag as", ["ask"]),
+        ("grit train --lr", ["--lr-schedule"]),
+        ("grit embed --ov", ["--overlap"]),
+    ],
+)
+def test_shells_complete_commands_and_flags(words: str, offered: list[str]) -> None:
+    settings = environment(_GRIT_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(words.count(" ")))
+    run = subprocess.run(COMMAND, env=settings, capture_output=True, text=True, check=False)
+    assert run.stdout.split() == offered
 
 
 def test_a_closed_pipe_is_quiet(tiny_model: Path, tmp_path: Path) -> None:
@@ -82,7 +115,8 @@ def test_a_full_disk_behind_stdout(tiny_model: Path, tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:
         command = [*COMMAND, "embed", str(path), "-m", str(tiny_model)]
         run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert (run.returncode, run.stderr) == (1, "error: Cannot write to standard output: the disk is full.\n")
+    message = "error: Cannot write standard output: the disk is full. Make room, or choose another place.\n"
+    assert (run.returncode, run.stderr) == (1, message)
 
 
 def test_pipes_carry_utf_8_whatever_the_locale_says(tiny_model: Path, tmp_path: Path) -> None:

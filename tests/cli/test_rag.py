@@ -198,7 +198,7 @@ def test_failures_are_sentences(grit: Grit, folder: Path, args: list[str], messa
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["index", "notes", "--cache-budget", "much"], "'much' is no size"),
+        (["index", "notes", "--cache-budget", "much"], "'much' is not a size"),
         (["index", "notes", "--cache-ahead", "some"], "'some' is neither a number nor 'all'"),
         (["ask", "x", "--cache", "both"], "'both' is not one of"),
         (["ask", "x", "--top", "0"], "Invalid value for '--top'"),

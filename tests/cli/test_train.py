@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from grit_mlx.errors import ArgumentError
+from grit_mlx.training import TrainingSettings
 from tests.training.conftest import chat_rows, embedding_rows, write_rows
 
 Grit = Any
@@ -40,10 +42,13 @@ def test_train_resume_export_and_fuse(grit: Grit, tiny_model: Path, data: Path, 
     assert json.loads((folder / "adapter_config.json").read_text())["lora_parameters"]["rank"] == 4
 
     again = grit("train", *common, *QUICK)
-    assert again.code == 1 and "holds a run that is at step 3. Go on with --resume" in again.err
-    assert "The run began with" in grit("train", "--adapter-path", folder, "--resume", "--seed", 5).err
+    assert again.code == 1 and "holds a run at step 3. Resume it with --resume, or" in again.err
+    assert (
+        "The run was started with --seed 0, not 5"
+        in grit("train", "--adapter-path", folder, "--resume", "--seed", 5).err
+    )
     resumed = grit("train", "--adapter-path", folder, "--resume")
-    assert resumed.code == 0 and "Going on from step 3." in resumed.err
+    assert resumed.code == 0 and "Resuming from step 3." in resumed.err
 
     peft, back = tmp_path / "peft", tmp_path / "back"
     assert grit("train", *common, "--export-peft", peft).code == 0
@@ -60,12 +65,37 @@ def test_init_and_config(grit: Grit, data: Path, tiny_model: Path, tmp_path: Pat
         f"{config} holds all settings. Change them, then: grit train --config {config}\n"
     )
     assert yaml.safe_load(config.read_text()) == {"model": str(tiny_model), "data": "data"}
-    assert "exists already" in grit("train", "--init", "--config", config).err
+    assert "exists already. Name another file with --config" in grit("train", "--init", "--config", config).err
     config.write_text(f"model: {tiny_model}\ndata: {data}\niters: 9\nbatch_size: 8\nsteps_per_eval: 0\n")
     run = ("train", "--config", config, "--adapter-path", tmp_path / "run", "--generative-batch-size", 4, "--iters", 1)
     assert grit(*run).code == 0
     saved = yaml.safe_load((tmp_path / "run" / "settings.yaml").read_text())
-    assert (saved["iters"], saved["batch_size"]) == (1, 8), "flags go before the file"
+    assert (saved["iters"], saved["batch_size"]) == (1, 8), "flags override the file"
+
+
+def test_flags_override_the_file_which_overrides_the_defaults(
+    grit: Grit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a flag repeats the default, is a switch, or names a part of a table."""
+    from grit_mlx.training import trainer
+
+    seen = []
+
+    def stop(settings: TrainingSettings, *_: Any) -> None:
+        seen.append(settings)
+        raise ArgumentError("seen")
+
+    monkeypatch.setattr(trainer, "train", stop)
+    config = tmp_path / "t.yaml"
+    config.write_text(
+        "iters: 9\nseed: 4\nsymmetric: true\ncompile: true\nlora_parameters: {rank: 8, scale: 2}\nevaluate: [a]\n"
+    )
+    table = ("--lora-parameters", "scale=10", "--lora-parameters", "keys=[self_attn.q_proj]")
+    assert grit("train", "--config", config, "--iters", 1000, "--no-symmetric", *table, "--evaluate", "b").code == 1
+    [settings] = seen
+    assert (settings.iters, settings.seed, settings.symmetric, settings.compile) == (1000, 4, False, True)
+    assert settings.lora_parameters == {"rank": 8, "scale": 10, "dropout": 0.0, "keys": ["self_attn.q_proj"]}
+    assert (settings.evaluate, settings.batch_size) == (["b"], 32)
 
 
 def test_an_interrupted_run_says_how_it_goes_on(
@@ -84,10 +114,10 @@ def test_an_interrupted_run_says_how_it_goes_on(
     run = ("train", "--model", tiny_model, "--data", data, "--adapter-path", folder, *QUICK)
     found = grit(*run)
     assert found.code == 130
-    assert "stopped after step 3, before the first checkpoint (save_every = 200), so nothing is kept" in found.err
+    assert "stopped after step 3, before the first checkpoint (--save-every 200), so nothing was saved" in found.err
     found = grit(*run, "--save-every", 2, "--iters", 5)
     command = f"grit train --adapter-path '{folder}' --resume"
-    assert found.code == 130 and f"stopped after step 3; step 2 is saved. Go on with: {command}\n" in found.err
+    assert found.code == 130 and f"stopped after step 3; step 2 is saved. Resume: {command}\n" in found.err
     monkeypatch.undo()
     found = grit(*shlex.split(command)[1:])
     assert found.code == 0, found.err
@@ -106,11 +136,20 @@ def test_bad_input(grit: Grit, data: Path, tiny_model: Path, tmp_path: Path) -> 
     assert "did you mean 'learning_rate'?" in error("--config", config)
     assert "There is nothing to train on" in error()
     assert "does not exist" in error("--data", tmp_path / "none")
-    assert "Give either --export-peft or --import-peft" in error("--export-peft", "x", "--import-peft", "y")
-    assert "takes NAME=VALUE" in error("--data", data, "--data-weights", "a")
-    assert "--lora-parameters" not in error("--data", data, "--lora-parameters", "alpha=3")
-    assert "is no adapter folder" in error("--data", data, "--resume-adapter-file", tmp_path)
+    assert "--export-peft and --import-peft are each other's opposite" in error(
+        "--export-peft", "x", "--import-peft", "y"
+    )
+    assert "--lora-parameters has no entry 'alpha'" in error("--data", data, "--lora-parameters", "alpha=3")
+    assert "Unknown --report-to 'paper': use one of tensorboard, wandb." in error("--report-to", "paper")
+    assert "is not an adapter folder" in error("--data", data, "--resume-adapter-file", tmp_path)
     (data / "a.jsonl").write_text('{"query": 1, "pos": ["a"]}\n')
     assert "a.jsonl, line 1: query must be a text or [instruction, text], not 1." in error("--data", data)
-    assert grit("train", "--mode", "both").code == 2
+    for flag, value, message in (
+        ("--mode", "both", "'both' is not one of 'unified'"),
+        ("--iters", 0, "greater than or equal to 1"),
+        ("--data-weights", "a", "'a' is not NAME=VALUE."),
+        ("--optimizer-config", "a=[", "'a=[' is not NAME=VALUE: the value is not YAML."),
+    ):
+        found = grit("train", flag, value)
+        assert found.code == 2 and message in " ".join(found.err.split()) and flag in found.err
     assert "adapter folder" in grit("fuse", tmp_path, "--model", tiny_model, "--output", tmp_path / "f").err

@@ -48,7 +48,7 @@ def write_adapter(folder: Path, model: Path, kind: str = "lora", **changes: Any)
     mx.random.seed(5)
     weights = {
         name: mx.random.normal(value.shape) * 0.1 + (value if name.endswith(".m") else 0)
-        for name, value in adapters.adapter_weights(loaded.model).items()
+        for name, value in named_arrays(loaded.model.trainable_parameters())
     }
     folder.mkdir(parents=True, exist_ok=True)
     mx.save_safetensors(str(folder / "adapters.safetensors"), weights)
@@ -74,12 +74,12 @@ def test_routers_and_experts_only_when_asked(tiny_model: Path, tiny_mixtral: Pat
     assert set(choose_keys(mixtral, experts=True)) == {*LINEAR, *experts}
     assert set(choose_keys(mixtral, router=True)) == {*LINEAR, "block_sparse_moe.gate"}
     for name, asked in (("adapt_experts", {"experts": True}), ("adapt_router", {"router": True})):
-        with pytest.raises(ArgumentError, match=f"{name} is for mixtures of experts, and this model is none"):
+        with pytest.raises(ArgumentError, match=f"{name}=True is for mixtures of experts, and this model is not one"):
             choose_keys(load(ModelChoice(tiny_model)).model, **asked)
     attach_adapter(mixtral, AdapterLayout("lora", -1, 4, 1.0, 0.0, choose_keys(mixtral)))
     assert all("self_attn" in name and "lora_" in name for name, _ in named_arrays(mixtral.trainable_parameters()))
     found = count_trainable(mixtral)
-    assert found.parameters == 2 * 4 * 2 * (32 + 32 + 32 + 16) and 0 < found.percent < 20
+    assert found[0] == 2 * 4 * 2 * (32 + 32 + 32 + 16) and 0 < found[0] < found[1] / 5
 
 
 def test_layer_selection(tiny_model: Path) -> None:
@@ -88,7 +88,7 @@ def test_layer_selection(tiny_model: Path) -> None:
     assert {name.split(".")[2] for name, _ in named_arrays(model.trainable_parameters())} == {"1"}
     with pytest.raises(ArgumentError, match=r"no layer 'self_attn.x' to adapt: there are self_attn\."):
         attach_adapter(load(ModelChoice(tiny_model)).model, AdapterLayout("lora", -1, 4, 1.0, 0.0, ("self_attn.x",)))
-    with pytest.raises(ArgumentError, match="num_layers = 3, and the model has 2"):
+    with pytest.raises(ArgumentError, match="num_layers=3 exceeds the model's 2 blocks"):
         attach_adapter(load(ModelChoice(tiny_model)).model, AdapterLayout("lora", 3, 4, 1.0, 0.0, LINEAR))
     full = load(ModelChoice(tiny_model)).model
     adapters.unfreeze_for_full(full, 1)
@@ -104,7 +104,7 @@ def test_frozen_modules_stay_as_they_are(tiny_model: Path) -> None:
     assert "model.norm.weight" in left and sum(".mlp." in name for name in left) == 2 * 3
     adapters.unfreeze_for_full(model, 1, ["model.layers.1.mlp"])
     assert not any(".mlp." in name for name, _ in named_arrays(model.trainable_parameters()))
-    with pytest.raises(ArgumentError, match=r"frozen names 'model\.norms', which is no module of this model"):
+    with pytest.raises(ArgumentError, match=r"frozen names 'model\.norms', which is not a module of this model"):
         adapters.unfreeze_for_full(model, -1, ["model.norms"])
 
 
@@ -159,7 +159,7 @@ def test_peft_names_and_formula(tiny_model: Path, tmp_path: Path, kind: str) -> 
         ({"bias": "all"}, None, "bias = 'all'"),
         ({"rank_pattern": {"q": 2}}, None, "rank_pattern"),
         ({}, "base_model.model.model.embed_tokens.lora_embedding_A", "is not one of a LoRA or DoRA layer"),
-        ({}, "base_model.model.lm_head.lora_A.weight", "outside the blocks"),
+        ({}, "base_model.model.lm_head.lora_A.weight", "outside the model's blocks"),
     ],
 )
 def test_peft_adapters_that_cannot_be_used(config: dict[str, Any], name: str | None, message: str) -> None:
@@ -235,10 +235,10 @@ def test_wrong_adapters(tiny_model: Path, tiny_mixtral: Path, tmp_path: Path) ->
     attach_adapter(model, AdapterLayout("lora", -1, 4, 2.5, 0.0, LINEAR))
     with pytest.raises(AdapterError, match=r"the model has no such tensor\. Use it with the model it was trained on"):
         adapters.load_weights(model, weights, "a")
-    with pytest.raises(AdapterError, match="is no adapter folder"):
+    with pytest.raises(AdapterError, match="is not an adapter folder"):
         load_any_adapter(tmp_path, 2)
     (tmp_path / "a" / "adapter_config.json").write_text("{}")
-    with pytest.raises(AdapterError, match="It must be an adapter in mlx-lm's layout"):
+    with pytest.raises(AdapterError, match="does not describe an adapter in mlx-lm's layout: KeyError"):
         load_any_adapter(tmp_path / "a", 2)
 
 

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,15 +16,15 @@ from grit_mlx.model.loading import load
 from grit_mlx.model.options import ModelChoice
 from grit_mlx.training import TrainingSettings
 from grit_mlx.training.adapters import unfreeze_for_full
-from grit_mlx.training.callbacks import JsonLog, Plan, StepReport, ValidationReport, make_reporters, read_log
+from grit_mlx.training.callbacks import JsonLog, StepReport, TrainingPlan, ValidationReport, make_reporters, read_log
 from grit_mlx.training.memory import MemoryEstimate, advice, estimate
 from grit_mlx.training.plots import plot_curves
 
 MEMORY = MemoryEstimate(weights=100, training=50, activations=850, available=900)
 
 
-def plan(run: Path, start: int) -> Plan:
-    return Plan(run, 10, start, 1, 2, MEMORY, [], {}, {}, 1)
+def plan(run: Path, start: int) -> TrainingPlan:
+    return TrainingPlan(run, 10, start, 1, 2, MEMORY, [], {}, {}, 1)
 
 
 def step(number: int) -> StepReport:
@@ -64,28 +65,39 @@ def test_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_reporters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: dict[str, list[Any]] = {"tensorboardX": [], "wandb": []}
+
     class Writer:
         def __init__(self, folder: str) -> None:
-            self.scalars: list[tuple[str, float, int]] = []
+            assert folder == str(tmp_path / "tensorboard")
 
         def add_scalar(self, *scalar: Any) -> None:
-            self.scalars.append(scalar)
+            sent["tensorboardX"].append(scalar)
 
         def close(self) -> None:
-            self.scalars.append(("closed", 0, 0))
+            sent["tensorboardX"].append("closed")
 
-    class Module:
-        SummaryWriter = Writer
+    class Run:
+        def log(self, scalars: dict[str, float], step: int) -> None:
+            sent["wandb"] += [(name, value, step) for name, value in scalars.items()]
 
-    monkeypatch.setitem(sys.modules, "tensorboardX", Module)
-    [made] = make_reporters(["tensorboard"], tmp_path, "project")
-    made.on_report(step(2))
-    made.on_validation(ValidationReport(2, {"embedding": 0.4}, {"set": 0.5}))
-    made.on_end()
-    scalars = made._writer.scalars  # type: ignore[attr-defined]
-    assert ("train/embedding", 0.5, 2) in scalars and ("score/set", 0.5, 2) in scalars and scalars[-1][0] == "closed"
+        def finish(self) -> None:
+            sent["wandb"].append("closed")
+
+    def init(**about: Any) -> Run:
+        assert about == {"project": "project", "dir": str(tmp_path), "name": tmp_path.name}
+        return Run()
+
+    monkeypatch.setitem(sys.modules, "tensorboardX", SimpleNamespace(SummaryWriter=Writer))
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    for made in make_reporters(["tensorboard", "wandb"], tmp_path, "project"):
+        made.on_report(step(2))
+        made.on_validation(ValidationReport(2, {"embedding": 0.4}, {"set": 0.5}))
+        made.on_end()
+    for scalars in sent.values():
+        assert ("train/embedding", 0.5, 2) in scalars and ("score/set", 0.5, 2) in scalars and scalars[-1] == "closed"
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(DependencyError, match=r"This needs wandb: pip install 'grit-mlx\[wandb\]'"):
+    with pytest.raises(DependencyError, match=r"Weights & Biases needs wandb: pip install 'grit-mlx\[wandb\]'"):
         make_reporters(["wandb"], tmp_path, "project")
 
 
@@ -120,14 +132,14 @@ def sizes(folder: Path) -> list[dict[str, int]]:
         (
             {},
             False,
-            ["--grad-checkpoint", "--chunk-tokens 1024", "--max-seq-length 512", "a quantised model (grit convert)"],
+            ["grad_checkpoint=True", "chunk_tokens=1024", "max_seq_length=512", "a quantised model (grit convert)"],
         ),
-        ({"grad_checkpoint": True}, True, ["--chunk-tokens 1024", "--max-seq-length 512"]),
+        ({"grad_checkpoint": True}, True, ["chunk_tokens=1024", "max_seq_length=512"]),
     ],
 )
 def test_advice(changes: dict[str, Any], quantized: bool, expected: list[str]) -> None:
-    assert advice(MEMORY, TrainingSettings(**changes), quantized=quantized) == expected
+    assert list(map(str, advice(MEMORY, TrainingSettings(**changes), quantized=quantized))) == expected
     full = advice(MEMORY, TrainingSettings(fine_tune_type="full"), quantized=False)
-    assert full[-1] == "--fine-tune-type lora"
+    assert str(full[-1]) == "fine_tune_type='lora'"
     roomy = MemoryEstimate(1, 1, 1, 900)
     assert advice(roomy, TrainingSettings(), quantized=False) == []

@@ -24,7 +24,7 @@ from grit_mlx.errors import ArgumentError, DocumentError, GritError, MemoryLimit
 from grit_mlx.model.settings import read_settings
 from grit_mlx.training import TrainingSettings, train
 from grit_mlx.training.arrays import read_arrays
-from grit_mlx.training.callbacks import Callback, Plan, StepReport, ValidationReport, read_log
+from grit_mlx.training.callbacks import Callback, StepReport, TrainingPlan, ValidationReport, read_log
 from tests.training.conftest import embedding_rows, write_rows
 from tests.training.test_adapters import quantized
 
@@ -36,12 +36,12 @@ class Record(Callback):
     """Everything that was told."""
 
     def __init__(self) -> None:
-        self.plan: Plan | None = None
+        self.plan: TrainingPlan | None = None
         self.steps: list[StepReport] = []
         self.validations: list[ValidationReport] = []
         self.checkpoints: list[str] = []
 
-    def on_start(self, plan: Plan) -> None:
+    def on_start(self, plan: TrainingPlan) -> None:
         self.plan = plan
 
     def on_step(self, report: StepReport) -> None:
@@ -210,19 +210,23 @@ def test_every_optimizer_goes_on(settings: Make, tmp_path: Path, optimizer: str)
 
 def test_what_a_resumed_run_refuses(settings: Make, data: Path) -> None:
     made = settings(iters=2, save_every=1)
-    with pytest.raises(ArgumentError, match="has no checkpoint to go on from"):
+    with pytest.raises(ArgumentError, match=r"has no checkpoint to resume from\. Leave out resume=True"):
         run(settings(resume=True))
     run(made)
-    with pytest.raises(ArgumentError, match=r"holds a run that is at step 2\. Go on with --resume"):
+    with pytest.raises(
+        ArgumentError, match=r"holds a run at step 2\. Resume it with resume=True, or name another adapter_path"
+    ):
         run(made)
     written = (Path(made.adapter_path) / "settings.yaml").read_bytes()
-    with pytest.raises(ArgumentError, match=r"The run began with batch_size = 8, not 4.* except chunk_size, "):
+    with pytest.raises(
+        ArgumentError, match=r"The run was started with batch_size=8, not 4: .* except chunk_size, chunk_tokens, "
+    ):
         run(settings(iters=2, resume=True, batch_size=4))
     assert (Path(made.adapter_path) / "settings.yaml").read_bytes() == written
-    with pytest.raises(ArgumentError, match=r"The run began with fine_tune_type = 'lora', not 'dora'"):
+    with pytest.raises(ArgumentError, match=r"The run was started with fine_tune_type='lora', not 'dora'"):
         run(settings(iters=2, resume=True, fine_tune_type="dora"))
     write_rows(data / "generative" / "chats.jsonl", [{"text": ["a", "b"]}] * 40)
-    with pytest.raises(ArgumentError, match=r"The data has changed since the run began \(generative/chats\)"):
+    with pytest.raises(ArgumentError, match=r"The data has changed since the run was started \(generative/chats\)"):
         run(settings(iters=2, resume=True))
 
 
@@ -234,13 +238,13 @@ def test_what_a_resumed_run_may_change(settings: Make, caplog: pytest.LogCapture
     run(settings(iters=2))
     changes: dict[str, Any] = {"iters": 4, "resume": True, "chunk_size": 3, "grad_checkpoint": True}
     record = run(settings(**changes))
-    assert "From here on iters is 4 instead of 2." in caplog.text
+    assert "From here on iters=4, not 2." in caplog.text
     for ours, theirs in zip(record.steps, whole.steps[2:], strict=True):
         assert ours.losses == pytest.approx(theirs.losses, rel=1e-4)
     assert yaml.safe_load((folder / "settings.yaml").read_text())["chunk_size"] == 3
     caplog.clear()
     run(settings(**changes))
-    assert "instead of" not in caplog.text, "the change was told once"
+    assert "From here on" not in caplog.text, "the change was reported once"
 
 
 def test_the_log_goes_on_in_the_middle_of_a_mean(settings: Make, tmp_path: Path) -> None:
@@ -400,18 +404,20 @@ def test_bad_input_is_a_sentence(settings: Make, data: Path, tmp_path: Path) -> 
     assert "fewer than one batch of 80" in refused(settings(batch_size=80), ArgumentError)
     assert "'x', and there is no such data file" in refused(settings(data_weights={"x": 1.0}), ArgumentError)
     assert "no data file has them" in refused(settings(distillation="cosine"), DocumentError)
-    assert "names 99, and the model's vectors have 32" in refused(settings(matryoshka_dims=[99]), ArgumentError)
+    assert "matryoshka_dims=99 exceeds the model's vectors of 32 numbers." in refused(
+        settings(matryoshka_dims=[99]), ArgumentError
+    )
     vectors = [{"query": "q", "pos": ["p"], "query_vector": [1, 2], "pos_vectors": [[1, 2]]}] * 20
     path = str(write_rows(tmp_path / "vectors.jsonl", vectors))
     message = refused(settings(distillation="cosine", data=path, mode="embedding"), ArgumentError)
-    assert "The vectors of vectors have 2 numbers and the model's 32: use distillation = 'similarity'" in message
-    assert "is no adapter folder" in refused(settings(resume_adapter_file=str(tmp_path)), GritError)
+    assert "The vectors of vectors have 2 numbers and the model's 32: use distillation='similarity'" in message
+    assert "is not an adapter folder" in refused(settings(resume_adapter_file=str(tmp_path)), GritError)
     assert "optimizer_config does not suit adamw" in refused(settings(optimizer_config={"beta": 1}), ArgumentError)
     (tmp_path / "empty").mkdir()
     message = refused(settings(evaluate=[str(tmp_path / "empty")], steps_per_eval=1), DocumentError)
     assert "is no set to score: name a folder with corpus.jsonl" in message
     shutil.rmtree(data / "generative")
-    assert "holds no generative data, which mode unified needs: add some, or use mode embedding." in refused(
+    assert "holds no generative data, which mode='unified' needs: add some, or use mode='embedding'." in refused(
         settings(), DocumentError
     )
     (data / "embedding" / "c.jsonl").write_text('{"query": "a", "pos": ["b"]}\n{"query": "a"}\n')
@@ -450,7 +456,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(settings: Make, monkeypatch: py
     for path in (folder / "checkpoints").rglob("adapters.safetensors"):
         assert all(mx.all(mx.isfinite(value)).item() for value in read_arrays(path).values())
     monkeypatch.undo()
-    assert "Go on with --resume and a lower learning_rate" in message
+    assert "Use resume=True with a lower learning_rate or dtype='float32'." in message
     record = run(TrainingSettings(**{**asdict(made), "resume": True, "learning_rate": 1e-4}))
     assert [step.step for step in record.steps] == [3, 4, 5]
     assert record.steps[0].learning_rate == pytest.approx(1e-4)
@@ -486,7 +492,9 @@ def test_memory_that_runs_out(settings: Make, monkeypatch: pytest.MonkeyPatch) -
         raise RuntimeError("[malloc] Unable to allocate 900000000000 bytes.")
 
     monkeypatch.setattr(TrainingStep, "generative", full)
-    assert "Memory ran out in step 1. Lower chunk_tokens" in refused(settings(), MemoryLimitError)
+    assert "Memory ran out in step 1. Lower chunk_tokens or chunk_size, use grad_checkpoint=True, or" in refused(
+        settings(), MemoryLimitError
+    )
 
 
 def test_settings_and_results_are_written(settings: Make, tiny_model: Path) -> None:
