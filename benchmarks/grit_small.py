@@ -21,7 +21,8 @@ from typing import Any
 from common import machine, save  # before mlx, to load the fast BLAS
 
 # isort: split
-from grit_mlx.evaluation.retrieval import evaluate_set, load_set
+from grit_mlx.evaluation.scoring import evaluate_set
+from grit_mlx.evaluation.sets import load_set
 from grit_mlx.gritlm import GritLM
 from grit_mlx.training import TrainingSettings, train
 from grit_mlx.training.callbacks import Callback, Plan, StepReport, ValidationReport, read_log

@@ -1,8 +1,9 @@
-"""Scores as bars in a PNG (extra ``plots``)."""
+"""Charts as PNG files (extra ``plots``), and the scores of systems as bars."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from grit_mlx.evaluation.scoring import Score
 from grit_mlx.files.atomic import atomic_path
 from grit_mlx.optional import optional
 
-__all__ = ["check_plots", "plot_scores"]
+__all__ = ["chart", "check_plots", "plot_scores"]
 
 # Inches.
 _HEIGHT, _GROUP, _BAR = 4.2, 0.5, 0.28
@@ -20,45 +21,62 @@ _COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F
 
 
 def check_plots() -> None:
-    """Refuse early what ``plot_scores`` would refuse in the end.
+    """Import matplotlib, and let it draw without a display; called early, it refuses early.
 
     Raises:
-        DependencyError: matplotlib is not installed.
+        DependencyError: it is not installed.
     """
-    optional("matplotlib", extra="plots", purpose="A bar chart")
+    optional("matplotlib", extra="plots", purpose="A chart").use("Agg")
 
 
-def plot_scores(path: Path, scores: Sequence[Score]) -> None:
-    """Draw the main scores: a group of bars for each set, a bar in it for each system.
-
-    Perplexities get a panel of their own, since they have no upper end.
+@contextmanager
+def chart(path: Path, *, dpi: int, **options: Any) -> Iterator[tuple[Any, Sequence[Any]]]:
+    """Lend matplotlib's figure and a row of axes to draw on, and write them as a PNG when the block ends.
 
     Args:
-        path: the PNG to write.
-        scores: from ``evaluate``; one at least.
+        path: the file to write.
+        dpi: dots per inch.
+        **options: of ``pyplot.subplots``, such as ``ncols``.
 
     Raises:
         DependencyError: matplotlib is not installed.
         OutputError: the file cannot be written.
     """
-    matplotlib = optional("matplotlib", extra="plots", purpose="A bar chart")
-    matplotlib.use("Agg")  # no display is needed
-    pyplot = optional("matplotlib.pyplot", extra="plots", purpose="A bar chart")
+    check_plots()
+    pyplot = optional("matplotlib.pyplot", extra="plots", purpose="A chart")
+    figure, axes = pyplot.subplots(squeeze=False, **options)
+    try:
+        yield figure, axes[0]
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, dpi=dpi, format="png")
+    finally:
+        pyplot.close(figure)
+
+
+def plot_scores(path: Path, scores: Sequence[Score]) -> None:
+    """Draw the main scores: a group of bars for each set, a bar in it for each system.
+
+    Perplexities have no upper end, so they get a panel of their own.
+
+    Args:
+        path: the PNG to write.
+        scores: from ``evaluate``; at least one.
+
+    Raises:
+        As ``chart``.
+    """
     panels = [[score for score in scores if (score.kind == "answers") is answers] for answers in (False, True)]
     panels = [panel for panel in panels if panel]
     widths = [_panel_width(panel) for panel in panels]
     size = (max(5.0, sum(widths) + 0.8), _HEIGHT)
-    figure, axes = pyplot.subplots(1, len(panels), figsize=size, width_ratios=widths, squeeze=False)
-    for axis, panel in zip(axes[0], panels, strict=True):
-        _draw(axis, panel, list(dict.fromkeys(score.system for score in scores)))
-    handles: dict[str, Any] = {}
-    for axis in axes[0]:
-        handles.update(dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True)))
-    figure.legend(handles.values(), handles.keys(), loc="upper center", ncols=4, frameon=False)
-    figure.tight_layout(rect=(0, 0, 1, 1 - 0.07 * -(-len(handles) // 4)))
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
-    pyplot.close(figure)
+    with chart(path, dpi=150, ncols=len(panels), figsize=size, width_ratios=widths) as (figure, axes):
+        for axis, panel in zip(axes, panels, strict=True):
+            _draw(axis, panel, list(dict.fromkeys(score.system for score in scores)))
+        handles: dict[str, Any] = {}
+        for axis in axes:
+            handles.update(dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True)))
+        figure.legend(handles.values(), handles.keys(), loc="upper center", ncols=4, frameon=False)
+        figure.tight_layout(rect=(0, 0, 1, 1 - 0.07 * -(-len(handles) // 4)))
 
 
 def _panel_width(scores: Sequence[Score]) -> float:

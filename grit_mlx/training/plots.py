@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from grit_mlx.errors import DependencyError
-from grit_mlx.files.atomic import atomic_path
+from grit_mlx.evaluation.plots import chart
 
 __all__ = ["plot_curves"]
 
@@ -21,38 +19,31 @@ def plot_curves(path: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> 
         runs: the records of each run's log, by the name it is shown with.
 
     Raises:
-        DependencyError: matplotlib is not installed.
-        OutputError: the file cannot be written.
+        As ``chart``.
     """
-    try:
-        matplotlib = importlib.import_module("matplotlib")
-        matplotlib.use("Agg")  # no display is needed
-        pyplot = importlib.import_module("matplotlib.pyplot")
-    except ImportError as error:
-        raise DependencyError("Curves need matplotlib: pip install 'grit-mlx[plots]'.") from error
     records = [record for log in runs.values() for record in log]
     losses = sorted({name for record in records for name in record["losses"]} - {"total"})
     scores = sorted({name for record in records for name in record.get("scores", {})})
     panels = [*losses, *(["score"] if scores else [])]
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.5), squeeze=False)
-    for axis, panel in zip(axes[0], panels, strict=True):
-        for number, (label, log) in enumerate(runs.items()):
-            color = f"C{number}"
-            if panel == "score":
-                points = [(r["step"], sum(r["scores"].values()) / len(r["scores"])) for r in log if r.get("scores")]
-                _draw(axis, points, label, color, "-o")
-                continue
-            for kind, style in (("train", "-"), ("validation", "--o")):
-                points = [(r["step"], r["losses"][panel]) for r in log if r["kind"] == kind and panel in r["losses"]]
-                _draw(axis, points, f"{label} {kind}".strip(), color, style)
-        axis.set_title("mean score of the sets" if panel == "score" else f"{panel} loss")
-        axis.set_xlabel("step")
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize="small")
-    figure.tight_layout()
-    with atomic_path(path) as unfinished:
-        figure.savefig(unfinished, dpi=120)
-    pyplot.close(figure)
+    with chart(path, dpi=120, ncols=len(panels), figsize=(4.5 * len(panels), 3.5)) as (figure, axes):
+        for axis, panel in zip(axes, panels, strict=True):
+            for number, (label, log) in enumerate(runs.items()):
+                _draw_run(axis, panel, log, label, f"C{number}")
+            axis.set_title("mean score of the sets" if panel == "score" else f"{panel} loss")
+            axis.set_xlabel("step")
+            axis.grid(alpha=0.3)
+            axis.legend(fontsize="small")
+        figure.tight_layout()
+
+
+def _draw_run(axis: Any, panel: str, log: Sequence[Mapping[str, Any]], label: str, color: str) -> None:
+    if panel == "score":
+        points = [(r["step"], sum(r["scores"].values()) / len(r["scores"])) for r in log if r.get("scores")]
+        _draw(axis, points, label, color, "-o")
+        return
+    for kind, style in (("train", "-"), ("validation", "--o")):
+        points = [(r["step"], r["losses"][panel]) for r in log if r["kind"] == kind and panel in r["losses"]]
+        _draw(axis, points, f"{label} {kind}".strip(), color, style)
 
 
 def _draw(axis: Any, points: Sequence[tuple[int, float]], label: str, color: str, style: str) -> None:
