@@ -118,13 +118,9 @@ def evaluate(
     with console.status(f"Loading {model_name(model.model)}"):
         from grit_mlx.evaluation import scoring
 
-        mode = "unified" if any(data.kind == "answers" for data in sets.values()) else "embedding"
         used = {"instructions": instructions, "options": encode_options(embedding)}
-        others = [replace(model, model=name, adapter=None, revision=None) for name in scored.compare]
-        systems: list[Callable[[], System]] = [
-            partial(_grit_system, one, mode, instruction=default, **used) for one in (model, *others)
-        ]
-        systems += _other_systems(scored)
+        mode = "unified" if any(data.kind == "answers" for data in sets.values()) else "embedding"
+        systems = _systems(scored, model, mode, {"instruction": default, **used})
         further = _mteb(scored.mteb, used)
     report = _Report(begun, sets)
     scores = scoring.evaluate(
@@ -198,20 +194,21 @@ def _instructions(given: Sequence[str], names: Sequence[str]) -> tuple[str | Non
     return default, single
 
 
-def _grit_system(choice: ModelChoice, mode: str, **options: Any) -> System:
-    from grit_mlx.evaluation.systems import GritSystem
+def _systems(
+    scored: EvaluationOptions, first: ModelChoice, mode: str, used: Mapping[str, Any]
+) -> list[Callable[[], System]]:
+    """What makes each system."""
+    from grit_mlx.evaluation.systems import BM25System, GritSystem, SentenceTransformerSystem
 
-    return GritSystem(load_model(choice, mode=mode), name=model_name(choice.model), **options)
+    def grit(choice: ModelChoice) -> System:
+        return GritSystem(load_model(choice, mode=mode), name=model_name(choice.model), **used)
 
-
-def _other_systems(scored: EvaluationOptions) -> Iterator[Callable[[], System]]:
-    from grit_mlx.evaluation.systems import BM25System, SentenceTransformerSystem
-
+    choices = [first, *(replace(first, model=name, adapter=None, revision=None) for name in scored.compare)]
+    systems: list[Callable[[], System]] = [partial(grit, choice) for choice in choices]
     if scored.bm25:
         lexical = BM25System()  # now: a missing package should not show after the model has run
-        yield lambda: lexical
-    for name in scored.sentence_transformers:
-        yield partial(SentenceTransformerSystem, name)
+        systems.append(lambda: lexical)
+    return systems + [partial(SentenceTransformerSystem, name) for name in scored.sentence_transformers]
 
 
 def _mteb(names: Sequence[str], used: Mapping[str, Any]) -> Callable[[System], Iterator[Score]]:

@@ -128,7 +128,7 @@ def paired(
         encode: such as ``GritLM.encode_iter``: vectors in the order of the texts.
 
     Raises:
-        DocumentError: a text cannot be embedded; names its file and line where ``encode`` names an index.
+        DocumentError: a text cannot be embedded; names its file and line instead of ``encode``'s index.
     """
     waiting: deque[Text] = deque()
     done = 0
@@ -144,7 +144,7 @@ def paired(
             yield waiting.popleft(), vector
     except TextError as error:
         text = waiting[error.index - done]
-        # "Text 12 is empty." counts what no user sees; the file and line are what they can look up.
+        # "Text 12 is empty." has a number that no user sees; they can look up the file and line.
         _, *reason = str(error.parts[0]).partition(f"Text {error.index} ")
         raise failure(text.source, text.line, f"the text {reason[-1]}", *error.parts[1:]) from error
 

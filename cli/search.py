@@ -35,7 +35,7 @@ Examples:
 """
 
 _BY = (
-    "Unit that is ranked: lines (or rows of .jsonl and .csv), paragraphs, whole files, or chunks of at most "
+    "Unit that is ranked: lines (or rows of .jsonl and .csv), paragraphs, complete files, or chunks of at most "
     "--chunk-size tokens. Default: paragraphs of Markdown, HTML, PDF and DOCX, lines and rows of other files."
 )
 _TERMINAL_ROWS = 3  # rows of the terminal that one text may fill

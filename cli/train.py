@@ -146,8 +146,8 @@ def _convert_adapter(settings: TrainingSettings, export: str | None, imported: s
 
 
 def _tell_result(settings: TrainingSettings, result: TrainingResult) -> None:
+    from grit_mlx.evaluation.plots import plot_curves
     from grit_mlx.training.callbacks import read_log
-    from grit_mlx.training.plots import plot_curves
 
     folder = result.folder
     if result.stopped_early:

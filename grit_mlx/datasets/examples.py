@@ -1,14 +1,14 @@
 """Rows of training data: the formats, and what is wrong with a row of none (pure functions).
 
-Three kinds of row, told apart by their fields:
+Three kinds of row, which differ in their fields:
 
     embedding    {"query": T, "pos": [T, ...], "neg": [T, ...]}       T is a text or [instruction, text]
     chat         {"text": [user, assistant, user, ...]}, {"messages": [{"role": ..., "content": ...}, ...]},
                  {"prompt": text, "completion": text}
     text         {"text": text}
 
-The first and both kinds of "text" are the official formats, the others mlx-lm's. Vectors to distil from stand
-beside the texts: "query_vector", "pos_vectors" and "neg_vectors".
+The first and both kinds of "text" are the official formats, the others mlx-lm's. Vectors to distil from come beside
+the texts, as "query_vector", "pos_vectors" and "neg_vectors".
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def evaluate(
 
 
 def evaluate_set(model: GritLM, data: LabelledSet) -> float:
-    """A set's main score: nDCG@10, Spearman's correlation, or the perplexity of answers (where less is better).
+    """A set's main score: nDCG@10, Spearman's correlation, or the perplexity of answers (the lower the better).
 
     Args:
         model: loaded in a mode that does what the set asks for.

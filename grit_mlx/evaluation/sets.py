@@ -45,7 +45,7 @@ class RetrievalSet:
 
     Attributes:
         name: the folder's.
-        documents: text of each document by id; a title stands before it.
+        documents: text of each document by id, after its title.
         queries: text of each query by id.
         relevant: for each query the gain of each judged document.
     """

@@ -129,7 +129,7 @@ class DenseSystem(_Scoring):
 
     def similarities(self, data: PairSet, watch: Watch = unwatched) -> FloatVectors | None:
         """Cosines, ``(N,)``."""
-        texts = list(dict.fromkeys([*data.first, *data.second]))  # many sentences stand in several pairs
+        texts = list(dict.fromkeys([*data.first, *data.second]))  # many sentences are in several pairs
         with watch(f"{self.name}: {data.name}", len(texts)) as progress:
             vectors = dict(zip(texts, self.encode(texts, "sentence", data.name, progress), strict=True))
         first, second = (np.stack([vectors[text] for text in side]) for side in (data.first, data.second))

@@ -18,8 +18,6 @@ _BLOCK_NAMES: Final = (
 _BLOCKS: Final = frozenset([*_BLOCK_NAMES.split(), *_HEADINGS])
 # Nothing in these is prose. A page's <title> repeats its first heading.
 _HIDDEN: Final = frozenset({"script", "style", "template", "noscript", "svg", "head", "nav", "iframe", "object"})
-# Browsers end the hidden ones before it, closed or not.
-_ENDS_HEAD: Final = "body"
 # These stay on one line, side by side.
 _CELLS: Final = frozenset({"td", "th"})
 
@@ -45,7 +43,7 @@ class _Paragraphs(HTMLParser):
         self._preformatted = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag == _ENDS_HEAD:
+        if tag == "body":  # ends the hidden ones before it, closed or not, as in browsers
             self._hidden.clear()
         if tag in _HIDDEN:
             self.end_block()

@@ -1,4 +1,4 @@
-"""Kinds of files, by name. There is no other table of suffixes: one means the same to every command."""
+"""Kinds of files, by name: the only table of suffixes, so that one means the same to every command."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def kind_of(path: str | PathLike[str], *, rows: bool = False) -> Kind:
     """The kind of a file by its name.
 
     Args:
-        path: a file, perhaps gzipped; "-" for standard input.
+        path: a file, gzipped or not; "-" for standard input.
         rows: whether rows are wanted. A name that says nothing then means JSON lines instead of plain text, and so
             does ``.log``: programs log JSON.
     """

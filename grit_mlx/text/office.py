@@ -5,6 +5,7 @@ Both readers take an open file, yield paragraphs as they read, and raise whateve
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import IO
 
@@ -17,6 +18,7 @@ __all__ = ["docx_paragraphs", "pdf_paragraphs"]
 def pdf_paragraphs(file: IO[bytes], source: str) -> Iterator[Text]:
     """The blocks of a PDF, with their page."""
     pypdf = optional("pypdf", extra="documents", purpose="Reading PDF files")
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # what it cannot read it raises
     for number, page in enumerate(pypdf.PdfReader(file).pages, start=1):
         for block in (page.extract_text() or "").split("\n\n"):
             if block.strip():

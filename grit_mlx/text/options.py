@@ -35,8 +35,8 @@ class ReadingOptions:
 
     by: str | None = option(
         None,
-        "Unit of text: each non-empty line (or row of .jsonl and .csv), each paragraph, the whole file, or chunks of "
-        "at most --chunk-size tokens.",
+        "Unit of text: each non-empty line (or row of .jsonl and .csv), each paragraph, the complete file, or chunks "
+        "of at most --chunk-size tokens.",
         choices=UNITS,
     )
     chunk_size: int = option(256, "With --by chunk: maximum number of tokens per chunk.", minimum=1, metavar="TOKENS")

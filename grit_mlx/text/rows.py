@@ -1,6 +1,7 @@
-"""Rows of JSON lines, JSON, CSV and TSV, each with its place (pure functions on lines).
+"""Rows of JSON lines, JSON, CSV and TSV, each with its place (pure functions on lines without their ends).
 
-Whoever reads rows does it by these functions, so that a damaged row leads to the same message everywhere.
+All rows are read by these functions, so that a damaged row leads to the same message everywhere. ``reader`` is "jsonl",
+"json", "csv" or "tsv", and ``source`` the name of the file.
 """
 
 from __future__ import annotations
@@ -69,11 +70,6 @@ def missing(wanted: Collection[str], there: Iterable[object], *, what: str = "fi
 def objects(lines: Iterable[str], reader: str, *, source: Source) -> Iterator[Row]:
     """The rows of a file as mappings: JSON objects, or cells by column.
 
-    Args:
-        lines: without their ends.
-        reader: "jsonl", "json", "csv" or "tsv".
-        source: the name of the file.
-
     Raises:
         DocumentError: a row is damaged or not an object.
     """
@@ -92,11 +88,7 @@ def objects(lines: Iterable[str], reader: str, *, source: Source) -> Iterator[Ro
 def texts(lines: Iterable[str], reader: str, *, source: str, field: str | None = None) -> Iterator[Text]:
     """The texts of rows; some may be empty.
 
-    Args:
-        lines: without their ends.
-        reader: see ``objects``.
-        source: the name of the file.
-        field: that holds the text; None for "text", for the only column, or for rows that are JSON strings.
+    They are in ``field``; if it is None, in "text", in the only column, or in rows that are JSON strings.
 
     Raises:
         DocumentError: a row is damaged or has no such field.
@@ -136,15 +128,10 @@ def text_of(row: dict[str, Any], field: str, source: Source, line: int, advice: 
 
 
 def with_text(rows: Iterable[Text], *, skip: bool, on_skip: Callable[[], None] | None = None) -> Iterator[Text]:
-    """The rows that have text.
-
-    Args:
-        rows: any rows.
-        skip: drop a row without text instead of refusing it.
-        on_skip: called for each row that is dropped.
+    """The rows that have text; ``on_skip`` is called for each of the others.
 
     Raises:
-        DocumentError: a row has no text.
+        DocumentError: a row has no text, and such rows are not to be skipped.
     """
     for row in rows:
         if row.text.strip():
@@ -254,14 +241,10 @@ def _check_characters(value: Any, source: Source, line: int) -> None:
 
 
 def table(lines: Iterable[str], reader: str, *, source: Source, header: bool = True) -> Iterator[Row]:
-    """The cells of each row that is not blank, in lists of one length.
+    """The cells of each row of CSV or TSV that is not blank, in lists of one length.
 
-    Args:
-        lines: without their ends.
-        reader: "csv" or "tsv".
-        source: the name of the file.
-        header: whether the first row names the columns. If it need not, as in common STS files, the delimiter is not
-            guessed from it, and quotation marks in a TSV are text.
+    If the first row need not be a header, as in common STS files, the delimiter is not guessed from it, and quotation
+    marks in a TSV are text.
 
     Raises:
         DocumentError: quotes that do not match, rows of different lengths, or a NUL byte.

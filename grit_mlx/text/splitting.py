@@ -33,15 +33,14 @@ Measure = Callable[[str], int]
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """One text and where it stands.
+    """A text and its place.
 
     Attributes:
         text: the text, never empty.
         source: the path as given, or "-" for standard input.
         line: the first line it was taken from, from 1.
         end_line: the last line it was taken from, inclusive.
-        fields: of a row of JSON or CSV, all its fields, the text's own included; None elsewhere. Two texts are
-            equal whatever theirs are.
+        fields: of a row of JSON or CSV, all its fields, including the text's own; else None. Not compared.
     """
 
     text: str
@@ -158,7 +157,7 @@ def split_chunks(
 
     Args:
         paragraphs: the paragraphs of one document.
-        size: maximum number of units of a chunk. (A single character that measures more stands alone.)
+        size: maximum number of units of a chunk. (A single character that measures more is a chunk.)
         overlap: maximum number of units that a chunk repeats from the end of the previous one: complete sentences,
             or else words. A chunk that begins with a heading repeats nothing.
         measure: the units in a text. It must not shrink as a text grows.

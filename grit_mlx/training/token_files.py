@@ -131,7 +131,7 @@ _ARRAYS: dict[str, type] = {
     "learned": np.uint8,  # of each token: whether it takes part in the generative loss
     "row_starts": np.int64,  # of each embedding row in the sequences, and the end
     "positives": np.int32,  # of each embedding row
-    "vectors": np.float32,  # of each sequence, where the data has them
+    "vectors": np.float32,  # of each sequence, if the data has them
 }
 
 

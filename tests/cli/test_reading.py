@@ -30,7 +30,7 @@ LINE_2 = {
     "deep": ('{"text": ' + "[" * 100_000, r", line 2: the JSON value is nested too deeply\."),
 }
 HEADER = "text,sentence1,sentence2,score\na,b,c,1\n"
-FILES = {
+FILES: dict[str, tuple[str | bytes, str]] = {
     **{f"{name}.jsonl": (GOOD + row + "\n", message) for name, (row, message) in LINE_2.items()},
     "wide.csv": (HEADER + "a,b,c,1,2\n", r", line 3: the row has 5 columns, but the first row has 4\. Put texts that"),
     "nul.csv": (
