@@ -32,7 +32,7 @@ from common import CORPORA, SHARED, machine, save
 
 from grit_mlx import GritLM
 from grit_mlx.evaluation.metrics import ndcg
-from grit_mlx.evaluation.retrieval import load_set
+from grit_mlx.evaluation.sets import load_set
 from grit_mlx.model.prompts import literal_tokens
 from grit_mlx.rag import Answerer, Document, Store
 from grit_mlx.rag.modes import MODES

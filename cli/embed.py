@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
 from grit_mlx.cli import console, options
-from grit_mlx.cli.inputs import CutTexts, Inputs, cut_texts, paired, token_measure
+from grit_mlx.cli.inputs import CutTexts, Inputs, embedded, token_measure
 from grit_mlx.cli.loader import load_model
 from grit_mlx.cli.options import Use
 from grit_mlx.cli.wording import number_of, one_line
 from grit_mlx.errors import ArgumentError
 from grit_mlx.model.options import EmbeddingOptions, ModelChoice
-from grit_mlx.model.prompts import embedding_prompt
+from grit_mlx.options import check, option
 from grit_mlx.text.options import ReadingOptions
 from grit_mlx.text.splitting import STDIN, Text
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     Pairs = Iterable[tuple[Text, NDArray[np.float32]]]
 
-__all__ = ["EXAMPLES", "embed"]
+__all__ = ["EXAMPLES", "VectorOutput", "embed"]
 
 EXAMPLES = """
 Examples:
@@ -43,7 +44,32 @@ _SHOWN_TEXTS = 20  # rows of the table on a terminal
 _SHOWN_NUMBERS = 5
 _WIDE_COLUMNS = 90  # of a terminal that has room for all of them
 _PATH_COLUMNS = 30
-_WRITTEN_TEXTS = 256  # handed to a file or pipe at once
+_WRITTEN_TEXTS = 256  # written to a file or pipe at once
+
+
+@dataclass(frozen=True)
+class VectorOutput:
+    """Where vectors are written, and how."""
+
+    heading: ClassVar[str] = options.OUTPUT
+
+    output: str | None = option(
+        None,
+        "Write .npy (vectors only), .npz, .jsonl, .jsonl.gz or .parquet. An existing file is replaced once the new "
+        "one is complete.",
+        flags=("--output", "-o"),
+        metavar="FILE",
+    )
+    no_overwrite: bool = option(False, "Refuse to replace an existing file.")
+    precision: str = option(
+        "float32",
+        "Precision of the vectors written. int8 and binary come with a scale per vector.",
+        choices=("float32", "float16", "int8", "binary"),
+        flags=("--dtype",),
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @options.command
@@ -69,28 +95,7 @@ def embed(
     ] = False,
     model: ModelChoice,
     embedding: EmbeddingOptions,
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            rich_help_panel=options.OUTPUT,
-            help="Write .npy (vectors only), .npz, .jsonl, .jsonl.gz or .parquet. An existing file is replaced once "
-            "the new one is complete.",
-        ),
-    ] = None,
-    no_overwrite: Annotated[
-        bool, typer.Option("--no-overwrite", rich_help_panel=options.OUTPUT, help="Refuse to replace an existing file.")
-    ] = False,
-    dtype: Annotated[
-        Literal["float32", "float16", "int8", "binary"],
-        typer.Option(
-            metavar="float32|float16|int8|binary",
-            rich_help_panel=options.OUTPUT,
-            help="Precision of the vectors written. int8 and binary come with a scale per vector.",
-        ),
-    ] = "float32",
+    target: VectorOutput,
 ) -> None:
     """Turn texts into vectors.
 
@@ -98,46 +103,37 @@ def embed(
     line, end_line, text and embedding. Any number of texts takes the same memory.
     """
     if query and instruction is not None:
-        raise typer.BadParameter("--query brings its own instruction: leave one of the two out.", param_hint="--query")
+        raise typer.BadParameter("--query brings its own instruction: omit one of the two.", param_hint="--query")
     inputs = Inputs(files, reading)
     total = inputs.check()
+    in_table = target.output is None and console.stdout_is_terminal()
     with ExitStack() as stack:
         writer = None
-        if output is not None:
-            _refuse_to_replace_an_input(output, files)
+        if target.output is not None:
+            _refuse_to_replace_an_input(target.output, files)
             from grit_mlx.vectors.files import open_writer
 
             # Opened before the model is loaded: a path that cannot be written costs no waiting.
-            writer = stack.enter_context(open_writer(output, dtype=dtype, overwrite=not no_overwrite))
+            opened = open_writer(target.output, dtype=target.precision, overwrite=not target.no_overwrite)
+            writer = stack.enter_context(opened)
         grit = load_model(model, mode="embedding")
-        in_table = output is None and console.stdout_is_terminal()
         texts: Iterable[Text] = inputs.read(token_measure(grit))
         if in_table:
             texts = islice(texts, _SHOWN_TEXTS)
             total = None if total is None else min(total, _SHOWN_TEXTS)
         if instruction is None:
             instruction = grit.settings.query_instruction if query else grit.settings.document_instruction
-        cut = stack.enter_context(cut_texts())
+        cut = stack.enter_context(CutTexts())
         advance = stack.enter_context(console.progress("Embedding", total))
-        pairs = paired(
-            texts,
-            lambda strings: grit.encode_iter(
-                strings,
-                batch_size=embedding.batch_size,
-                max_length=embedding.max_length,
-                instruction=embedding_prompt(instruction),
-                long_texts=embedding.long_texts,
-                progress=advance,
-            ),
-        )
+        pairs = embedded(grit, texts, embedding, instruction, advance)
         shown = list(pairs) if in_table else []
-        count = len(shown) if in_table else _write(pairs, dtype, writer)
+        count = len(shown) if in_table else _write(pairs, target.precision, writer)
         if not count:
             raise inputs.no_text()
     if in_table:  # once the progress bar is gone
         _show(shown, grit.embedding_size, several=len(files) > 1)
     inputs.report_skipped()
-    _report(count, grit, output=output, in_table=in_table, cut=cut)
+    _report(count, grit, output=target.output, in_table=in_table, cut=cut)
 
 
 def _refuse_to_replace_an_input(output: str, files: Iterable[str]) -> None:
@@ -147,7 +143,7 @@ def _refuse_to_replace_an_input(output: str, files: Iterable[str]) -> None:
 
 
 def _write(pairs: Pairs, dtype: str, writer: Any) -> int:
-    """Write all pairs to a file's writer, or as JSON lines to stdout where there is none; returns their number."""
+    """Write all pairs to a file's writer, or to stdout as JSON lines if there is none; returns their number."""
     import numpy as np
 
     from grit_mlx.vectors.compression import compress
@@ -184,7 +180,7 @@ def _show(pairs: Sequence[tuple[Text, NDArray[np.float32]]], size: int, *, sever
     numbers = _SHOWN_NUMBERS if console.width() >= _WIDE_COLUMNS else _SHOWN_NUMBERS // 2 + 1
     places = [_place(text) if several else str(text.line) for text, _ in pairs]
     header = f"first of {size} numbers"
-    # rich would shorten every column alike; here the text alone gives way. 5 is the norm, 11 the gaps.
+    # rich would shorten all columns; here only the text is shortened. 5 is the norm, 11 the gaps.
     taken = max(map(len, [*places, "line"])) + max(len(header), 7 * numbers - 1) + 5 + 11
     room = max(20, console.width() - taken)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -210,6 +206,6 @@ def _report(count: int, grit: GritLM, *, output: str | None, in_table: bool, cut
     if output is not None:
         console.note(f"{number_of(count, 'vector')} of {grit.embedding_size} numbers -> {output}")
     elif in_table:
-        what = f"these are the first {_SHOWN_TEXTS}; to embed all" if count == _SHOWN_TEXTS else "to keep the vectors"
+        what = f"these are the first {_SHOWN_TEXTS}; to embed all" if count == _SHOWN_TEXTS else "to save the vectors"
         console.note(f"{what}: --output vectors.npz (or .npy, .jsonl, .parquet)")
     cut.report(count)

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import time
+import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from grit_mlx.cli import console, options
-from grit_mlx.cli.inputs import cut_texts
+from grit_mlx.cli.inputs import CutTexts, encode_options
 from grit_mlx.cli.loader import load_model, model_name
-from grit_mlx.errors import ArgumentError
+from grit_mlx.errors import ArgumentError, Option, OutputError, unwritable
 from grit_mlx.model.options import EmbeddingOptions, ModelChoice
+from grit_mlx.options import check, option
 
 if TYPE_CHECKING:
     from grit_mlx.evaluation.scoring import Score
     from grit_mlx.evaluation.sets import LabelledSet
     from grit_mlx.evaluation.systems import System
 
-__all__ = ["EXAMPLES", "evaluate"]
+__all__ = ["EXAMPLES", "EvaluationOptions", "evaluate"]
 
 EXAMPLES = """
 Examples:
@@ -32,7 +34,58 @@ Examples:
   grit eval held_out.jsonl --model ./my-model --adapter ./adapters
 """
 
-BASELINES = "What is scored"
+_SYSTEMS = "What is scored"
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What is scored, beside a model, and what becomes of the scores."""
+
+    mteb: Sequence[str] = option(
+        (),
+        "Also score a task of MTEB, which is downloaded, with E5's instruction for it (extra 'mteb'). Repeatable.",
+        metavar="TASK",
+        heading=options.INPUT,
+    )
+    limit: int | None = option(
+        None,
+        "Score only the first queries, pairs or answers of each set; all documents stay.",
+        minimum=2,
+        metavar="COUNT",
+        heading=options.INPUT,
+    )
+    compare: Sequence[str] = option(
+        (), "Also score another model, named as for --model. Repeatable.", metavar="NAME", heading=_SYSTEMS
+    )
+    bm25: bool = option(False, "Also score BM25 (English stemming; extra 'eval').", heading=_SYSTEMS)
+    hybrid: bool = option(
+        False, "Also score each model's ranking fused with BM25's, by their scores (extra 'eval').", heading=_SYSTEMS
+    )
+    sentence_transformers: Sequence[str] = option(
+        (),
+        "Also score a model of sentence-transformers, by folder or hub id (extra 'sentence-transformers'). Repeatable.",
+        metavar="NAME",
+        heading=_SYSTEMS,
+    )
+    depth: int = option(
+        10, "k of nDCG@k and the like.", minimum=1, flags=("--depth", "-k"), metavar="COUNT", heading=_SYSTEMS
+    )
+    instruction: Sequence[str] = option(
+        (),
+        "Instruction to embed queries with; SET=TEXT for that set only (for pairs: for both sentences). Repeatable. "
+        "Default: the model's.",
+        metavar="[SET=]TEXT",
+        heading=options.MODEL,
+    )
+    json: str | None = option(
+        None, "Write all scores, settings and versions to a file.", metavar="FILE", heading=options.OUTPUT
+    )
+    plot: str | None = option(
+        None, "Draw the scores as bars in a PNG (extra 'plots').", metavar="FILE", heading=options.OUTPUT
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @options.command
@@ -43,204 +96,86 @@ def evaluate(
         typer.Argument(
             metavar="SET...",
             help="A folder in BEIR's layout; a .csv, .tsv or .jsonl of sentence pairs and scores; a .jsonl of answers "
-            "as for training; or a folder of such.",
+            "as for training; or a folder of these.",
         ),
     ] = None,
-    mteb: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="TASK",
-            rich_help_panel=options.INPUT,
-            help="Also a task of MTEB, which is downloaded, with E5's instruction for it (extra 'mteb'); may be given "
-            "several times.",
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(
-            metavar="COUNT",
-            min=2,
-            rich_help_panel=options.INPUT,
-            help="Score the first queries, pairs or answers of each set only; all documents stay.",
-        ),
-    ] = None,
+    scored: EvaluationOptions,
     model: ModelChoice,
-    compare: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            rich_help_panel=BASELINES,
-            help="Another model, named as --model is; may be given several times.",
-        ),
-    ] = None,
-    bm25: Annotated[
-        bool, typer.Option("--bm25", rich_help_panel=BASELINES, help="Also BM25 (English stemming; extra 'eval').")
-    ] = False,
-    hybrid: Annotated[
-        bool,
-        typer.Option(
-            "--hybrid",
-            rich_help_panel=BASELINES,
-            help="Also each model's ranking fused with BM25's, by their scores (extra 'eval').",
-        ),
-    ] = False,
-    sentence_transformers: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            rich_help_panel=BASELINES,
-            help="Also a model of sentence-transformers, by folder or hub id (extra 'sentence-transformers'); may be "
-            "given several times.",
-        ),
-    ] = None,
-    depth: Annotated[
-        int,
-        typer.Option(
-            "--depth", "-k", metavar="COUNT", min=1, rich_help_panel=BASELINES, help="k of nDCG@k and the like."
-        ),
-    ] = 10,
-    instruction: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="[SET=]TEXT",
-            rich_help_panel=options.MODEL,
-            help="What queries are embedded for; after SET= for that set only (for pairs: both sentences). Default: "
-            "the model's settings.",
-        ),
-    ] = None,
     embedding: EmbeddingOptions,
-    json_file: Annotated[
-        str | None,
-        typer.Option(
-            "--json", metavar="FILE", rich_help_panel=options.OUTPUT, help="Write all scores, settings and versions."
-        ),
-    ] = None,
-    plot: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", rich_help_panel=options.OUTPUT, help="Draw bars as a PNG (extra 'plots')."),
-    ] = None,
 ) -> None:
     """Score a model on labelled data: retrieval (nDCG@10), sentence pairs (Spearman), answers (perplexity).
 
-    What a set is for is seen from its files. With one system the table shows all its scores; with several, the
+    The files of a set show what it is for. With one system the table shows all its scores; with several, the
     main score of each. In a pipe columns are tab-separated.
     """
-    started = time.perf_counter()
     begun = datetime.now(timezone.utc)
-    for path in (json_file, plot):
-        _check_target(path)
-    if not paths and not mteb:
+    _check_output(scored)
+    if not paths and not scored.mteb:
         raise typer.BadParameter("Name a set to score, or a task of MTEB with --mteb.", param_hint="SET")
-    found = [_expanded(path) for path in paths or []]
-    with console.status("Reading the sets"):
-        from grit_mlx.evaluation.sets import limited, load_set
-
-        sets = {str(path): limited(load_set(path), limit) for group in found for path in group}
-    _check_names(sets)
-    if plot is not None:
-        from grit_mlx.evaluation.plots import check_plots, plot_scores
-
-        check_plots()
-    default, instructions = _instructions(instruction or [], [*(data.name for data in sets.values()), *(mteb or [])])
-    encoding = {name: getattr(embedding, name) for name in ("max_length", "long_texts", "batch_size")}
-
-    def grit(choice: ModelChoice) -> Callable[[], System]:
-        def make() -> System:
-            answers = any(kind_of_set(data) == "answers" for data in sets.values())
-            loaded = load_model(choice, mode="unified" if answers else "embedding")
-            return GritSystem(
-                loaded, name=model_name(choice.model), instruction=default, instructions=instructions, options=encoding
-            )
-
-        return make
-
+    sets = _load_sets(paths or [], scored.limit)
+    names = [data.name for data in sets.values()]
+    default, instructions = _instructions(scored.instruction, [*names, *scored.mteb])
     with console.status(f"Loading {model_name(model.model)}"):
-        from grit_mlx.evaluation.scoring import evaluate as scores_of
-        from grit_mlx.evaluation.scoring import kind_of_set
-        from grit_mlx.evaluation.systems import BM25System, GritSystem, SentenceTransformerSystem
+        from grit_mlx.evaluation import scoring
 
-        others = [replace(model, model=name, adapter=None, revision=None) for name in compare or []]
-        systems = [grit(choice) for choice in (model, *others)]
-        if bm25:
-            lexical = BM25System()  # now: what is missing should not be found out after the model has run
-            systems.append(lambda: lexical)
-        systems += [_transformer(SentenceTransformerSystem, name) for name in sentence_transformers or []]
-
-        tasks: list[Any] = []
-        if mteb:
-            from grit_mlx.evaluation.mteb import GritEncoder, find_tasks, score_tasks
-
-            tasks = find_tasks(mteb)
-
-    def on_tasks(system: System) -> Iterator[Score]:
-        if tasks and isinstance(system, GritSystem):
-            encoder = GritEncoder(system.model, instructions=instructions, options=encoding)
-            yield from score_tasks(encoder, tasks, name=system.name)
-
-    table = _Table([*(data.name for data in sets.values()), *(task.metadata.name for task in tasks)])
-    settings: dict[str, Any] = {}
-    scores = scores_of(
+        used = {"instructions": instructions, "options": encode_options(embedding)}
+        mode = "unified" if any(data.kind == "answers" for data in sets.values()) else "embedding"
+        systems = _systems(scored, model, mode, {"instruction": default, **used})
+        further = _mteb(scored.mteb, used)
+    report = _Report(begun, sets)
+    scores = scoring.evaluate(
         systems,
         list(sets.values()),
-        depth=depth,
-        hybrid=hybrid,
+        depth=scored.depth,
+        hybrid=scored.hybrid,
         watch=console.progress,
-        on_system=lambda system: settings.update({system.name: dict(system.settings())}),
-        further=on_tasks,
+        on_system=lambda system: report.settings.update({system.name: dict(system.settings())}),
+        further=further,
     )
     try:
-        with cut_texts() as cut:
+        with CutTexts() as cut:
             for score in scores:
-                table.scores.append(score)  # one by one: what an interruption leaves is shown
+                report.scores.append(score)  # one by one, for an interruption to show
     except KeyboardInterrupt:
-        if table.scores:
-            table.show()
-            console.note("interrupted: the table holds what was done until then, and no file is written")
+        if report.scores:
+            report.show()
+            console.note("interrupted: the table holds the scores so far, and no file is written")
         raise
-    table.show()
+    report.show()
     cut.report()
-    if json_file is not None:
-        record = {
-            "begun": begun.isoformat(timespec="seconds"),
-            "seconds": round(time.perf_counter() - started, 3),
-            "versions": _versions(),
-            "arguments": {"depth": depth, "limit": limit, "hybrid": hybrid},
-            "systems": settings,
-            "sets": [_about(path, data) for path, data in sets.items()],
-            "scores": [_rounded(score) for score in table.scores],
-            "means": table.means(),
-        }
-        _write_json(json_file, record)
-    if plot is not None:
-        plot_scores(Path(plot), table.scores)
+    if scored.json is not None:
+        report.write(scored.json, {name: getattr(scored, name) for name in ("depth", "limit", "hybrid")})
+    if scored.plot is not None:
+        from grit_mlx.evaluation.plots import plot_scores
+
+        plot_scores(Path(scored.plot), report.scores)
 
 
-def _check_target(path: str | None) -> None:
-    """Before minutes of work, not after."""
-    if path is None:
-        return
-    from grit_mlx.files.atomic import output_errors
+def _check_output(scored: EvaluationOptions) -> None:
+    """Refuse before minutes of work what could not be written after them."""
+    for path in filter(None, (scored.json, scored.plot)):
+        folder = Path(path).is_dir()
+        if folder or not Path(path).absolute().parent.is_dir():
+            raise OutputError(unwritable(path, OSError(errno.EISDIR if folder else errno.ENOENT, "")))
+    if scored.plot is not None:
+        from grit_mlx.evaluation.plots import check_plots
 
-    with output_errors(path):
-        target = Path(path)
-        if target.is_dir():
-            raise IsADirectoryError(21, "is a directory")
-        if not target.absolute().parent.is_dir():
-            raise FileNotFoundError(2, "no such folder")
+        check_plots()
 
 
-def _expanded(path: str) -> list[Path]:
-    from grit_mlx.evaluation.sets import find_sets
+def _load_sets(paths: Sequence[str], limit: int | None) -> dict[str, LabelledSet]:
+    """The sets by their paths."""
+    from grit_mlx.evaluation.sets import find_sets, limited, load_set
 
-    return find_sets(Path(path).expanduser())
-
-
-def _check_names(sets: Mapping[str, LabelledSet]) -> None:
+    found = [one for path in paths for one in find_sets(Path(path).expanduser())]
+    with console.status("Reading the sets"):
+        sets = {str(path): limited(load_set(path), limit) for path in found}
     names: dict[str, str] = {}
     for path, data in sets.items():
         if data.name in names:
             raise ArgumentError(f"Two sets are called {data.name}: {names[data.name]} and {path}. Rename one of them.")
         names[data.name] = path
+    return sets
 
 
 def _instructions(given: Sequence[str], names: Sequence[str]) -> tuple[str | None, dict[str, str]]:
@@ -252,17 +187,45 @@ def _instructions(given: Sequence[str], names: Sequence[str]) -> tuple[str | Non
         if equals and name in names:
             single[name] = rest
         elif default is not None:
-            known = ", ".join(names)
-            raise ArgumentError(
-                f"--instruction is given twice for all sets. For one write SET=TEXT, with SET of {known}."
-            )
+            problem = f" is given twice for all sets. For one write SET=TEXT, with SET of {', '.join(names)}."
+            raise ArgumentError(Option("instruction"), problem)
         else:
             default = text
     return default, single
 
 
-def _transformer(make: Callable[[str], System], name: str) -> Callable[[], System]:
-    return lambda: make(name)
+def _systems(
+    scored: EvaluationOptions, first: ModelChoice, mode: str, used: Mapping[str, Any]
+) -> list[Callable[[], System]]:
+    """What makes each system."""
+    from grit_mlx.evaluation.systems import BM25System, GritSystem, SentenceTransformerSystem
+
+    def grit(choice: ModelChoice) -> System:
+        return GritSystem(load_model(choice, mode=mode), name=model_name(choice.model), **used)
+
+    choices = [first, *(replace(first, model=name, adapter=None, revision=None) for name in scored.compare)]
+    systems: list[Callable[[], System]] = [partial(grit, choice) for choice in choices]
+    if scored.bm25:
+        lexical = BM25System()  # now: a missing package should not show after the model has run
+        systems.append(lambda: lexical)
+    return systems + [partial(SentenceTransformerSystem, name) for name in scored.sentence_transformers]
+
+
+def _mteb(names: Sequence[str], used: Mapping[str, Any]) -> Callable[[System], Iterator[Score]]:
+    """What scores a system on tasks of MTEB."""
+    from grit_mlx.evaluation.systems import GritSystem
+
+    if not names:
+        return lambda system: iter(())
+    from grit_mlx.evaluation.mteb import GritEncoder, find_tasks, score_tasks
+
+    tasks = find_tasks(names)
+
+    def score(system: System) -> Iterator[Score]:
+        if isinstance(system, GritSystem):
+            yield from score_tasks(GritEncoder(system.model, **used), tasks, name=system.name)
+
+    return score
 
 
 def _versions() -> dict[str, str]:
@@ -290,45 +253,32 @@ def _about(path: str, data: LabelledSet) -> dict[str, Any]:
     return {"name": data.name, "path": path, **counts}
 
 
-def _rounded(score: Score) -> dict[str, Any]:
-    values = {name: round(value, 6) for name, value in score.values.items()}
-    return {**asdict(score), "values": values, "seconds": round(score.seconds, 3)}
-
-
-def _write_json(path: str, record: Mapping[str, Any]) -> None:
-    from grit_mlx.files.atomic import atomic_write
-
-    with atomic_write(path) as file:
-        file.write(f"{console.dumps(record, indent=2)}\n".encode())
-
-
 @dataclass
-class _Table:
+class _Report:
     """The scores so far, and how they are shown."""
 
-    sets: Sequence[str]
+    begun: datetime
+    sets: Mapping[str, LabelledSet]
     scores: list[Score] = field(default_factory=list)
+    settings: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def means(self) -> dict[str, dict[str, float]]:
-        """For each main score that several sets have, its mean by system; those that were scored on all of them."""
+        """The mean of each main score that several sets share, by system; only of systems scored on all of them."""
         found: dict[str, dict[str, float]] = {}
         for metric in dict.fromkeys(score.main for score in self.scores):
-            names = list(dict.fromkeys(score.set for score in self.scores if score.main == metric))
-            # A perplexity has no meaning beyond its set.
-            if len(names) < 2 or metric == "perplexity":
-                continue
-            values = {
-                system: [one.values[metric] for one in self.scores if one.system == system and one.main == metric]
-                for system in self._systems()
-            }
-            found[metric] = {
-                system: sum(column) / len(column) for system, column in values.items() if len(column) == len(names)
-            }
+            here = [score for score in self.scores if score.main == metric]
+            count = len({score.set for score in here})
+            if count > 1 and metric != "perplexity":  # perplexities of different sets cannot be compared
+                own: dict[str, list[float]] = {}
+                for score in here:
+                    own.setdefault(score.system, []).append(score.values[metric])
+                found[metric] = {name: sum(values) / count for name, values in own.items() if len(values) == count}
         return found
 
     def show(self) -> None:
         """Print it: drawn on a terminal, tab-separated in a pipe."""
-        rows = list(self._rows())
+        systems = list(dict.fromkeys(score.system for score in self.scores))
+        rows = list(self._all_scores() if len(systems) == 1 else self._main_scores(systems))
         if not console.stdout_is_terminal():
             for row in rows:
                 console.write("\t".join(console.visible(cell) for cell in row))
@@ -344,26 +294,38 @@ class _Table:
             table.add_row(*map(console.visible, row), style=style)
         console.show(table)
 
-    def _systems(self) -> list[str]:
-        return list(dict.fromkeys(score.system for score in self.scores))
+    def write(self, path: str, arguments: Mapping[str, Any]) -> None:
+        """Write everything as JSON."""
+        from grit_mlx.files.atomic import atomic_write
 
-    def _rows(self) -> Iterator[list[str]]:
-        systems = self._systems()
-        return self._all_scores(systems) if len(systems) == 1 else self._main_scores(systems)
+        record = {
+            "begun": self.begun.isoformat(timespec="seconds"),
+            "seconds": round((datetime.now(timezone.utc) - self.begun).total_seconds(), 3),
+            "versions": _versions(),
+            "arguments": arguments,
+            "systems": self.settings,
+            "sets": [_about(path, data) for path, data in self.sets.items()],
+            "scores": [
+                {**asdict(one), "seconds": round(one.seconds, 3)}
+                | {"values": {name: round(value, 6) for name, value in one.values.items()}}
+                for one in self.scores
+            ],
+            "means": self.means(),
+        }
+        with atomic_write(path) as file:
+            file.write(f"{console.dumps(record, indent=2)}\n".encode())
 
     def _main_scores(self, systems: Sequence[str]) -> Iterator[list[str]]:
         """A row for each set, a column for each system."""
         yield ["set", "score", *systems]
-        for data in self.sets:
+        for data in dict.fromkeys(score.set for score in self.scores):
             here = {score.system: score for score in self.scores if score.set == data}
-            if here:
-                main = next(iter(here.values())).main
-                cells = [_shown(here[name].values[main]) if name in here else "" for name in systems]
-                yield [data, main, *cells]
+            main = next(iter(here.values())).main
+            yield [data, main, *(_shown(here[name].values[main]) if name in here else "" for name in systems)]
         for metric, means in self.means().items():
             yield ["mean", metric, *(_shown(means[name]) if name in means else "" for name in systems)]
 
-    def _all_scores(self, systems: Sequence[str]) -> Iterator[list[str]]:
+    def _all_scores(self) -> Iterator[list[str]]:
         """A row for each set, a column for each kind of score."""
         metrics = list(dict.fromkeys(name for score in self.scores for name in score.values))
         yield ["set", "scored on", *metrics, "seconds"]

@@ -260,7 +260,7 @@ Files = Annotated[
     list[str],
     typer.Argument(
         metavar="FILE...",
-        help="Text, Markdown, .jsonl, .json, .csv or .tsv, optionally gzipped; - reads stdin.",
+        help="Text, Markdown, HTML, PDF, DOCX, .jsonl, .json, .csv or .tsv, optionally gzipped; - reads stdin.",
     ),
 ]
 

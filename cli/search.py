@@ -5,18 +5,19 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
 from grit_mlx.cli import console, options
-from grit_mlx.cli.inputs import Inputs, cut_texts, paired, token_measure
+from grit_mlx.cli.inputs import CutTexts, Inputs, embedded, token_measure
 from grit_mlx.cli.loader import load_model
 from grit_mlx.cli.options import Use
 from grit_mlx.cli.wording import number_of, one_line
 from grit_mlx.errors import ArgumentError
 from grit_mlx.model.options import EmbeddingOptions, ModelChoice
 from grit_mlx.model.prompts import embedding_prompt
+from grit_mlx.options import check, option
 from grit_mlx.text.options import ReadingOptions
 from grit_mlx.text.splitting import Text
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["EXAMPLES", "Hit", "best", "search"]
+__all__ = ["EXAMPLES", "ScoredText", "SearchOutput", "best", "search"]
 
 EXAMPLES = """
 Examples:
@@ -34,19 +35,39 @@ Examples:
 """
 
 _BY = (
-    "Unit that is ranked: lines (or rows of .jsonl and .csv), paragraphs, whole files, or chunks of at most "
-    "--chunk-size tokens. Default: paragraphs of Markdown, lines and rows of other files."
+    "Unit that is ranked: lines (or rows of .jsonl and .csv), paragraphs, complete files, or chunks of at most "
+    "--chunk-size tokens. Default: paragraphs of Markdown, HTML, PDF and DOCX, lines and rows of other files."
 )
-_TERMINAL_ROWS = 3  # rows of the terminal that one hit may fill
+_TERMINAL_ROWS = 3  # rows of the terminal that one text may fill
 
 
 @dataclass(frozen=True, order=True)
-class Hit:
-    """A text and how well it fits; hits compare by score, then the earlier text wins."""
+class ScoredText:
+    """A text and how well it fits. The best compares greatest: by score, then the earlier text."""
 
     score: float
     order: int
     text: Text
+
+
+@dataclass(frozen=True)
+class SearchOutput:
+    """Which texts are printed, and how."""
+
+    heading: ClassVar[str] = options.OUTPUT
+
+    top: int = option(10, "Number of hits.", minimum=1, flags=("--top", "-n"), metavar="COUNT")
+    min_score: float | None = option(
+        None,
+        "Leave out hits below this. What is a good score depends on the model.",
+        minimum=-1,
+        maximum=1,
+        metavar="SCORE",
+    )
+    json: bool = option(False, "Print one JSON object per line: source, line, end_line, score, text.")
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @options.command
@@ -65,28 +86,7 @@ def search(
     ] = None,
     model: ModelChoice,
     embedding: EmbeddingOptions,
-    top: Annotated[
-        int,
-        typer.Option("--top", "-n", metavar="COUNT", min=1, rich_help_panel=options.OUTPUT, help="Number of hits."),
-    ] = 10,
-    min_score: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SCORE",
-            min=-1.0,
-            max=1.0,
-            rich_help_panel=options.OUTPUT,
-            help="Leave out hits below this. What is a good score depends on the model.",
-        ),
-    ] = None,
-    json_output: Annotated[
-        bool,
-        typer.Option(
-            "--json",
-            rich_help_panel=options.OUTPUT,
-            help="Print one JSON object per line: source, line, end_line, score, text.",
-        ),
-    ] = False,
+    output: SearchOutput,
 ) -> None:
     """Rank the texts of files by meaning, as grep finds words.
 
@@ -103,77 +103,64 @@ def search(
         max_length=embedding.max_length,
         instruction=None if instruction is None else embedding_prompt(instruction),
     )
-    with cut_texts() as cut, console.progress("Searching", total) as advance:
-        pairs = paired(
-            inputs.read(token_measure(grit)),
-            lambda strings: grit.encode_iter(
-                strings,
-                batch_size=embedding.batch_size,
-                max_length=embedding.max_length,
-                instruction=embedding_prompt(grit.settings.document_instruction),
-                long_texts=embedding.long_texts,
-                progress=advance,
-            ),
-        )
-        hits, seen = best(pairs, wanted, count=top)
+    with CutTexts() as cut, console.progress("Searching", total) as advance:
+        texts = inputs.read(token_measure(grit))
+        pairs = embedded(grit, texts, embedding, grit.settings.document_instruction, advance)
+        found, seen = best(pairs, wanted, count=output.top)
     if not seen:
         raise inputs.no_text()
-    _print([hit for hit in hits if min_score is None or hit.score >= min_score], in_json=json_output)
+    least = output.min_score
+    _print([one for one in found if least is None or one.score >= least], in_json=output.json)
     inputs.report_skipped()
     cut.report(seen)
-    if min_score is not None and hits[0].score < min_score:
-        console.note(f"none of {number_of(seen, 'text')} scores {min_score:g}; the best has {hits[0].score:.3f}")
+    if least is not None and found[0].score < least:
+        console.note(f"none of {number_of(seen, 'text')} scores {least:g}; the best has {found[0].score:.3f}")
 
 
 def best(
     pairs: Iterable[tuple[Text, NDArray[np.float32]]], wanted: NDArray[np.float32], *, count: int
-) -> tuple[list[Hit], int]:
+) -> tuple[list[ScoredText], int]:
     """The texts whose vectors are closest to the wanted one by cosine, best first; holds no more than ``count``.
 
     Args:
         pairs: texts and their vectors (E,).
         wanted: (E,).
-        count: most hits.
+        count: maximum number of texts.
 
     Returns:
-        The hits, and the number of all pairs.
+        The texts, and the number of all pairs.
     """
     from grit_mlx.vectors.compression import cosine
 
-    heap: list[Hit] = []
+    heap: list[ScoredText] = []
     seen = 0
     for text, vector in pairs:
-        hit = Hit(float(cosine(wanted, vector)), -seen, text)
+        scored = ScoredText(float(cosine(wanted, vector)), -seen, text)
         seen += 1
         if len(heap) < count:
-            heapq.heappush(heap, hit)
+            heapq.heappush(heap, scored)
         else:
-            heapq.heappushpop(heap, hit)
+            heapq.heappushpop(heap, scored)
     return sorted(heap, reverse=True), seen
 
 
-def _print(hits: Sequence[Hit], *, in_json: bool) -> None:
-    for hit in hits:
-        text = hit.text
+def _print(found: Sequence[ScoredText], *, in_json: bool) -> None:
+    for one in found:
+        text = one.text
         if in_json:
             place = {"source": text.source, "line": text.line, "end_line": text.end_line}
-            console.write(console.dumps({**place, "score": round(hit.score, 6), "text": text.text}))
+            console.write(console.dumps({**place, "score": round(one.score, 6), "text": text.text}))
         elif console.stdout_is_terminal():
-            _draw(hit)
+            _draw(one)
         else:
-            console.write(f"{console.visible(text.source)}:{text.line}: {hit.score:.3f} {one_line(text.text)}")
+            console.write(f"{console.visible(text.source)}:{text.line}: {one.score:.3f} {one_line(text.text)}")
 
 
-def _draw(hit: Hit) -> None:
-    """One hit in grep's colours, cut to a few rows."""
+def _draw(one: ScoredText) -> None:
+    """A hit in grep's colours, cut to a few rows."""
     from rich.text import Text as RichText
 
-    parts = [
-        (console.visible(hit.text.source), "magenta"),
-        (":", "cyan"),
-        (str(hit.text.line), "green"),
-        (": ", "cyan"),
-    ]
-    line = RichText.assemble(*parts, (f"{hit.score:.3f} ", "bold"), one_line(hit.text.text))
+    place = (console.visible(one.text.source), "magenta"), (":", "cyan"), (str(one.text.line), "green"), (": ", "cyan")
+    line = RichText.assemble(*place, (f"{one.score:.3f} ", "bold"), one_line(one.text.text))
     line.truncate(_TERMINAL_ROWS * console.width(), overflow="ellipsis")
     console.show(line)

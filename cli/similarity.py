@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from grit_mlx.cli import console, options
+from grit_mlx.cli.inputs import encode_options
 from grit_mlx.cli.loader import load_model
 from grit_mlx.cli.options import Use
 from grit_mlx.cli.wording import one_line
@@ -60,12 +61,7 @@ def similarity(
 
     if instruction is None:
         instruction = grit.settings.similarity_instruction
-    vectors = grit.encode(
-        texts,
-        instruction=embedding_prompt(instruction),
-        max_length=embedding.max_length,
-        long_texts=embedding.long_texts,
-    )
+    vectors = grit.encode(texts, instruction=embedding_prompt(instruction), **encode_options(embedding))
     cosines = cosine(vectors, vectors)  # (N, N)
     if json_output:
         rounded = [[round(float(value), 6) for value in row] for row in cosines]

@@ -155,7 +155,7 @@ def _convert_adapter(settings: TrainingSettings, export: str | None, imported: s
 
 
 def _report(settings: TrainingSettings, result: TrainingResult) -> None:
-    from grit_mlx.training.plots import plot_curves
+    from grit_mlx.evaluation.plots import plot_curves
 
     folder = result.folder
     if result.stopped_early:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from grit_mlx import GritLM
-from grit_mlx.evaluation.retrieval import RetrievalSet, load_set
+from grit_mlx.evaluation.sets import RetrievalSet, load_set
 from grit_mlx.model import hub
 from grit_mlx.model.loading import load
 from grit_mlx.model.options import ModelChoice

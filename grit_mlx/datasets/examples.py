@@ -1,41 +1,42 @@
-"""A line of training data: what it may look like, and what is wrong with one that does not (pure functions).
+"""Rows of training data: the formats, and what is wrong with a row of none (pure functions).
 
-Three kinds of row, told apart by their keys:
+Three kinds of row, which differ in their fields:
 
     embedding    {"query": T, "pos": [T, ...], "neg": [T, ...]}       T is a text or [instruction, text]
     chat         {"text": [user, assistant, user, ...]}, {"messages": [{"role": ..., "content": ...}, ...]},
                  {"prompt": text, "completion": text}
     text         {"text": text}
 
-The first and both kinds of "text" are the official formats, the others mlx-lm's. Vectors to distil from stand
-beside the texts: "query_vector", "pos_vectors" and "neg_vectors".
+The first and both kinds of "text" are the official formats, the others mlx-lm's. Vectors to distil from come beside
+the texts, as "query_vector", "pos_vectors" and "neg_vectors".
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import chain
+from typing import Any, ClassVar
 
 from grit_mlx.errors import ArgumentError
+from grit_mlx.text.rows import Row, Source, failure, missing
 
 __all__ = [
     "EMBEDDING",
     "GENERATIVE",
     "ChatRow",
     "EmbeddingRow",
+    "Example",
     "InstructedText",
-    "Row",
     "TextRow",
-    "kind_of",
+    "examples",
     "row_from",
 ]
 
 EMBEDDING, GENERATIVE = "embedding", "generative"
 
-# What the official code strips off instructions: some data sets end them in a colon.
+# What the official code strips from instructions: some data sets end them with a colon.
 _STRIPPED = "\t\n :"
 
 # An instruction without markers, and a text.
@@ -48,9 +49,11 @@ class EmbeddingRow:
 
     Attributes:
         texts: the query, then the positives, then the negatives.
-        positives: how many.
+        positives: their number.
         vectors: one for each text, or empty.
     """
+
+    kind: ClassVar[str] = EMBEDDING
 
     texts: list[InstructedText]
     positives: int
@@ -61,6 +64,8 @@ class EmbeddingRow:
 class ChatRow:
     """A conversation; the loss is on the assistant's turns."""
 
+    kind: ClassVar[str] = GENERATIVE
+
     messages: list[dict[str, str]]
 
 
@@ -68,101 +73,97 @@ class ChatRow:
 class TextRow:
     """Plain text; the loss is on all of it."""
 
+    kind: ClassVar[str] = GENERATIVE
+
     text: str
 
 
-Row = EmbeddingRow | ChatRow | TextRow
+Example = EmbeddingRow | ChatRow | TextRow
+
+# Each format has one of these.
+_FIELDS = ("query", "messages", "prompt", "text")
 
 
-def kind_of(content: object) -> str:
-    """``EMBEDDING`` or ``GENERATIVE``.
-
-    Raises:
-        ArgumentError: the keys fit no known format.
-    """
-    if not isinstance(content, Mapping):
-        raise ArgumentError(f"a row must be a JSON object, not {json.dumps(content):.60}")
-    for key, kind in _KINDS.items():
-        if key in content:
-            return kind
-    raise ArgumentError(
-        f"its keys ({', '.join(map(str, content)) or 'none'}) fit no format: "
-        "use query and pos, text, messages, or prompt and completion"
-    )
-
-
-def row_from(content: Mapping[str, Any]) -> Row:
-    """A parsed line of JSON as a row.
+def examples(rows: Iterable[Row], source: Source) -> Iterator[tuple[int, Example]]:
+    """The rows of a file as examples, with their line.
 
     Raises:
-        ArgumentError: says what is wrong with it, as the second half of a sentence.
+        DocumentError: the first row that cannot be used.
     """
-    kind_of(content)
+    for content, line, _ in rows:
+        try:
+            yield line, row_from(content)
+        except ArgumentError as error:
+            raise failure(source, line, str(error)) from error
+
+
+def row_from(content: Mapping[str, Any]) -> Example:
+    """A row of a file as an example.
+
+    Raises:
+        ArgumentError: says what is wrong with it, as a sentence without its full stop.
+    """
     if "query" in content:
         return _embedding(content)
     if "messages" in content:
         return ChatRow(_conversation(_messages(content["messages"])))
     if "prompt" in content:
-        turns = [content["prompt"], content.get("completion")]
+        turns = [content["prompt"], _required(content, "completion")]
         return ChatRow(_conversation(_alternating(turns, ("prompt", "completion"))))
-    if isinstance(content["text"], str):
-        return TextRow(_filled(content["text"], "text"))
-    if not isinstance(content["text"], list):
-        raise ArgumentError(f"text must be a text or a list of turns, not {_shown(content['text'])}")
-    return ChatRow(_conversation(_alternating(content["text"])))
+    text = _required(content, *_FIELDS)
+    if isinstance(text, str):
+        return TextRow(_filled(text, "text"))
+    return ChatRow(_conversation(_alternating(_list(text, "text", "a text or a list of turns"))))
 
 
-_KINDS = {"query": EMBEDDING, "messages": GENERATIVE, "prompt": GENERATIVE, "text": GENERATIVE}
+def _required(content: Mapping[str, Any], *names: str) -> Any:
+    """The field of the last of some names."""
+    if names[-1] not in content:
+        raise ArgumentError(missing(names, content))
+    return content[names[-1]]
 
 
 def _embedding(content: Mapping[str, Any]) -> EmbeddingRow:
-    sides = {}
-    for key in ("pos", "neg"):
-        value = content.get(key, [] if key == "neg" else None)
-        if not isinstance(value, list):
-            raise ArgumentError(f"{key} must be a list of passages, not {_shown(value)}")
-        sides[key] = [_instructed(item, f"{key}[{i}]") for i, item in enumerate(value)]
+    values = {"pos": _required(content, "pos"), "neg": content.get("neg", [])}
+    sides = {
+        key: [_instructed(item, f"{key}[{i}]") for i, item in enumerate(_list(value, key, "a list of passages"))]
+        for key, value in values.items()
+    }
     if not sides["pos"]:
-        raise ArgumentError("pos is empty: a query needs one passage at least that answers it")
+        raise ArgumentError("pos is empty: a query needs at least one passage that answers it")
     texts = [_instructed(content["query"], "query"), *sides["pos"], *sides["neg"]]
-    return EmbeddingRow(texts, len(sides["pos"]), _vectors(content, len(sides["pos"]), len(sides["neg"])))
+    return EmbeddingRow(texts, len(sides["pos"]), _vectors(content, len(texts)))
 
 
 def _instructed(value: object, where: str) -> InstructedText:
     if isinstance(value, str):
         return "", _filled(value, where)
     if isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value):
-        return _readable(value[0].strip(_STRIPPED), where), _filled(value[1], where)
+        return value[0].strip(_STRIPPED), _filled(value[1], where)
     raise ArgumentError(f"{where} must be a text or [instruction, text], not {_shown(value)}")
 
 
-def _vectors(content: Mapping[str, Any], positives: int, negatives: int) -> list[list[float]]:
-    lists = {key: content[key] for key in ("pos_vectors", "neg_vectors") if key in content}
-    for key, value in lists.items():
-        if not isinstance(value, list):
-            raise ArgumentError(f"{key} must be a list of vectors, not {_shown(value)}")
-        if "query_vector" not in content:
-            raise ArgumentError(f"it has {key} and no query_vector")
+def _vectors(content: Mapping[str, Any], count: int) -> list[list[float]]:
+    given = [key for key in ("pos_vectors", "neg_vectors") if key in content]
+    lists = [_list(content[key], key, "a list of vectors") for key in given]
     if "query_vector" not in content:
+        if given:
+            raise ArgumentError(f"there is {given[0]}, but no query_vector")
         return []
-    vectors = [content["query_vector"], *lists.get("pos_vectors", ()), *lists.get("neg_vectors", ())]
-    if len(vectors) != 1 + positives + negatives:
-        raise ArgumentError(
-            f"it has vectors for {len(vectors)} texts and {1 + positives + negatives} texts: "
-            "give pos_vectors and neg_vectors one vector for each passage"
-        )
+    vectors = [content["query_vector"], *chain.from_iterable(lists)]
+    if len(vectors) != count:
+        advice = "give pos_vectors and neg_vectors one vector for each passage"
+        raise ArgumentError(f"there are {len(vectors)} vectors for {count} texts: {advice}")
     for vector in vectors:
         numbers = isinstance(vector, list) and vector and all(map(_is_number, vector))
         if not numbers or len(vector) != len(vectors[0]):
-            raise ArgumentError("its vectors must be lists of numbers, all of one length")
+            raise ArgumentError("the vectors must be lists of numbers, all of one length")
     return vectors
 
 
 def _messages(value: object) -> list[dict[str, str]]:
-    if not isinstance(value, list):
-        raise ArgumentError(f"messages must be a list, not {_shown(value)}")
     messages = []
-    for i, message in enumerate(value):
+    for i, message in enumerate(_list(value, "messages", "a list")):
         if not isinstance(message, dict) or not {"role", "content"} <= set(message):
             raise ArgumentError(f"messages[{i}] must have a role and a content, not {_shown(message)}")
         content = _filled(message["content"], f"messages[{i}].content")
@@ -180,10 +181,16 @@ def _conversation(messages: list[dict[str, str]]) -> list[dict[str, str]]:
     for i, message in enumerate(spoken):
         expected = ("user", "assistant")[i % 2]
         if message["role"] != expected:
-            raise ArgumentError(f"turn {i + 1} is the {message['role']}'s where the {expected}'s belongs")
+            raise ArgumentError(f"turn {i + 1} must be the {expected}'s, not the {message['role']}'s")
     if not spoken or spoken[-1]["role"] != "assistant":
         raise ArgumentError("a conversation must end with the assistant's turn, which is what is learned")
     return messages
+
+
+def _list(value: object, where: str, wanted: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise ArgumentError(f"{where} must be {wanted}, not {_shown(value)}")
+    return value
 
 
 def _filled(value: object, where: str) -> str:
@@ -191,14 +198,6 @@ def _filled(value: object, where: str) -> str:
         raise ArgumentError(f"{where} must be a text, not {_shown(value)}")
     if not value.strip():
         raise ArgumentError(f"{where} is empty")
-    return _readable(value, where)
-
-
-def _readable(value: str, where: str) -> str:
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ArgumentError(f"{where} holds half a character ({value[error.start]!a})") from error
     return value
 
 
@@ -207,4 +206,4 @@ def _is_number(value: object) -> bool:
 
 
 def _shown(value: object) -> str:
-    return "missing" if value is None else f"{value!r:.60}"
+    return "null" if value is None else f"{value!r:.60}"

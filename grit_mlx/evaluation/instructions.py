@@ -1,4 +1,4 @@
-"""What texts of MTEB's English tasks are embedded for: the instructions of E5, with which GritLM was evaluated.
+"""Instructions for MTEB's English tasks: those of E5, with which GritLM was evaluated.
 
 Source: the table in Microsoft's unilm, e5/utils.py, which GritLM's authors use in evaluation/eval_mteb.py.
 """
@@ -11,7 +11,7 @@ from grit_mlx.model.settings import Settings
 
 __all__ = ["QUERIES", "TEXTS", "instruction_for"]
 
-# Of retrieval: for queries; documents are embedded with none.
+# For the queries of retrieval; documents have none.
 QUERIES: dict[str, str] = {
     "ArguAna": "Given a claim, find documents that refute the claim",
     "ClimateFEVER": "Given a claim about climate change, retrieve documents that support or refute the claim",
@@ -31,7 +31,7 @@ QUERIES: dict[str, str] = {
     "TRECCOVID": "Given a query on COVID-19, retrieve documents that answer the query",
 }
 
-# Of the other tasks: for all texts.
+# For all texts of the other tasks.
 TEXTS: dict[str, str] = {
     "AmazonCounterfactualClassification": "Classify a given Amazon customer review text as either counterfactual or "
     "not-counterfactual",
@@ -69,7 +69,7 @@ TEXTS: dict[str, str] = {
     "SummEval": "Given a news summary, retrieve other semantically similar summaries",
 }
 
-# What MTEB adds to the names of tasks that it remade.
+# What MTEB adds to the names of revised tasks.
 _VARIANT = re.compile(r"(HardNegatives)?(Reranking)?(\.v\d+)?$")
 
 
@@ -79,9 +79,9 @@ def instruction_for(task: str, kind: str, *, document: bool, settings: Settings,
     Args:
         task: its name in MTEB.
         kind: its type there, such as ``"Retrieval"``.
-        document: whether the texts are documents, and not queries; matters for retrieval only.
-        settings: the model's, for tasks without an instruction of their own.
-        prompt: what the task itself proposes, for tasks that E5's table does not have.
+        document: whether the texts are documents, not queries; matters for retrieval only.
+        settings: the model's, for tasks without an instruction.
+        prompt: the task's own, for tasks that are not in E5's table.
     """
     name = _VARIANT.sub("", task)
     for table in (TEXTS, QUERIES):

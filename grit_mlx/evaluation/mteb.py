@@ -1,4 +1,4 @@
-"""MTEB (extra ``mteb``): a GRIT model as its version 2 wants an encoder, and its tasks as scores of ours.
+"""MTEB (extra ``mteb``): a GRIT model as an encoder of its version 2, and its tasks as scores of ours.
 
 ::
 
@@ -11,20 +11,21 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from grit_mlx.errors import ArgumentError, DownloadError, GritError
+from grit_mlx.errors import ArgumentError, DownloadError, GritError, first_line
 from grit_mlx.evaluation.instructions import instruction_for
 from grit_mlx.evaluation.scoring import Score
 from grit_mlx.gritlm import GritLM
 from grit_mlx.model.prompts import embedding_prompt
 from grit_mlx.optional import optional
+from grit_mlx.options import nearest
+from grit_mlx.vectors.compression import FloatVectors, cosine, unit
 
 __all__ = ["GritEncoder", "find_tasks", "score_tasks"]
 
@@ -32,13 +33,13 @@ __all__ = ["GritEncoder", "find_tasks", "score_tasks"]
 class GritEncoder:
     """A model behind MTEB's ``EncoderProtocol``.
 
-    Each task gets the instruction of E5's table; a task that is not there, the one that it proposes itself, or the
-    model's. An empty text has a vector of zeros.
+    Each task gets its instruction from E5's table, else from MTEB, else from the model. An empty text has a vector of
+    zeros.
 
     Args:
         model: loaded in mode ``"embedding"`` or ``"unified"``.
-        name: what results are filed under, as ``OWNER/NAME``; None for ``local/`` and the folder's name.
-        instructions: instructions for single tasks by name, which come before the table.
+        name: what MTEB calls it, as ``OWNER/NAME``; None for ``local/`` and the folder's name.
+        instructions: for single tasks by name; they override the table.
         options: of ``GritLM.encode``, such as ``max_length``.
     """
 
@@ -64,8 +65,8 @@ class GritEncoder:
         hf_subset: str,
         prompt_type: Any = None,
         **kwargs: Any,
-    ) -> NDArray[np.float32]:
-        """Vectors ``(N, E)`` of all texts of MTEB's batches; its own batch size plays no part."""
+    ) -> FloatVectors:
+        """Vectors ``(N, E)`` of all texts of MTEB's batches, whose size does not matter."""
         texts = [str(text) for batch in inputs for text in batch["text"]]
         full = [i for i, text in enumerate(texts) if text.strip()]
         vectors = np.zeros((len(texts), self.model.embedding_size), dtype=np.float32)
@@ -76,42 +77,39 @@ class GritEncoder:
         return vectors
 
     def instruction(self, task: Any, prompt_type: Any = None) -> str:
-        """What texts of a task are embedded for, without GRIT's markers.
+        """The instruction of a task, without GRIT's markers.
 
         Args:
             task: MTEB's ``TaskMetadata``.
-            prompt_type: its ``PromptType``, or None where texts are of one kind.
+            prompt_type: its ``PromptType``, or None if all texts are of one kind.
         """
         side = getattr(prompt_type, "value", prompt_type)
         if task.name in self._instructions and side != "document":
             return self._instructions[task.name]
         prompt = getattr(task, "prompt", None)
         proposed = prompt.get("query") if isinstance(prompt, Mapping) else prompt
-        return instruction_for(
-            task.name, str(task.type), document=side == "document", settings=self.model.settings, prompt=proposed
-        )
+        used = {"document": side == "document", "settings": self.model.settings, "prompt": proposed}
+        return instruction_for(task.name, str(task.type), **used)
 
-    def similarity(self, embeddings1: ArrayLike, embeddings2: ArrayLike) -> NDArray[np.float32]:
+    def similarity(self, embeddings1: ArrayLike, embeddings2: ArrayLike) -> FloatVectors:
         """Cosines of all pairs, ``(N, M)``."""
-        return _unit(embeddings1) @ _unit(embeddings2).T
+        return cosine(embeddings1, embeddings2)
 
-    def similarity_pairwise(self, embeddings1: ArrayLike, embeddings2: ArrayLike) -> NDArray[np.float32]:
+    def similarity_pairwise(self, embeddings1: ArrayLike, embeddings2: ArrayLike) -> FloatVectors:
         """Cosines of the first with the first, and so on, ``(N,)``."""
-        cosines: NDArray[np.float32] = np.sum(_unit(embeddings1) * _unit(embeddings2), axis=-1)
-        return cosines
+        first, second = (unit(np.asarray(side, dtype=np.float32)) for side in (embeddings1, embeddings2))
+        return np.asarray(np.sum(first * second, axis=-1))
 
     @property
     def mteb_model_meta(self) -> Any:
-        """MTEB's ``ModelMeta``: what is known of the model."""
+        """What is known of the model, as MTEB's ``ModelMeta``."""
         meta = optional("mteb.models.model_meta", extra="mteb", purpose="The MTEB adapter")
-        unknown = dict.fromkeys(
-            (
-                *("loader", "release_date", "languages", "n_parameters", "memory_usage_mb", "license", "open_weights"),
-                *("public_training_code", "public_training_data", "training_datasets"),
-            )
+        unknown = (
+            "loader release_date languages n_parameters memory_usage_mb license open_weights public_training_code "
+            "public_training_data training_datasets"
         )
         return meta.ModelMeta(
-            **unknown,
+            **dict.fromkeys(unknown.split()),
             name=self._name,
             revision="local",
             max_tokens=self.model.settings.max_length,
@@ -136,9 +134,7 @@ def find_tasks(names: Sequence[str]) -> list[Any]:
             found.append(mteb.get_task(name))
         except (KeyError, ValueError) as error:
             known = {task.metadata.name for task in mteb.get_tasks()}
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]}?" if near else "mteb.get_tasks() lists them."
-            raise ArgumentError(f"MTEB has no task {name!r}: {hint}") from error
+            raise ArgumentError(f"MTEB has no task {name!r}: {nearest(name, known)}") from error
     return found
 
 
@@ -158,20 +154,14 @@ def score_tasks(encoder: GritEncoder, tasks: Sequence[Any], *, name: str | None 
     for task in tasks:
         started = perf_counter()
         try:
-            # No cache: a score of a local model must not be that of last week's weights.
+            # Not from MTEB's cache: the score must be that of these weights.
             (result,) = mteb.evaluate(encoder, task, cache=None, show_progress_bar=False).task_results
         except GritError:
             raise
-        except OSError as error:  # all of the hub's and of the network's failures
-            reason = " ".join(str(error).split())[:200]
+        except OSError as error:  # all failures of the hub and of the network
+            reason = first_line(error)
             raise DownloadError(f"The data of {task.metadata.name} cannot be downloaded: {reason}") from error
         metric = str(task.metadata.main_score)
         values = {metric: float(result.get_score())}
         system = encoder.model.folder.name if name is None else name
         yield Score(task.metadata.name, "mteb", system, values, 0, perf_counter() - started)
-
-
-def _unit(vectors: ArrayLike) -> NDArray[np.float32]:
-    array = np.asarray(vectors, dtype=np.float32)
-    unit: NDArray[np.float32] = array / np.maximum(np.linalg.norm(array, axis=-1, keepdims=True), 1e-12)
-    return unit

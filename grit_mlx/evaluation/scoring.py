@@ -1,6 +1,6 @@
 """Scores of systems on sets, one after the other.
 
-The main score is the first of each kind:
+The main score is the first of each kind of set:
 
 =========  ===========================================
 retrieval  nDCG, MRR and recall, all at one depth
@@ -17,15 +17,14 @@ from itertools import islice
 from time import perf_counter
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from grit_mlx.evaluation.answers import AnswerLoss
 from grit_mlx.evaluation.metrics import ndcg, pearson, ranked, recall, reciprocal_rank, spearman
 from grit_mlx.evaluation.sets import LabelledSet, PairSet, RetrievalSet
-from grit_mlx.evaluation.systems import BM25System, DenseSystem, Rankings, System, Watch, unwatched
+from grit_mlx.evaluation.systems import BM25System, DenseSystem, GritSystem, Rankings, System, Watch, unwatched
+from grit_mlx.gritlm import GritLM
 from grit_mlx.vectors.fusion import fuse_shares
 
-__all__ = ["Score", "evaluate", "fuse_rankings", "kind_of_set", "score_answers", "score_pairs", "score_rankings"]
+__all__ = ["Score", "evaluate", "evaluate_set"]
 
 # How far down rankings are fused.
 _FUSED_DEPTH = 100
@@ -40,7 +39,7 @@ class Score:
         kind: ``"retrieval"``, ``"pairs"``, ``"answers"`` or ``"mteb"``.
         system: its name.
         values: each score by its name, the main one first.
-        count: queries, pairs or tokens of answers that it is over; 0 where that is not known.
+        count: number of queries, pairs or tokens of answers; 0 if it is not known.
         seconds: that it took; of a fused ranking only the fusing.
     """
 
@@ -55,13 +54,6 @@ class Score:
     def main(self) -> str:
         """Name of the main score."""
         return next(iter(self.values))
-
-
-def kind_of_set(data: LabelledSet) -> str:
-    """``"retrieval"``, ``"pairs"`` or ``"answers"``."""
-    if isinstance(data, RetrievalSet):
-        return "retrieval"
-    return "pairs" if isinstance(data, PairSet) else "answers"
 
 
 def evaluate(
@@ -90,11 +82,11 @@ def evaluate(
         further: other scores of a system, which come after those on the sets.
     """
     reach = max(depth, _FUSED_DEPTH) if hybrid else depth
-    retrieval = [data for data in sets if isinstance(data, RetrievalSet)]
-    lexical: list[Rankings] = []
-    if hybrid and retrieval:
+    lexical: dict[int, Rankings] = {}  # by position among the sets
+    if hybrid and any(isinstance(data, RetrievalSet) for data in sets):
         bm25 = BM25System()
-        lexical = [bm25.rankings(data, reach, watch) for data in retrieval]
+        found = ((i, data) for i, data in enumerate(sets) if isinstance(data, RetrievalSet))
+        lexical = {i: bm25.rankings(data, reach, watch) for i, data in found}
     names: dict[str, int] = {}
     for make in systems:
         system = make()
@@ -103,33 +95,50 @@ def evaluate(
             system.name = f"{system.name} ({names[system.name]})"
         if on_system is not None:
             on_system(system)
-        for data in sets:
-            started = perf_counter()
-            if isinstance(data, RetrievalSet):
-                rankings = system.rankings(data, reach, watch)
-                values = score_rankings(rankings, data, depth)
-                yield Score(data.name, "retrieval", system.name, values, len(rankings), perf_counter() - started)
-                if hybrid and isinstance(system, DenseSystem):
-                    started = perf_counter()
-                    other = lexical[next(i for i, one in enumerate(retrieval) if one is data)]
-                    both = fuse_rankings([rankings, other], depth)
-                    values, name = score_rankings(both, data, depth), f"{system.name}+{BM25System.name}"
-                    yield Score(data.name, "retrieval", name, values, len(both), perf_counter() - started)
-            elif isinstance(data, PairSet):
-                similarities = system.similarities(data, watch)
-                if similarities is not None:
-                    values = score_pairs(similarities, data.scores)
-                    yield Score(data.name, "pairs", system.name, values, len(data.scores), perf_counter() - started)
-            else:
-                loss = system.losses(data, watch)
-                if loss is not None:
-                    values = score_answers(loss)
-                    yield Score(data.name, "answers", system.name, values, loss.tokens, perf_counter() - started)
+        for position, data in enumerate(sets):
+            yield from _scores(system, data, lexical.get(position), depth=depth, reach=reach, watch=watch)
         yield from further(system)
         del system
 
 
-def score_rankings(rankings: Rankings, data: RetrievalSet, depth: int) -> dict[str, float]:
+def evaluate_set(model: GritLM, data: LabelledSet) -> float:
+    """A set's main score: nDCG@10, Spearman's correlation, or the perplexity of answers (the lower the better).
+
+    Args:
+        model: loaded in a mode that does what the set asks for.
+        data: from ``load_set``.
+    """
+    (score,) = evaluate([lambda: GritSystem(model)], [data])
+    return score.values[score.main]
+
+
+def _scores(
+    system: System, data: LabelledSet, lexical: Rankings | None, *, depth: int, reach: int, watch: Watch
+) -> Iterator[Score]:
+    started = perf_counter()
+
+    def score(values: Mapping[str, float], count: int, name: str = system.name) -> Score:
+        return Score(data.name, data.kind, name, values, count, perf_counter() - started)
+
+    if isinstance(data, RetrievalSet):
+        rankings = system.rankings(data, reach, watch)
+        yield score(_of_rankings(rankings, data, depth), len(rankings))
+        if lexical is not None and isinstance(system, DenseSystem):
+            started = perf_counter()
+            both = _fused([rankings, lexical], depth)
+            yield score(_of_rankings(both, data, depth), len(both), f"{system.name}+{BM25System.name}")
+    elif isinstance(data, PairSet):
+        found = system.similarities(data, watch)
+        if found is not None:
+            values = {"Spearman": spearman(found, data.scores), "Pearson": pearson(found, data.scores)}
+            yield score(values, len(data.scores))
+    else:
+        loss = system.losses(data, watch)
+        if loss is not None:
+            yield score({"perplexity": loss.perplexity, "bits/byte": loss.bits_per_byte}, loss.tokens)
+
+
+def _of_rankings(rankings: Rankings, data: RetrievalSet, depth: int) -> dict[str, float]:
     """Mean nDCG, MRR and recall over the queries that have a relevant document."""
     metrics = {"nDCG": ndcg, "MRR": reciprocal_rank, "recall": recall}
     return {
@@ -140,18 +149,8 @@ def score_rankings(rankings: Rankings, data: RetrievalSet, depth: int) -> dict[s
     }
 
 
-def score_pairs(similarities: ArrayLike, scores: ArrayLike) -> dict[str, float]:
-    """Correlations of what a system found with what people said."""
-    return {"Spearman": spearman(similarities, scores), "Pearson": pearson(similarities, scores)}
-
-
-def score_answers(loss: AnswerLoss) -> dict[str, float]:
-    """Perplexity and bits per byte."""
-    return {"perplexity": loss.perplexity, "bits/byte": loss.bits_per_byte}
-
-
-def fuse_rankings(rankings: Sequence[Rankings], depth: int) -> Rankings:
-    """Rankings of the same queries as one, by their scores; the first 100 documents of each count."""
+def _fused(rankings: Sequence[Rankings], depth: int) -> Rankings:
+    """Fuse rankings of the same queries by their scores; the first 100 documents of each count."""
     fused: Rankings = {}
     for query in rankings[0]:
         scores = fuse_shares([dict(islice(one[query].items(), _FUSED_DEPTH)) for one in rankings])

@@ -5,29 +5,30 @@ What a path holds is seen from its files and their first row; ``load_set`` reads
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
-from grit_mlx.datasets.examples import EMBEDDING, ChatRow, TextRow, kind_of, row_from
-from grit_mlx.errors import ArgumentError, DocumentError
-from grit_mlx.text.reading import read_lines
+from grit_mlx.datasets.examples import ChatRow, EmbeddingRow, TextRow, examples
+from grit_mlx.errors import DocumentError, unreadable
+from grit_mlx.text.kinds import is_listed, kind_of, stem
+from grit_mlx.text.reading import read_lines, read_rows
+from grit_mlx.text.rows import Row, failure, missing, table, text_of
 
 __all__ = ["AnswerSet", "LabelledSet", "PairSet", "RetrievalSet", "find_sets", "limited", "load_set"]
 
 _CORPUS, _QUERIES = "corpus.jsonl", "queries.jsonl"
 _QRELS = ("qrels.tsv", "qrels/test.tsv")
 
-# Suffixes of files that are a set of their own, each perhaps with .gz.
-_TABLES = {".csv": ",", ".tsv": "\t"}
-_ROWS = (".jsonl", ".ndjson")
+_KINDS = (
+    f"a folder with {_CORPUS}, {_QUERIES} and {_QRELS[0]}, a table of sentence pairs (.csv, .tsv, .jsonl), or answers "
+    "(.jsonl)"
+)
 
-# What columns and keys are called in the STS files that people have, in lower case.
+# The names of columns and fields in common STS files, in lower case.
 _SENTENCES = (
     ("sentence1", "sentence2"),
     ("sentence_1", "sentence_2"),
@@ -36,7 +37,6 @@ _SENTENCES = (
     ("first", "second"),
 )
 _SCORES = ("score", "similarity_score", "similarity", "relatedness_score", "label", "gold")
-_COLUMNS = "name them sentence1, sentence2 and score"
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,12 @@ class RetrievalSet:
 
     Attributes:
         name: the folder's.
-        documents: text of each document by id; a title stands before it.
+        documents: text of each document by id, after its title.
         queries: text of each query by id.
         relevant: for each query the gain of each judged document.
     """
+
+    kind: ClassVar[str] = "retrieval"
 
     name: str
     documents: dict[str, str]
@@ -72,6 +74,8 @@ class PairSet:
         scores: the higher the more similar.
     """
 
+    kind: ClassVar[str] = "pairs"
+
     name: str
     first: list[str]
     second: list[str]
@@ -80,7 +84,7 @@ class PairSet:
 
 @dataclass(frozen=True)
 class AnswerSet:
-    """Texts to be predicted: the answers of conversations, or plain texts.
+    """Texts to predict: the answers of conversations, or plain texts.
 
     Attributes:
         name: the file's or its folder's.
@@ -88,6 +92,8 @@ class AnswerSet:
         path: where they come from, for messages about a row.
         lines: the line of each row.
     """
+
+    kind: ClassVar[str] = "answers"
 
     name: str
     rows: list[ChatRow | TextRow]
@@ -106,16 +112,12 @@ def find_sets(path: Path) -> list[Path]:
     """
     if not path.is_dir() or _is_retrieval(path):
         return [path]
-    # Every folder and file of a suffix that may be a set: one that is damaged is then told, and not passed over.
-    found = [child for child in sorted(path.iterdir()) if (_is_set(child) if child.is_dir() else _suffix(child))]
+    # Every folder and file that may be a set by its name: one that is damaged is then reported and not ignored.
+    found = [child for child in sorted(path.iterdir()) if (_is_set(child) if child.is_dir() else _is_table(child))]
     if len(found) == 1 and not found[0].is_dir():
         return [path]  # under the folder's name
     if not found:
-        raise DocumentError(
-            f"{path} holds nothing to score: a set is a folder with {_CORPUS}, {_QUERIES} and {_QRELS[0]}, a table of "
-            "sentence pairs (.csv, .tsv, .jsonl), or answers (.jsonl).",
-            path=path,
-        )
+        raise failure(path, None, f"holds nothing to score. A set is {_KINDS}")
     return found
 
 
@@ -123,28 +125,26 @@ def load_set(path: Path) -> LabelledSet:
     """Read a set, of the kind that its files and first row show.
 
     Args:
-        path: a folder of ``corpus.jsonl``, ``queries.jsonl`` and ``qrels.tsv`` (or ``qrels/test.tsv``); a ``.csv``,
-            ``.tsv`` or ``.jsonl`` of two sentences and a score; a ``.jsonl`` of answers, in the formats of training;
-            or a folder that holds one such file. Each may be gzipped.
+        path: a folder of ``corpus.jsonl``, ``queries.jsonl`` and ``qrels.tsv`` (or ``qrels/test.tsv``); a table of two
+            sentences and a score; rows of answers, in the formats of training; or a folder with one such file. Each
+            may be gzipped.
 
     Raises:
-        DocumentError: it is neither, or one of its lines cannot be used.
+        DocumentError: it is none of these, or one of its lines cannot be used.
     """
     if path.is_dir():
         if _is_retrieval(path):
             return _load_retrieval(path)
-        files = _single_files(path)
+        files = _tables(path)
         if len(files) == 1:
             return _load_file(files[0], path.name)
-    elif _suffix(path) is not None:
-        return _load_file(path, _stem(path))
-    if not path.exists():
-        raise DocumentError(f"{path} does not exist. Check the name.", path=path)
-    raise DocumentError(
-        f"{path} is no set to score: name a folder with {_CORPUS}, {_QUERIES} and {_QRELS[0]}, a table of sentence "
-        "pairs (.csv, .tsv, .jsonl), or answers (.jsonl).",
-        path=path,
-    )
+    elif kind_of(path).rows:
+        return _load_file(path, stem(path))
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:
+        raise DocumentError(unreadable(path, error), path=path) from error
+    raise failure(path, None, f"is not a set to score. A set is {_KINDS}")
 
 
 def limited(data: LabelledSet, count: int | None) -> LabelledSet:
@@ -159,74 +159,64 @@ def limited(data: LabelledSet, count: int | None) -> LabelledSet:
 
 
 def _is_set(folder: Path) -> bool:
-    return _is_retrieval(folder) or len(_single_files(folder)) == 1
+    return _is_retrieval(folder) or len(_tables(folder)) == 1
 
 
 def _is_retrieval(folder: Path) -> bool:
     return folder.is_dir() and any(_optional(folder, name) for name in (_CORPUS, _QUERIES, *_QRELS))
 
 
-def _single_files(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.glob("*")) if path.is_file() and _suffix(path) is not None]
+def _tables(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.glob("*")) if path.is_file() and _is_table(path)]
 
 
-def _suffix(path: Path) -> str | None:
-    """``.csv``, ``.tsv``, ``.jsonl`` or ``.ndjson``, with ``.gz`` taken off; None for other files."""
-    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
-    return suffix if suffix in _TABLES or suffix in _ROWS else None
-
-
-def _stem(path: Path) -> str:
-    return Path(path.name.removesuffix(".gz")).stem
-
-
-def _failure(path: Path, line: int, problem: str) -> DocumentError:
-    return DocumentError(f"{path}, line {line}: {problem}.", path=path, line=line)
+def _is_table(path: Path) -> bool:
+    """Whether a file of a folder may be a set by its name."""
+    return kind_of(path).rows and is_listed(path)
 
 
 # Retrieval
 
 
 def _load_retrieval(folder: Path) -> RetrievalSet:
+    corpus, asked = _find(folder, _CORPUS), _find(folder, _QUERIES)
     documents: dict[str, str] = {}
-    for line, identifier, row in _identified(_find(folder, _CORPUS), documents):
-        title = row.get("title") or ""
-        text = row.get("text", "") if title else row.get("text")
-        if not isinstance(title, str) or not isinstance(text, str):
-            raise _failure(_find(folder, _CORPUS), line, "a document needs its text as a string")
+    for line, identifier, row in _identified(corpus, documents):
+        title = text_of(row, "title", corpus, line) if "title" in row else ""
+        text = text_of(row, "text", corpus, line) if "text" in row or not title else ""
         documents[identifier] = f"{title} {text}" if title else text
     queries: dict[str, str] = {}
-    for line, identifier, row in _identified(_find(folder, _QUERIES), queries):
-        if not isinstance(row.get("text"), str) or not row["text"].strip():
-            raise _failure(_find(folder, _QUERIES), line, "a query needs its text as a string that is not empty")
-        queries[identifier] = row["text"]
+    for line, identifier, row in _identified(asked, queries):
+        queries[identifier] = text_of(row, "text", asked, line)
+        if not queries[identifier].strip():
+            raise failure(asked, line, "the text of this row is empty. Remove the row")
     qrels = _find(folder, *_QRELS)
     relevant: dict[str, dict[str, float]] = {}
     for line, query, document, gain in _judgements(qrels):
-        for kind, identifier, known, file in (
-            ("query", query, queries, _QUERIES),
-            ("document", document, documents, _CORPUS),
-        ):
-            if identifier not in known:
-                raise _failure(qrels, line, f"there is no {kind} {identifier!r} in {file}")
+        if query not in queries:
+            raise failure(qrels, line, f"there is no query {query!r} in {_QUERIES}")
+        if document not in documents:
+            raise failure(qrels, line, f"there is no document {document!r} in {_CORPUS}")
         relevant.setdefault(query, {})[document] = gain
     found = RetrievalSet(folder.name, documents, queries, relevant)
     if not found.asked:
-        raise DocumentError(f"{qrels} names no relevant document: it needs lines with a score above 0.", path=qrels)
+        raise failure(qrels, None, "names no relevant document: it needs lines with a score above 0.")
     return found
 
 
 def _identified(path: Path, seen: Mapping[str, str]) -> Iterator[tuple[int, str, dict[str, Any]]]:
     line = 0
-    for line, row in _json_rows(path):
+    for row, line, _ in read_rows(path):
         identifier = row.get("_id")
+        if "_id" not in row:
+            raise failure(path, line, missing(["_id"], row))
         if not isinstance(identifier, str | int) or isinstance(identifier, bool):
-            raise _failure(path, line, "it needs an _id and a text")
+            raise failure(path, line, "the _id must be a string or a whole number")
         if str(identifier) in seen:
-            raise _failure(path, line, f"the _id {str(identifier)!r} stands on an earlier line too")
+            raise failure(path, line, f"an earlier row has the _id {str(identifier)!r}, too")
         yield line, str(identifier), row
     if not line:
-        raise DocumentError(f"{path} is empty: a set needs one row at least.", path=path)
+        raise failure(path, None, "is empty: a set needs at least one row")
 
 
 def _judgements(path: Path) -> Iterator[tuple[int, str, str, float]]:
@@ -239,7 +229,7 @@ def _judgements(path: Path) -> Iterator[tuple[int, str, str, float]]:
             del parts[1]
         gain = _number(parts[-1])
         if len(parts) != 3 or gain is None:
-            raise _failure(path, number, "needs a query, a document and a score")
+            raise failure(path, number, "the line needs a query, a document and a score")
         yield number, parts[0], parts[1], gain
 
 
@@ -247,10 +237,8 @@ def _find(folder: Path, *names: str) -> Path:
     for name in names:
         if (path := _optional(folder, name)) is not None:
             return path
-    raise DocumentError(
-        f"{folder} has no {' or '.join(names)}: a retrieval set needs {_CORPUS}, {_QUERIES} and {_QRELS[0]}.",
-        path=folder,
-    )
+    needed = f"a retrieval set needs {_CORPUS}, {_QUERIES} and {_QRELS[0]}"
+    raise failure(folder, None, f"has no {' or '.join(names)}: {needed}")
 
 
 def _optional(folder: Path, name: str) -> Path | None:
@@ -261,146 +249,72 @@ def _optional(folder: Path, name: str) -> Path | None:
 
 
 def _load_file(path: Path, name: str) -> PairSet | AnswerSet:
-    suffix = _suffix(path) or ""
-    if suffix in _TABLES:
-        return _pairs(path, name, _table_rows(path, _TABLES[suffix]))
-    rows = _json_rows(path)
+    reader = kind_of(path).reader
+    rows = _table_rows(path, reader) if reader in ("csv", "tsv") else read_rows(path)
     first = next(rows, None)
     if first is None:
-        raise DocumentError(f"{path} is empty: there is nothing to score.", path=path)
+        raise failure(path, None, "is empty: there is nothing to score")
     rows = chain([first], rows)
-    if any(one in {key.lower() for key in first[1]} for one, _ in _SENTENCES):
-        return _pairs(path, name, _keyed_rows(path, rows))
-    return _answers(path, name, rows)
+    pairs = any(one in {key.lower() for key in first[0]} for one, _ in _SENTENCES)
+    return _pairs(path, name, rows) if pairs else _answers(path, name, rows)
 
 
-def _pairs(path: Path, name: str, rows: Iterable[tuple[int, str, str, Any]]) -> PairSet:
+def _table_rows(path: Path, reader: str) -> Iterator[Row]:
+    """The rows of a table of pairs by column; one of three columns needs no header."""
+    names: list[str] = []
+    for cells, line, end_line in table(read_lines(path), reader, source=path, header=False):
+        if not any(cell.strip() for cell in cells):
+            continue
+        if not names:
+            names = [cell.strip().lower() for cell in cells]
+            scored = len(cells) == 3 and _number(cells[2]) is not None
+            if scored or (len(cells) == 3 and not any(one in names for one, _ in _SENTENCES)):
+                names = [*_SENTENCES[0], _SCORES[0]]
+            _pair_names(path, line, names, what="column")
+            if not scored:
+                continue
+        yield dict(zip(names, cells, strict=True)), line, end_line
+
+
+def _pairs(path: Path, name: str, rows: Iterable[Row]) -> PairSet:
     found = PairSet(name, [], [], [])
-    for line, first, second, score in rows:
+    for content, line, _ in rows:
+        row = {key.lower(): value for key, value in content.items()}
+        first, second, score = (row[name] for name in _pair_names(path, line, list(row)))
         value = _number(score)
         if value is None:
-            raise _failure(path, line, f"the score {str(score)[:40]!r} is no number")
+            raise failure(path, line, f"the score {str(score)[:40]!r} is not a number")
         for sentence in (first, second):
             if not isinstance(sentence, str) or not sentence.strip():
-                raise _failure(path, line, "a sentence is empty")
+                raise failure(path, line, "a sentence is empty")
         found.first.append(first)
         found.second.append(second)
         found.scores.append(value)
     if len(found.scores) < 2:
-        raise DocumentError(f"{path} is too short: a correlation needs two pairs of sentences at least.", path=path)
+        raise failure(path, None, "is too short: a correlation needs at least two pairs of sentences")
     return found
 
 
-def _table_rows(path: Path, delimiter: str) -> Iterator[tuple[int, str, str, str]]:
-    """Sentences and scores of a table with a heading, or of one with three columns and none."""
-    csv.field_size_limit(max(csv.field_size_limit(), 2**31 - 1))
-    # STS files with tabs hold quotation marks as they stand.
-    quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    lines = (f"{line}\n" for line in read_lines(path))
-    reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
-    columns: list[int] | None = None
-    width = 0
-    while True:
-        line = reader.line_num + 1
-        try:
-            row = next(reader, None)
-        except csv.Error as error:
-            raise _failure(path, line, f"it cannot be read ({error}); check the quotes") from error
-        if row is None:
-            return
-        if not any(cell.strip() for cell in row):
-            continue
-        if columns is None:
-            columns, width = _columns(path, line, row), len(row)
-            if columns != [0, 1, 2] or _number(row[2]) is None:
-                continue  # a heading
-        if len(row) != width:
-            problem = "needs two sentences and a score" if width == 3 else f"needs {width} columns, not {len(row)}"
-            raise _failure(path, line, problem)
-        first, second, score = (row[column] for column in columns)
-        yield line, first, second, score
-
-
-def _columns(path: Path, line: int, row: Sequence[str]) -> list[int]:
-    names = [cell.strip().lower() for cell in row]
-    try:
-        return [names.index(name) for name in _named(names)]
-    except ArgumentError as error:
-        if len(row) == 3 and (_number(row[2]) is not None or not any(one in names for one, _ in _SENTENCES)):
-            return [0, 1, 2]
-        raise _failure(path, line, str(error)) from error
-
-
-def _keyed_rows(path: Path, rows: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[tuple[int, Any, Any, Any]]:
-    for line, content in rows:
-        row = {key.lower(): value for key, value in content.items()}
-        try:
-            first, second, score = (row[name] for name in _named(list(row)))
-        except ArgumentError as error:
-            raise _failure(path, line, str(error)) from error
-        yield line, first, second, score
-
-
-def _named(names: Sequence[str]) -> tuple[str, str, str]:
-    """The names of the two sentences and of the score among names of columns.
-
-    Raises:
-        ArgumentError: they are not there.
-    """
+def _pair_names(path: Path, line: int, names: Sequence[str], *, what: str = "field") -> tuple[str, str, str]:
+    """What the two sentences and the score of a row are called."""
     sentences = next((pair for pair in _SENTENCES if set(pair) <= set(names)), None)
     score = next((name for name in _SCORES if name in names), None)
-    there = ", ".join(name[:40] for name in names[:8])
-    if sentences is None:
-        raise ArgumentError(f"the columns of the two sentences are not among {there}; {_COLUMNS}")
-    if score is None:
-        raise ArgumentError(f"there is no column of scores among {there}; {_COLUMNS}")
+    if sentences is None or score is None:
+        needed = (*(sentences or _SENTENCES[0]), score or _SCORES[0])
+        lacking = missing([next(name for name in needed if name not in names)], names, what=what)
+        raise failure(path, line, f"{lacking}. Name them {', '.join(_SENTENCES[0])} and {_SCORES[0]}")
     return (*sentences, score)
 
 
-def _answers(path: Path, name: str, rows: Iterable[tuple[int, dict[str, Any]]]) -> AnswerSet:
+def _answers(path: Path, name: str, rows: Iterable[Row]) -> AnswerSet:
     found = AnswerSet(name, [], str(path), [])
-    for line, content in rows:
-        try:
-            if kind_of(content) == EMBEDDING:
-                files = f"{_CORPUS}, {_QUERIES} and {_QRELS[0]}"
-                raise ArgumentError(f"it is a row to train embeddings with; to score retrieval make {files}")
-            row = row_from(content)
-        except ArgumentError as error:
-            raise _failure(path, line, str(error)) from error
-        assert isinstance(row, ChatRow | TextRow)
+    for line, row in examples(rows, path):
+        if isinstance(row, EmbeddingRow):
+            problem = f"this row trains embeddings; to score retrieval make {_CORPUS}, {_QUERIES} and {_QRELS[0]}."
+            raise failure(path, line, problem)
         found.rows.append(row)
         found.lines.append(line)
     return found
-
-
-# Lines
-
-
-def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Objects of a file of JSON lines, with their line."""
-    for number, line in enumerate(read_lines(path), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise _failure(path, number, f"it is not JSON ({error.msg} at column {error.colno})") from error
-        except (RecursionError, ValueError) as error:
-            raise _failure(path, number, f"the JSON value cannot be read ({error})") from error
-        if not isinstance(row, dict):
-            raise _failure(path, number, "it is no JSON object")
-        if not line.isascii() or "\\u" in line:
-            _check_characters(path, number, row.values())
-        yield number, row
-
-
-def _check_characters(path: Path, line: int, values: Iterable[Any]) -> None:
-    for value in values:
-        try:
-            if isinstance(value, str):
-                value.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise _failure(path, line, "it holds half of a character (a lone surrogate such as \\ud800)") from error
 
 
 def _number(value: object) -> float | None:

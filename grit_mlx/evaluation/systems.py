@@ -9,19 +9,18 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from grit_mlx.errors import DocumentError, ModelError
+from grit_mlx.errors import DocumentError, ModelError, first_line
 from grit_mlx.evaluation.answers import AnswerLoss, answer_loss
 from grit_mlx.evaluation.sets import AnswerSet, PairSet, RetrievalSet
 from grit_mlx.gritlm import GritLM
 from grit_mlx.model.prompts import embedding_prompt
 from grit_mlx.optional import optional
 from grit_mlx.progress import Progress
-from grit_mlx.vectors.compression import largest
+from grit_mlx.vectors.compression import FloatVectors, largest, unit
 from grit_mlx.vectors.fusion import score_shares
 
 __all__ = ["BM25System", "DenseSystem", "GritSystem", "Rankings", "SentenceTransformerSystem", "System", "Watch"]
@@ -29,10 +28,16 @@ __all__ = ["BM25System", "DenseSystem", "GritSystem", "Rankings", "SentenceTrans
 # For each query the ids of documents, best first, with their scores: 1 for the best, 0 for the worst of all documents.
 Rankings = dict[str, dict[str, float]]
 
-# Shows work: called with what is being done and how much of it there is, it lends what is called as it goes on.
+# Shows work: called with a label and an amount of work, it opens a context in which progress can be reported.
 Watch = Callable[[str, int], AbstractContextManager[Progress]]
 
-# Queries whose scores are held at once.
+# From W queries to scores ``(W, D)`` of the documents; minus infinity for one that is not a hit.
+_Scorer = Callable[[list[str]], FloatVectors]
+
+# What a text is embedded as; sentences are compared with each other.
+Role = Literal["query", "document", "sentence"]
+
+# Number of queries whose scores are held at once.
 _WINDOW = 256
 
 
@@ -42,27 +47,27 @@ def unwatched(label: str, total: int) -> AbstractContextManager[Progress]:
 
 
 class System(ABC):
-    """Something that answers sets. What it cannot do it answers with None.
+    """What is scored on sets.
 
     Attributes:
-        name: what it is called in tables.
+        name: what tables call it.
     """
 
     name: str
 
     @abstractmethod
     def rankings(self, data: RetrievalSet, depth: int, watch: Watch = unwatched) -> Rankings:
-        """The best documents for each query that is asked, at most ``depth``.
+        """The best documents for each query that is scored, at most ``depth``.
 
-        A document that is the query itself (its id and its text) is left out unless it is judged relevant.
+        A document that is the query itself (the same id and text) is left out unless it is judged relevant.
         """
 
-    def similarities(self, data: PairSet, watch: Watch = unwatched) -> NDArray[np.float32] | None:
-        """How similar the sentences of each pair are, ``(N,)``; None if it cannot say."""
+    def similarities(self, data: PairSet, watch: Watch = unwatched) -> FloatVectors | None:
+        """How similar the sentences of each pair are, ``(N,)``; None if the system cannot tell."""
         return None
 
     def losses(self, data: AnswerSet, watch: Watch = unwatched) -> AnswerLoss | None:
-        """How well it predicts the answers; None if it cannot say."""
+        """How well it predicts the answers; None if the system cannot tell."""
         return None
 
     def settings(self) -> Mapping[str, Any]:
@@ -73,8 +78,7 @@ class System(ABC):
 class _Scoring(System):
     """A system that gives each document a score for each query.
 
-    Documents are put in the order of their ids, the last first: where scores are equal the earlier one is taken,
-    which is then what trec_eval takes.
+    Documents are sorted by id, the last first: of equal scores the earlier one is taken, as trec_eval does.
     """
 
     def rankings(self, data: RetrievalSet, depth: int, watch: Watch = unwatched) -> Rankings:
@@ -92,15 +96,13 @@ class _Scoring(System):
                 found[query] = score_shares({name: hits[name] for name in others}, lowest)
         return found
 
-    def _lowest(self, scores: NDArray[np.float32]) -> float:
+    def _lowest(self, scores: FloatVectors) -> float:
         """The score of the worst document of a query, ``(D,)``."""
         return float(scores.min(initial=np.inf, where=np.isfinite(scores)))
 
     @abstractmethod
-    def _scorer(
-        self, data: RetrievalSet, documents: Sequence[str], watch: Watch
-    ) -> Callable[[list[str]], NDArray[np.float32]]:
-        """A function from W queries to scores ``(W, D)`` of the documents; minus infinity where one is no hit."""
+    def _scorer(self, data: RetrievalSet, documents: Sequence[str], watch: Watch) -> _Scorer:
+        """What scores the documents."""
 
 
 def _is_itself(data: RetrievalSet, query: str, document: str) -> bool:
@@ -109,35 +111,31 @@ def _is_itself(data: RetrievalSet, query: str, document: str) -> bool:
 
 
 class DenseSystem(_Scoring):
-    """A system that makes vectors; vectors of a corpus are kept until another one is asked for."""
+    """A system that makes vectors; those of the last corpus are kept."""
 
     def __init__(self) -> None:
-        self._kept: tuple[bytes, NDArray[np.float32]] = (b"", np.empty((0, 0), np.float32))
+        self._kept: tuple[bytes, FloatVectors] = (b"", np.empty((0, 0), np.float32))
 
     @abstractmethod
-    def queries(self, texts: list[str], data: RetrievalSet) -> NDArray[np.float32]:
-        """Unit vectors of queries, ``(N, E)``."""
+    def encode(self, texts: list[str], role: Role, data_name: str, progress: Progress | bool = False) -> FloatVectors:
+        """Unit vectors of texts, ``(N, E)``.
 
-    @abstractmethod
-    def documents(self, texts: list[str], progress: Progress) -> NDArray[np.float32]:
-        """Unit vectors of documents, ``(N, E)``."""
+        Args:
+            texts: queries, documents or sentences.
+            role: which of them.
+            data_name: the set that they are from.
+            progress: called with the number of texts done.
+        """
 
-    @abstractmethod
-    def sentences(self, texts: list[str], data: PairSet, progress: Progress) -> NDArray[np.float32]:
-        """Unit vectors of sentences to be compared with each other, ``(N, E)``."""
-
-    def similarities(self, data: PairSet, watch: Watch = unwatched) -> NDArray[np.float32] | None:
+    def similarities(self, data: PairSet, watch: Watch = unwatched) -> FloatVectors | None:
         """Cosines, ``(N,)``."""
-        texts = list(dict.fromkeys([*data.first, *data.second]))  # many sentences stand in several pairs
+        texts = list(dict.fromkeys([*data.first, *data.second]))  # many sentences are in several pairs
         with watch(f"{self.name}: {data.name}", len(texts)) as progress:
-            vectors = dict(zip(texts, self.sentences(texts, data, progress), strict=True))
+            vectors = dict(zip(texts, self.encode(texts, "sentence", data.name, progress), strict=True))
         first, second = (np.stack([vectors[text] for text in side]) for side in (data.first, data.second))
-        cosines: NDArray[np.float32] = np.sum(first * second, axis=1)
-        return cosines
+        return np.asarray(np.sum(first * second, axis=1))
 
-    def _scorer(
-        self, data: RetrievalSet, documents: Sequence[str], watch: Watch
-    ) -> Callable[[list[str]], NDArray[np.float32]]:
+    def _scorer(self, data: RetrievalSet, documents: Sequence[str], watch: Watch) -> _Scorer:
         # A document without text has no vector, and is never found. Equal texts share a column of the product, since
         # its last bits may differ from column to column.
         texts = dict.fromkeys(data.documents[one] for one in documents if data.documents[one].strip())
@@ -147,21 +145,21 @@ class DenseSystem(_Scoring):
         column = {text: number for number, text in enumerate(texts)}
         columns = np.array([column.get(data.documents[one], len(texts)) for one in documents])
 
-        def score(queries: list[str]) -> NDArray[np.float32]:
+        def score(queries: list[str]) -> FloatVectors:
             scores = np.full((len(queries), len(texts) + 1), -np.inf, dtype=np.float32)
-            scores[:, :-1] = self.queries(queries, data) @ vectors.T
+            scores[:, :-1] = self.encode(queries, "query", data.name) @ vectors.T
             return scores[:, columns]
 
         return score
 
-    def _corpus(self, texts: list[str], name: str, watch: Watch) -> NDArray[np.float32]:
+    def _corpus(self, texts: list[str], name: str, watch: Watch) -> FloatVectors:
         digest = hashlib.sha256()
         for text in texts:
             digest.update(len(text).to_bytes(8, "little") + text.encode("utf-8"))
         if self._kept[0] != digest.digest():
             self._kept = (b"", self._kept[1][:0])  # two corpora at once may not fit
             with watch(f"{self.name}: {name}", len(texts)) as progress:
-                self._kept = (digest.digest(), self.documents(texts, progress))
+                self._kept = (digest.digest(), self.encode(texts, "document", name, progress))
         return self._kept[1]
 
 
@@ -169,10 +167,10 @@ class GritSystem(DenseSystem):
     """A GRIT model.
 
     Args:
-        model: loaded in mode ``"unified"``, or ``"embedding"`` where no answers are scored.
+        model: loaded in mode ``"unified"``, or ``"embedding"`` if no answers are scored.
         name: what to call it; None for its folder's name.
-        instruction: what queries are embedded for, without GRIT's markers; None for the model's setting.
-        instructions: the same for single sets, by their names; for pairs it is what both sentences are embedded for.
+        instruction: for queries, without GRIT's markers; None for the model's setting.
+        instructions: for single sets, by their names; for pairs that of both sentences.
         options: of ``GritLM.encode``, such as ``max_length`` and ``batch_size``.
     """
 
@@ -192,19 +190,16 @@ class GritSystem(DenseSystem):
         self._instructions = instructions or {}
         self._options = options or {}
 
-    def queries(self, texts: list[str], data: RetrievalSet) -> NDArray[np.float32]:
+    def encode(self, texts: list[str], role: Role, data_name: str, progress: Progress | bool = False) -> FloatVectors:
         """See ``DenseSystem``."""
-        return self._encode(texts, self._instructions.get(data.name, self._instruction))
-
-    def documents(self, texts: list[str], progress: Progress) -> NDArray[np.float32]:
-        """See ``DenseSystem``."""
-        return self._encode(texts, self.model.settings.document_instruction, progress)
-
-    def sentences(self, texts: list[str], data: PairSet, progress: Progress) -> NDArray[np.float32]:
-        """See ``DenseSystem``."""
-        return self._encode(
-            texts, self._instructions.get(data.name, self.model.settings.similarity_instruction), progress
-        )
+        settings = self.model.settings
+        instruction = {
+            "query": self._instructions.get(data_name, self._instruction),
+            "document": settings.document_instruction,
+            "sentence": self._instructions.get(data_name, settings.similarity_instruction),
+        }[role]
+        prompt = embedding_prompt(instruction)
+        return unit(self.model.encode(texts, instruction=prompt, progress=progress, **self._options))
 
     def losses(self, data: AnswerSet, watch: Watch = unwatched) -> AnswerLoss | None:
         """See ``System``."""
@@ -226,12 +221,6 @@ class GritSystem(DenseSystem):
             **{name: value for name, value in self._options.items() if value is not None},
         }
 
-    def _encode(self, texts: list[str], instruction: str, progress: Progress | bool = False) -> NDArray[np.float32]:
-        vectors = self.model.encode(
-            texts, instruction=embedding_prompt(instruction), progress=progress, **self._options
-        )
-        return _unit(vectors)
-
 
 class SentenceTransformerSystem(DenseSystem):
     """Any model of the sentence-transformers library (extra ``sentence-transformers``).
@@ -246,46 +235,34 @@ class SentenceTransformerSystem(DenseSystem):
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        library = optional(
-            "sentence_transformers", extra="sentence-transformers", purpose="A sentence-transformers model"
-        )
+        purpose = "A sentence-transformers model"
+        library = optional("sentence_transformers", extra="sentence-transformers", purpose=purpose)
         self.name = name.rstrip("/").rpartition("/")[2]
         self._path = name
         try:
             self._model = library.SentenceTransformer(name)
         except Exception as error:  # the library raises whatever its parts raise
-            reason = " ".join(str(error).split())[:200]
-            raise ModelError(f"sentence-transformers cannot load {name!r}: {reason}") from error
+            raise ModelError(f"sentence-transformers cannot load {name!r}: {first_line(error)}") from error
 
-    def queries(self, texts: list[str], data: RetrievalSet) -> NDArray[np.float32]:
+    def encode(self, texts: list[str], role: Role, data_name: str, progress: Progress | bool = False) -> FloatVectors:
         """See ``DenseSystem``."""
-        return self._encode("encode_query", texts)
-
-    def documents(self, texts: list[str], progress: Progress) -> NDArray[np.float32]:
-        """See ``DenseSystem``."""
-        return self._encode("encode_document", texts)
-
-    def sentences(self, texts: list[str], data: PairSet, progress: Progress) -> NDArray[np.float32]:
-        """See ``DenseSystem``."""
-        return self._encode("encode", texts)
+        method = {"query": "encode_query", "document": "encode_document", "sentence": "encode"}[role]
+        # Versions before 5 have encode alone; the others add the prompts that the model was trained with.
+        encode = getattr(self._model, method, self._model.encode)
+        return unit(np.asarray(encode(texts, convert_to_numpy=True, show_progress_bar=False), dtype=np.float32))
 
     def settings(self) -> Mapping[str, Any]:
         """See ``System``."""
         return {"model": self._path, "max_length": self._model.max_seq_length}
 
-    def _encode(self, method: str, texts: list[str]) -> NDArray[np.float32]:
-        # Versions before 5 have encode alone; the others add the prompts that the model was trained with.
-        encode = getattr(self._model, method, self._model.encode)
-        return _unit(encode(texts, convert_to_numpy=True, show_progress_bar=False))
-
 
 class BM25System(_Scoring):
     """BM25 by the bm25s library (extra ``eval``), with its defaults: Lucene's variant, k1 1.5, b 0.75.
 
-    Words are stemmed by Snowball's stemmer; a document without any word of the query is no hit.
+    Words are stemmed by Snowball's stemmer; a document without any word of the query is not a hit.
 
     Args:
-        language: of Snowball; English stop words are left out for ``"english"``, and none for the others.
+        language: Snowball's name for it; stop words are left out for ``"english"`` only.
 
     Raises:
         DependencyError: bm25s or PyStemmer is not installed.
@@ -303,16 +280,14 @@ class BM25System(_Scoring):
         """See ``System``."""
         return {"language": self._language, "method": "lucene", "k1": 1.5, "b": 0.75}
 
-    def _scorer(
-        self, data: RetrievalSet, documents: Sequence[str], watch: Watch
-    ) -> Callable[[list[str]], NDArray[np.float32]]:
+    def _scorer(self, data: RetrievalSet, documents: Sequence[str], watch: Watch) -> _Scorer:
         index = self._library.BM25(method="lucene", k1=1.5, b=0.75)
         words = self._words([data.documents[identifier] for identifier in documents])
         if not any(words):
             raise DocumentError(f"All documents of {data.name} are without words.", path=data.name)
         index.index(words, show_progress=False)
 
-        def score(queries: list[str]) -> NDArray[np.float32]:
+        def score(queries: list[str]) -> FloatVectors:
             none = np.zeros(len(documents), dtype=np.float32)
             rows = [index.get_scores(one) if one else none for one in self._words(queries)]
             scores = np.stack(rows).astype(np.float32)
@@ -320,17 +295,10 @@ class BM25System(_Scoring):
 
         return score
 
-    def _lowest(self, scores: NDArray[np.float32]) -> float:
+    def _lowest(self, scores: FloatVectors) -> float:
         return 0.0  # of a document without any word of the query
 
     def _words(self, texts: list[str]) -> list[list[str]]:
         stop = "en" if self._language == "english" else None
-        found: list[list[str]] = self._library.tokenize(
-            texts, stopwords=stop, stemmer=self._stemmer, return_ids=False, show_progress=False
-        )
-        return found
-
-
-def _unit(vectors: NDArray[Any]) -> NDArray[np.float32]:
-    unit: NDArray[np.float32] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    return unit.astype(np.float32)
+        options = {"stopwords": stop, "stemmer": self._stemmer, "return_ids": False, "show_progress": False}
+        return list(self._library.tokenize(texts, **options))

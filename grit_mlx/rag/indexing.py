@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from grit_mlx.errors import DependencyError, DocumentError
 from grit_mlx.rag.table import FileState, PassageTable
-from grit_mlx.text.extracting import kind_of
+from grit_mlx.text.kinds import kind_of
 from grit_mlx.text.passages import Passage
 from grit_mlx.text.walking import Walk, stored_name
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from html.parser import HTMLParser
 from typing import Final
 
@@ -18,33 +18,24 @@ _BLOCK_NAMES: Final = (
 _BLOCKS: Final = frozenset([*_BLOCK_NAMES.split(), *_HEADINGS])
 # Nothing in these is prose. A page's <title> repeats its first heading.
 _HIDDEN: Final = frozenset({"script", "style", "template", "noscript", "svg", "head", "nav", "iframe", "object"})
-# Of the hidden ones, those that browsers end on their own when they are not closed.
-_ENDS_HEAD: Final = "body"
 # These stay on one line, side by side.
 _CELLS: Final = frozenset({"td", "th"})
 
 
-def html_paragraphs(html: str, *, source: str, first_line: int = 1) -> Iterator[Text]:
-    """The paragraphs of a page.
-
-    Args:
-        html: the page; whatever is broken in it is read as well as it goes.
-        source: what to call it.
-        first_line: the number of its first line.
-    """
-    parser = _Paragraphs(source, first_line)
-    parser.feed(html)
+def html_paragraphs(lines: Iterable[str], *, source: str) -> Iterator[Text]:
+    """The paragraphs of a page; broken markup is read as well as possible."""
+    parser = _Paragraphs(source)
+    parser.feed("\n".join(lines))
     parser.close()
     parser.end_block()
-    return iter(parser.found)
+    yield from parser.found
 
 
 class _Paragraphs(HTMLParser):
-    def __init__(self, source: str, first_line: int) -> None:
+    def __init__(self, source: str) -> None:
         super().__init__(convert_charrefs=True)
         self.found: list[Text] = []
         self._source = source
-        self._shift = first_line - 1
         self._hidden: list[str] = []
         self._prefix = ""
         self._parts: list[str] = []
@@ -52,7 +43,7 @@ class _Paragraphs(HTMLParser):
         self._preformatted = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag == _ENDS_HEAD:
+        if tag == "body":  # ends the hidden ones before it, closed or not, as in browsers
             self._hidden.clear()
         if tag in _HIDDEN:
             self.end_block()
@@ -76,7 +67,7 @@ class _Paragraphs(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self._hidden or (not data.strip() and not self._parts):
             return
-        line = self.getpos()[0] + self._shift
+        line = self.getpos()[0]
         leading = data[: len(data) - len(data.lstrip())].count("\n")
         if not "".join(self._parts).strip():
             self._first = line + leading
@@ -85,7 +76,7 @@ class _Paragraphs(HTMLParser):
         self._parts.append(data if self._preformatted else " ".join(_words(data)))
 
     def end_block(self) -> None:
-        """What was read since the last border is a paragraph."""
+        """Make a paragraph of what was read since the last one."""
         text = "".join(self._parts).strip()
         if text:
             whole = f"{self._prefix} {text}" if self._prefix else text
@@ -94,6 +85,6 @@ class _Paragraphs(HTMLParser):
 
 
 def _words(data: str) -> list[str]:
-    """The words of a run of text; an empty one at an end where a blank joins it to its neighbour."""
+    """The words of a run of text, with an empty one at an end that has white space."""
     words = data.split()
     return [*([""] if data[:1].isspace() else []), *words, *([""] if data[-1:].isspace() else [])]

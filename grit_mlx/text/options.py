@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from grit_mlx.errors import ArgumentError, Option
+from grit_mlx.errors import ArgumentError
 from grit_mlx.options import check, option
+from grit_mlx.text.splitting import check_chunking
 
 __all__ = ["UNITS", "ReadingOptions"]
 
@@ -19,12 +20,12 @@ class ReadingOptions:
     """How files become texts.
 
     Attributes:
-        by: "line": a line that is not blank, without the white space around it; in JSON, CSV and TSV a row as it
-            stands. "paragraph": a block between blank lines. "file": everything. "chunk": see
-            ``splitting.split_chunks``. Paragraphs and chunks never span two rows. None: paragraphs of Markdown, lines
-            and rows of everything else.
-        skip_empty: drop rows whose text is empty or null, instead of refusing them. With by="line" such a row is an
-            error otherwise: dropping it unasked would shift every later vector against its row.
+        by: "line": a line that is not blank, stripped; in JSON, CSV and TSV the text of a row, unchanged.
+            "paragraph": a block between blank lines. "file": everything. "chunk": see ``splitting.split_chunks``.
+            Paragraphs and chunks never span two rows. None: paragraphs of Markdown, HTML, PDF and DOCX, lines and
+            rows of everything else.
+        skip_empty: with by="line", drop rows whose text is empty or null instead of refusing them: dropped unasked,
+            they would shift every later vector against its row.
 
     Raises:
         ArgumentError: an option is unknown or cannot work.
@@ -34,8 +35,8 @@ class ReadingOptions:
 
     by: str | None = option(
         None,
-        "Unit of text: each non-empty line (or row of .jsonl and .csv), each paragraph, the whole file, or chunks of "
-        "at most --chunk-size tokens.",
+        "Unit of text: each non-empty line (or row of .jsonl and .csv), each paragraph, the complete file, or chunks "
+        "of at most --chunk-size tokens.",
         choices=UNITS,
     )
     chunk_size: int = option(256, "With --by chunk: maximum number of tokens per chunk.", minimum=1, metavar="TOKENS")
@@ -56,10 +57,7 @@ class ReadingOptions:
 
     def __post_init__(self) -> None:
         check(self)
-        if self.overlap >= self.chunk_size:
-            raise ArgumentError(
-                Option("overlap"), " must be below ", Option("chunk_size"), f" ({self.chunk_size}), not {self.overlap}."
-            )
+        check_chunking(self.chunk_size, self.overlap)
         try:
             # Unlike codecs.lookup this also refuses codecs that are not of text, such as base64.
             "".encode(self.encoding)

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from grit_mlx.text.extracting import kind_of, paragraphs
-from grit_mlx.text.splitting import Measure, Text, split_chunks, split_paragraphs
+from grit_mlx.text.kinds import kind_of
+from grit_mlx.text.options import ReadingOptions
+from grit_mlx.text.reading import texts_of
+from grit_mlx.text.splitting import Measure, Text, split_chunks
 
 __all__ = ["Passage", "passages_of"]
 
-# Characters of a heading, and of a value of metadata, that are kept.
+# Maximum number of characters that are kept of a heading, and of a "key=value".
 _HEADING_CHARACTERS: Final = 160
 _VALUE_CHARACTERS: Final = 200
 
@@ -26,10 +28,10 @@ class Passage:
     """A part of a file, small enough to be found and to be answered from.
 
     Attributes:
-        text: as it stands in the file.
-        line: its first line (of a PDF its page, of a DOCX its paragraph), from 1.
+        text: as in the file.
+        line: its first line (page of a PDF, paragraph of a DOCX), from 1.
         end_line: its last one.
-        heading: the headings above it, such as "Install > macOS"; empty where there are none.
+        heading: the headings above it, such as "Install > macOS"; empty if there are none.
         metadata: "key=value" of its row's other fields, or of the file.
     """
 
@@ -41,10 +43,10 @@ class Passage:
 
     @property
     def content(self) -> str:
-        """What is embedded, searched and answered from: the heading, a blank, the text.
+        """What is embedded, searched and answered from: the heading, a space, the text.
 
-        The joint is the official evaluation's, whose title stands in the heading's place. A passage that begins
-        with its own heading does not repeat it.
+        The official evaluation joins title and text in the same way. A passage that begins with its own heading
+        does not repeat it.
         """
         return f"{self.heading} {self.text}" if self.heading else self.text
 
@@ -55,27 +57,25 @@ def passages_of(
     """The passages of a file, in order.
 
     Args:
-        path: a file of any kind that ``extracting`` knows.
-        size: most tokens of a passage.
-        overlap: most tokens that a passage repeats of the one before.
+        path: a file of any kind that ``kinds`` knows.
+        size: maximum number of tokens of a passage.
+        overlap: maximum number of tokens that a passage repeats from the previous one.
         measure: counts tokens.
-        field: the field of a table that holds the text.
+        field: the field of a table that holds the text; None for "text" or the only column.
 
     Raises:
         DocumentError: the file cannot be read.
         DependencyError: it needs a package that is not installed.
     """
     kind = kind_of(path)
-    blocks = paragraphs(path, field=field)
     shared = (f"kind={kind.name}",)
-    if kind.rows:
-        for row in blocks:
-            # A row is a document: its text is split on its own, and every part has the row's place.
-            inner = split_paragraphs(row.text.split("\n"), source=row.source)
-            title, metadata = _row_metadata(row)
-            for chunk in split_chunks(inner, size=size, overlap=overlap, measure=measure):
-                yield Passage(chunk.text, row.line, row.end_line, title, (*shared, *metadata))
+    if kind.rows:  # each is a document: it is split on its own, and every part has its place
+        reading = ReadingOptions(by="chunk", chunk_size=size, overlap=overlap, field=field)
+        for chunk in texts_of(str(path), kind, reading, measure=measure):
+            title, metadata = _row_metadata(chunk.fields or {}, field or "text")
+            yield Passage(chunk.text, chunk.line, chunk.end_line, title, (*shared, *metadata))
         return
+    blocks = texts_of(str(path), kind, ReadingOptions(by="paragraph"))
     headings = _Headings()
     watched = headings.watching(blocks) if kind.headings else blocks
     for chunk in split_chunks(watched, size=size, overlap=overlap, measure=measure, markdown=kind.headings):
@@ -83,7 +83,7 @@ def passages_of(
 
 
 class _Headings:
-    """The headings of a document that is read as a stream; the chunks come after the paragraphs they are made of."""
+    """The headings of a document read as a stream, in which a chunk comes after the paragraphs it is made of."""
 
     def __init__(self) -> None:
         self._coming: deque[tuple[int, int, str]] = deque()  # line, level, title
@@ -97,7 +97,7 @@ class _Headings:
             yield block
 
     def above(self, chunk: Text) -> str:
-        """The path of headings that a chunk stands under, without the one that it begins with."""
+        """The headings above a chunk, without the one that it begins with."""
         while self._coming and self._coming[0][0] < chunk.line:
             _, level, title = self._coming.popleft()
             self._path = [*self._parents(level), (level, title)]
@@ -109,14 +109,13 @@ class _Headings:
         return [heading for heading in self._path if heading[0] < level]
 
 
-def _row_metadata(row: Text) -> tuple[str, tuple[str, ...]]:
+def _row_metadata(fields: Mapping[str, object], own: str) -> tuple[str, tuple[str, ...]]:
     """The title of a row, and its other short fields."""
-    if not isinstance(row.fields, Mapping):
-        return "", ()
-    title = row.fields.get("title")
+    title = fields.get("title")
+    text = fields[own] if own in fields else next(iter(fields.values()), None)  # the only column
     pairs = tuple(
         f"{key}={str(value).lower() if isinstance(value, bool) else value}"[:_VALUE_CHARACTERS]
-        for key, value in row.fields.items()
-        if isinstance(value, str | int | float | bool) and value != row.text and "\0" not in f"{key}{value}"
+        for key, value in fields.items()
+        if isinstance(value, str | int | float | bool) and value != text and "\0" not in f"{key}{value}"
     )
     return (title.strip()[:_HEADING_CHARACTERS] if isinstance(title, str) else ""), pairs

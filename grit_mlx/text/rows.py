@@ -1,35 +1,45 @@
-"""Lines of JSON, JSON lines, CSV and TSV to rows, with the place of each (pure functions on text)."""
+"""Rows of JSON lines, JSON, CSV and TSV, each with its place (pure functions on lines without their ends).
+
+All rows are read by these functions, so that a damaged row leads to the same message everywhere. ``reader`` is "jsonl",
+"json", "csv" or "tsv", and ``source`` the name of the file.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import chain
-from typing import Final, Protocol
+from os import PathLike, fspath
+from typing import Any, Final, Literal
 
-from grit_mlx.errors import DocumentError
+from grit_mlx.errors import DocumentError, Option, first_line
 from grit_mlx.text.splitting import STDIN, Text
 
-__all__ = ["READERS", "failure", "joined_rows", "named", "without_empty"]
+__all__ = ["Row", "Source", "failure", "missing", "named", "objects", "table", "text_of", "texts", "with_text"]
 
+Source = str | PathLike[str]
 
-# The delimiters to choose from; the one commonest in the header wins. Spreadsheets of half of Europe write
-# ";".
+# What a row holds, and its first and last line.
+Row = tuple[Any, int, int]
+
+# The delimiters to choose from; the most frequent one in the header wins. Half of Europe's spreadsheets write ";".
 _DELIMITERS: Final[dict[str, str]] = {"csv": ",;\t", "tsv": "\t"}
 
-_JSON_NAMES: Final[dict[type, str]] = {
-    dict: "an object",
-    list: "an array",
-    str: "a string",
-    bool: "a boolean",
-    int: "a number",
-    float: "a number",
-    type(None): "null",
-}
+_CSV_FIELD_LIMIT: Final = 2**31 - 1  # characters; the largest C long of every platform
 
-_CSV_FIELD_LIMIT: Final = 2**31 - 1  # characters; the most that a C long holds on every platform
+_JSON_NAMES: Final[dict[type, str]] = {
+    **{dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"},
+    **{int: "a number", float: "a number"},
+}
+_JSON_SPACE: Final = re.compile(r"[ \t\r\n]*")
+_ESCAPED_SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]")
+
+_CHOOSE: Final = ". Choose one with ", Option("field"), "."
+
+
+# Messages
 
 
 def named(source: str) -> str:
@@ -37,36 +47,128 @@ def named(source: str) -> str:
     return "Standard input" if source == STDIN else source
 
 
-def failure(problem: str, source: str, line: int | None = None) -> DocumentError:
-    """A failure of the content: "NAME PROBLEM" for a whole file, "NAME, line N: PROBLEM" for a line of it."""
-    where = f"{named(source)} " if line is None else f"{named(source)}, line {line}: "
-    return DocumentError(where + problem, path=source, line=line)
+def failure(source: Source, line: int | None, *parts: str | Option) -> DocumentError:
+    """An error about content: "NAME PROBLEM", or "NAME, line N: PROBLEM"; adds the full stop if there is none."""
+    name = fspath(source)
+    where = f"{named(name)} " if line is None else f"{named(name)}, line {line}: "
+    stop = () if str(parts[-1]).endswith(".") else (".",)
+    return DocumentError(where, *parts, *stop, path=name, line=line)
 
 
-class _Reader(Protocol):
-    def __call__(self, lines: Iterable[str], *, source: str, field: str | None, kind: str) -> Iterator[Text]: ...
+def missing(wanted: Collection[str], there: Iterable[object], *, what: str = "field", most: int = 12) -> str:
+    """The problem of a row that has none of the fields wanted."""
+    shown = [repr(name) for name in there]
+    more = f" and {len(shown) - most} more" if len(shown) > most else ""
+    *others, last = map(repr, wanted)
+    names = f"{', '.join(others)} or {last}" if others else last
+    return f"there is no {what} {names}; the {what}s are {', '.join(shown[:most]) + more or 'none'}"
 
 
-def _jsonl_rows(lines: Iterable[str], *, source: str, field: str | None, kind: str) -> Iterator[Text]:
+# Rows
+
+
+def objects(lines: Iterable[str], reader: str, *, source: Source) -> Iterator[Row]:
+    """The rows of a file as mappings: JSON objects, or cells by column.
+
+    Raises:
+        DocumentError: a row is damaged or not an object.
+    """
+    if reader in _DELIMITERS:
+        rows = table(lines, reader, source=source)
+        columns = _columns(next(rows, None))
+        for cells, line, end_line in rows:
+            yield dict(zip(columns, cells, strict=True)), line, end_line
+        return
+    for value, line, end_line in _VALUES[reader](lines, source):
+        if not isinstance(value, dict):
+            raise _wrong_type(source, line, "the row", value, "an object")
+        yield value, line, end_line
+
+
+def texts(lines: Iterable[str], reader: str, *, source: str, field: str | None = None) -> Iterator[Text]:
+    """The texts of rows; some may be empty.
+
+    They are in ``field``; if it is None, in "text", in the only column, or in rows that are JSON strings.
+
+    Raises:
+        DocumentError: a row is damaged or has no such field.
+    """
+    wanted = "text" if field is None else field
+    if reader in _DELIMITERS:
+        rows = table(lines, reader, source=source)
+        header = next(rows, None)
+        columns = _columns(header)
+        if header is not None and wanted not in columns and (field is not None or len(columns) > 1):
+            raise failure(source, header[1], missing([wanted], columns, what="column"), *_CHOOSE)
+        index = columns.index(wanted) if wanted in columns else 0
+        for cells, line, end_line in rows:
+            yield Text(cells[index], source, line, end_line, dict(zip(columns, cells, strict=True)))
+        return
+    for value, line, end_line in _VALUES[reader](lines, source):
+        if isinstance(value, dict):
+            yield Text(text_of(value, wanted, source, line, _CHOOSE), source, line, end_line, value)
+        elif field is None and isinstance(value, str):
+            yield Text(value, source, line, end_line)
+        else:
+            raise _wrong_type(source, line, "the row", value, "an object")
+
+
+def text_of(row: dict[str, Any], field: str, source: Source, line: int, advice: tuple[str | Option, ...] = ()) -> str:
+    """The text in a field of a JSON object; "" for null.
+
+    Raises:
+        DocumentError: there is no such field, for which the message gives ``advice``, or it is not a string.
+    """
+    if field not in row:
+        raise failure(source, line, missing([field], row), *(advice if row else ()))
+    value = row[field]
+    if value is not None and not isinstance(value, str):
+        raise _wrong_type(source, line, f"the field {field!r}", value, "a string")
+    return value or ""
+
+
+def with_text(rows: Iterable[Text], *, skip: bool, on_skip: Callable[[], None] | None = None) -> Iterator[Text]:
+    """The rows that have text; ``on_skip`` is called for each of the others.
+
+    Raises:
+        DocumentError: a row has no text, and such rows are not to be skipped.
+    """
+    for row in rows:
+        if row.text.strip():
+            yield row
+        elif not skip:
+            advice = "Remove the row, or skip such rows with ", Option("skip_empty", True), "."
+            raise failure(row.source, row.line, "the text of this row is empty. ", *advice)
+        elif on_skip is not None:
+            on_skip()
+
+
+def _columns(header: Row | None) -> list[str]:
+    return [] if header is None else [name.strip() for name in header[0]]
+
+
+def _wrong_type(source: Source, line: int, label: str, value: object, wanted: str) -> DocumentError:
+    return failure(source, line, f"{label} is {_JSON_NAMES[type(value)]}, not {wanted}")
+
+
+# JSON
+
+
+def _json_lines(lines: Iterable[str], source: Source) -> Iterator[Row]:
     decoder = json.JSONDecoder()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         start = len(line) - len(line.lstrip())
-        value, end = _json_value(decoder, line, start, source=source, line=number)
+        value, end = _json_value(decoder, line, start, source, number)
         if line[end:].strip():
-            problem = f"the JSON value ends before column {end + 1}. Put one value on each line."
-            raise failure(problem, source, number)
-        yield Text(_row_text(value, field=field, source=source, line=number), source, number, number, _fields(value))
+            raise failure(source, number, f"the JSON value ends before column {end + 1}. Put one value on each line.")
+        yield value, number, number
 
 
-def _json_rows(lines: Iterable[str], *, source: str, field: str | None, kind: str) -> Iterator[Text]:
-    for value, first, last in _json_values("\n".join(lines), source=source):
-        yield Text(_row_text(value, field=field, source=source, line=first), source, first, last, _fields(value))
-
-
-def _json_values(text: str, *, source: str) -> Iterator[tuple[object, int, int]]:
-    """The elements of one array, or a single value, each with the first and last line it stands on."""
+def _json_array(lines: Iterable[str], source: Source) -> Iterator[Row]:
+    """The elements of one array, or a single value."""
+    text = "\n".join(lines)
     decoder = json.JSONDecoder()
     line, counted = 1, 0  # the line at the offset `counted`
 
@@ -89,160 +191,100 @@ def _json_values(text: str, *, source: str) -> Iterator[tuple[object, int, int]]
     more = not (in_array and text[position : position + 1] == "]")
     while more:
         first = line_at(position)
-        value, position = _json_value(decoder, text, position, source=source, line=first)
+        value, position = _json_value(decoder, text, position, source, first)
         yield value, first, line_at(position)
         position = skip_space(position)
         more = in_array and text[position : position + 1] == ","
         if more:
             position = skip_space(position + 1)
     if in_array and text[position : position + 1] != "]":
-        raise failure('expected "," or "]" in the JSON array.', source, line_at(position))
+        raise failure(source, line_at(position), 'expected "," or "]" in the JSON array')
     position = skip_space(position + in_array)
     if position != len(text):
         problem = "there is more after the JSON value. If the file holds one value per line, name it .jsonl."
-        raise failure(problem, source, line_at(position))
+        raise failure(source, line_at(position), problem)
 
 
-_JSON_SPACE: Final = re.compile(r"[ \t\r\n]*")
+_VALUES: Final = {"jsonl": _json_lines, "json": _json_array}
 
 
-def _json_value(decoder: json.JSONDecoder, text: str, start: int, *, source: str, line: int) -> tuple[object, int]:
+def _json_value(decoder: json.JSONDecoder, text: str, start: int, source: Source, line: int) -> tuple[Any, int]:
     """One JSON value, which begins at an offset on a given line, and the offset after it."""
     try:
         value, end = decoder.raw_decode(text, start)
+        if _ESCAPED_SURROGATE.search(text, start, end):
+            _check_characters(value, source, line)
     except json.JSONDecodeError as error:
-        # The error may stand on a later line than the value begins on.
+        # The error may be on a later line than the value begins on.
         column = error.pos - text.rfind("\n", 0, error.pos)
         at = line + text.count("\n", start, error.pos)
-        raise failure(f"column {column} is not JSON ({error.msg}). Mend the line.", source, at) from error
+        raise failure(source, at, f"column {column} is not JSON ({error.msg}). Fix the line.") from error
     except RecursionError as error:
-        raise failure("the JSON value is nested too deeply.", source, line) from error
+        raise failure(source, line, "the JSON value is nested too deeply") from error
     except ValueError as error:  # such as an integer of more digits than Python converts
-        raise failure(f"the JSON value cannot be read ({error}).", source, line) from error
+        raise failure(source, line, f"the JSON value cannot be read: {first_line(error)}") from error
     return value, end
 
 
-def _fields(value: object) -> dict[str, object] | None:
-    return value if isinstance(value, dict) else None
+def _check_characters(value: Any, source: Source, line: int) -> None:
+    """Refuse half of a UTF-16 pair, which JSON can spell and no tokenizer can encode."""
+    for name, part in value.items() if isinstance(value, dict) else [(None, value)]:
+        try:
+            json.dumps([name, part], ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            where = "the text" if name is None else f"the field {name!r}"
+            problem = f"{where} holds half of a character (a lone surrogate such as \\ud800). Fix the line."
+            raise failure(source, line, problem) from error
 
 
-def _row_text(value: object, *, field: str | None, source: str, line: int) -> str:
-    """The text of a JSON row; null is "", which is refused or skipped later as other empty texts are."""
-    label = "the text"
-    if isinstance(value, dict):
-        key = "text" if field is None else field
-        if key not in value:
-            problem = f"there is no field {key!r}; the fields are {_listed(value)}. Choose one with --field."
-            raise failure(problem, source, line)
-        value, label = value[key], f"the field {key!r}"
-        if value is None:
-            return ""
-    elif field is not None or not isinstance(value, str):
-        expected = "an object" if field is not None else "an object or a string"
-        raise failure(f"expected {expected}, but found {_JSON_NAMES[type(value)]}.", source, line)
-    if not isinstance(value, str):
-        raise failure(f"{label} is {_JSON_NAMES[type(value)]}, not a string.", source, line)
-    if not value.isascii() and _SURROGATE.search(value):
-        # JSON can write half of a UTF-16 pair, which no tokenizer can encode.
-        problem = f"{label} holds half of a character (a lone surrogate such as \\ud800). Mend the line."
-        raise failure(problem, source, line)
-    return value
+# CSV and TSV
 
 
-_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+def table(lines: Iterable[str], reader: str, *, source: Source, header: bool = True) -> Iterator[Row]:
+    """The cells of each row of CSV or TSV that is not blank, in lists of one length.
 
+    If the first row need not be a header, as in common STS files, the delimiter is not guessed from it, and quotation
+    marks in a TSV are text.
 
-def _csv_rows(lines: Iterable[str], *, source: str, field: str | None, kind: str) -> Iterator[Text]:
+    Raises:
+        DocumentError: quotes that do not match, rows of different lengths, or a NUL byte.
+    """
     csv.field_size_limit(max(csv.field_size_limit(), _CSV_FIELD_LIMIT))  # process-wide; the default is 128 Ki
-    stream = _csv_lines(lines, source=source)
-    opening = []  # up to the header
+    stream = _without_nul(lines, source)
+    opening = []  # up to the first row
     for line in stream:
         opening.append(line)
         if line.strip():
             break
     else:
         return
-    delimiter = max(_DELIMITERS[kind], key=opening[-1].count)
-    # strict: an unclosed quote would otherwise swallow the rest of the file in silence.
-    reader = csv.reader(chain(opening, stream), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
-    column = 0
+    delimiter = max(_DELIMITERS[reader], key=opening[-1].count) if header else _DELIMITERS[reader][0]
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if header or reader == "csv" else csv.QUOTE_NONE
+    # strict: an unclosed quote would otherwise silently swallow the rest of the file.
+    cells = csv.reader(chain(opening, stream), delimiter=delimiter, quoting=quoting, strict=True)
+    width = 0
     while True:
-        first = reader.line_num + 1
+        first = cells.line_num + 1
         try:
-            row = next(reader, None)
+            row = next(cells, None)
         except csv.Error as error:
-            problem = f"cannot be read as {kind.upper()} ({error})"
-            raise failure(f"{problem}. Check the quotes of the row.", source, first) from error
+            problem = f"cannot be read as {reader.upper()} ({error}). Check the quotes of the row."
+            raise failure(source, first, problem) from error
         if row is None:
             return
         if len(row) < 2 and not "".join(row).strip():
             continue  # a blank line
-        if header is None:
-            header = [name.strip() for name in row]
-            column = _column(header, field=field, source=source, line=first)
-            continue
-        if len(row) != len(header):
-            counts = f"the row has {len(row)} columns, but the header has {len(header)}"
-            advice = f'Put texts that contain {delimiter!r} into "quotes".'
-            raise failure(f"{counts}. {advice}", source, first)
-        yield Text(row[column], source, first, reader.line_num, dict(zip(header, row, strict=True)))
+        width = width or len(row)
+        if len(row) != width:
+            advice = (
+                f'. Put texts that contain {delimiter!r} into "quotes"' if len(row) > width and quoting == 0 else ""
+            )
+            raise failure(source, first, f"the row has {len(row)} columns, but the first row has {width}{advice}")
+        yield row, first, cells.line_num
 
 
-def _csv_lines(lines: Iterable[str], *, source: str) -> Iterator[str]:
+def _without_nul(lines: Iterable[str], source: Source) -> Iterator[str]:
     for number, line in enumerate(lines, start=1):
         if "\0" in line:  # which csv refuses or takes, depending on the Python version
-            raise failure("there is a NUL byte. Remove it, or name another file.", source, number)
+            raise failure(source, number, "there is a NUL byte. Remove it, or name another file.")
         yield line + "\n"
-
-
-def _column(header: list[str], *, field: str | None, source: str, line: int) -> int:
-    name = "text" if field is None else field
-    if name in header:
-        return header.index(name)
-    if field is None and len(header) == 1:
-        return 0
-    problem = f"there is no column {name!r}; the columns are {_listed(header)}. Choose one with --field."
-    raise failure(problem, source, line)
-
-
-READERS: Final[dict[str, _Reader]] = {
-    "jsonl": _jsonl_rows,
-    "json": _json_rows,
-    "csv": _csv_rows,
-    "tsv": _csv_rows,
-}
-
-
-def _listed(names: Iterable[object], *, most: int = 12) -> str:
-    shown = [repr(name) for name in names]
-    return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "") or "none"
-
-
-def without_empty(rows: Iterable[Text], *, skip: bool, on_skip: Callable[[], None] | None) -> Iterator[Text]:
-    """The rows that have text.
-
-    Args:
-        rows: any rows.
-        skip: drop a row without text instead of refusing it.
-        on_skip: called for each row that is dropped.
-
-    Raises:
-        DocumentError: a row has no text.
-    """
-    for row in rows:
-        if row.text.strip():
-            yield row
-        elif not skip:
-            problem = "the text of this row is empty. Remove the row, or skip such rows with --skip-empty."
-            raise failure(problem, row.source, row.line)
-        elif on_skip is not None:
-            on_skip()
-
-
-def joined_rows(rows: Iterable[Text]) -> Iterator[Text]:
-    """All rows that have text as one text; none where there is none."""
-    full = [row for row in rows if row.text.strip()]
-    if full:
-        text = "\n\n".join(row.text for row in full)
-        yield Text(text, full[0].source, full[0].line, full[-1].end_line)

@@ -1,4 +1,4 @@
-"""Lines to texts: lines, paragraphs, whole files, and chunks of a bounded size (pure functions on text).
+"""Lines to texts: lines, paragraphs, files, and chunks of a bounded size (pure functions on text).
 
 Nothing is held beyond the text being built, except by ``split_file``.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
 
-from grit_mlx.errors import ArgumentError
+from grit_mlx.errors import ArgumentError, Option
 
 __all__ = [
     "STDIN",
@@ -33,15 +33,14 @@ Measure = Callable[[str], int]
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """One text and where it stands.
+    """A text and its place.
 
     Attributes:
         text: the text, never empty.
         source: the path as given, or "-" for standard input.
         line: the first line it was taken from, from 1.
         end_line: the last line it was taken from, inclusive.
-        fields: of a row of JSON or CSV, all its fields, the text's own included; None elsewhere. Two texts are
-            equal whatever theirs are.
+        fields: of a row of JSON or CSV, all its fields, including the text's own; else None. Not compared.
     """
 
     text: str
@@ -58,9 +57,10 @@ def check_chunking(chunk_size: int, overlap: int) -> None:
         ArgumentError: names the size and its range.
     """
     if chunk_size < 1:
-        raise ArgumentError(f"chunk_size must be at least 1, but it is {chunk_size}.")
+        raise ArgumentError(Option("chunk_size"), f" must be at least 1, not {chunk_size}.")
     if not 0 <= overlap < chunk_size:
-        raise ArgumentError(f"overlap must be from 0 to below chunk_size={chunk_size}, but it is {overlap}.")
+        limits = " must be at least 0 and below ", Option("chunk_size"), f" ({chunk_size}), not {overlap}."
+        raise ArgumentError(Option("overlap"), *limits)
 
 
 def count_words(text: str) -> int:
@@ -69,7 +69,7 @@ def count_words(text: str) -> int:
 
 
 def split_lines(lines: Iterable[str], *, source: str = STDIN) -> Iterator[Text]:
-    """One text per line that is not blank, without the white space around it."""
+    """One text per line that is not blank, stripped."""
     for number, line in enumerate(lines, start=1):
         if text := line.strip():
             yield Text(text, source, number, number)
@@ -87,8 +87,7 @@ def split_file(lines: Iterable[str], *, source: str = STDIN) -> Iterator[Text]:
 def split_paragraphs(lines: Iterable[str], *, source: str = STDIN, markdown: bool = False) -> Iterator[Text]:
     """One text per block of lines between blank lines.
 
-    In Markdown a fenced code block is kept whole, whatever blank lines it holds, and a heading begins a new
-    block.
+    In Markdown a fenced code block stays in one piece, blank lines included, and a heading begins a new block.
 
     Args:
         lines: the lines of one document, without their ends.
@@ -104,31 +103,22 @@ def split_paragraphs(lines: Iterable[str], *, source: str = STDIN, markdown: boo
             if _closes(line, fence):
                 fence = None
             continue
-        fence = _opened_fence(line) if markdown else None
+        opened = _FENCE.match(line) if markdown else None
+        fence = opened[1] if opened else None
         if block and (not line.strip() or (markdown and _HEADING.match(line))):
             yield Text("\n".join(block), source, number - len(block), number - 1)
             block = []
         if line.strip():
             block.append(line.rstrip())
     if block:
-        yield _last_block(block, source, number)
-
-
-def _last_block(block: list[str], source: str, number: int) -> Text:
-    """The block that the file ends in; an unclosed fence may have left blank lines at its end."""
-    first = number - len(block) + 1
-    while not block[-1]:
-        block.pop()
-    return Text("\n".join(block), source, first, first + len(block) - 1)
+        first = number - len(block) + 1
+        while not block[-1]:  # an unclosed fence leaves blank lines at the end
+            block.pop()
+        yield Text("\n".join(block), source, first, first + len(block) - 1)
 
 
 _HEADING: Final = re.compile(r" {0,3}#{1,6}(?:[ \t]|$)")
 _FENCE: Final = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})")  # CommonMark 4.5
-
-
-def _opened_fence(line: str) -> str | None:
-    match = _FENCE.match(line)
-    return match[1] if match else None
 
 
 def _closes(line: str, fence: str) -> bool:
@@ -158,18 +148,18 @@ def split_chunks(
     measure: Measure = count_words,
     markdown: bool = False,
 ) -> Iterator[Text]:
-    """Packs the paragraphs of one document into chunks, in order and as full as they get.
+    """Pack the paragraphs of one document into chunks, in order and as full as possible.
 
     A paragraph that fits into a chunk is never split; one that does not is split at the ends of sentences, a
-    sentence that does not fit at the ends of lines and words, and a word that does not fit anywhere. In
-    Markdown a heading begins a new chunk once the current one is half full, and does not end a chunk if what
-    follows fits beside it.
+    sentence that does not fit at the ends of lines and words, and a word that does not fit anywhere. In Markdown a
+    heading begins a new chunk once the current one is half full, and does not end a chunk if what follows fits
+    beside it.
 
     Args:
         paragraphs: the paragraphs of one document.
-        size: the most units that a chunk measures. (A single character that measures more stands alone.)
-        overlap: the most units that a chunk repeats from the end of the one before: whole sentences, or else
-            words. A chunk that begins with a heading repeats nothing.
+        size: maximum number of units of a chunk. (A single character that measures more is a chunk.)
+        overlap: maximum number of units that a chunk repeats from the end of the previous one: complete sentences,
+            or else words. A chunk that begins with a heading repeats nothing.
         measure: the units in a text. It must not shrink as a text grows.
         markdown: whether to look for headings.
 
@@ -179,7 +169,7 @@ def split_chunks(
     check_chunking(size, overlap)
 
     def fits(text: str, units: int = size) -> bool:
-        # A head that is too long settles it, so that a huge line is not measured whole again and again.
+        # A head that is too long settles it, so that a huge line is not measured again and again.
         head = text[: 64 * size]
         return measure(head) <= units and (len(head) == len(text) or measure(text) <= units)
 
@@ -223,7 +213,7 @@ def _closed(chunk: list[_Piece], following: _Piece, fits: _Fits, *, overlap: int
 
 
 def _tail(chunk: list[_Piece], fits: _Fits, units: int) -> list[_Piece]:
-    """The last sentences of a chunk that fit into some units; its last words if no sentence does."""
+    """The last sentences of a chunk that fit into a number of units; its last words if no sentence does."""
     for split in (_sentences, _words):
         tail: list[_Piece] = []
         in_pieces = (list(_parts(piece, split(piece.text))) for piece in reversed(chunk))
@@ -246,7 +236,7 @@ def _text(pieces: list[_Piece], source: str) -> Text:
 
 
 def _pieces(paragraph: Text, fits: _Fits, *, markdown: bool) -> Iterator[_Piece]:
-    """A paragraph whole if it fits, else in parts that do."""
+    """A paragraph in one piece if it fits, else in parts that do."""
     text = paragraph.text
     heading = markdown and _HEADING.match(text) is not None
     whole = _Piece(text, paragraph.line, paragraph.end_line, "\n\n", heading)
@@ -297,7 +287,7 @@ def _words(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _cut(text: str, start: int, stop: int, fits: _Fits) -> Iterator[tuple[int, int]]:
-    """Cuts a span without ends of sentences: as far as fits, back to the end of a line or word, and again."""
+    """Cut a span without ends of sentences: as far as fits, back to the end of a line or word, and again."""
     while start < stop:
         end = _reach(text, start, stop, fits)
         if end < stop and not text[end].isspace():
@@ -336,9 +326,6 @@ def _border(text: str, start: int, end: int) -> int:
 
 def _trimmed(text: str, start: int, stop: int) -> Iterator[tuple[int, int]]:
     """The span without the white space around it, or nothing if there is nothing else."""
-    while start < stop and text[start].isspace():
-        start += 1
-    while stop > start and text[stop - 1].isspace():
-        stop -= 1
-    if start < stop:
-        yield start, stop
+    span = text[start:stop].rstrip()
+    if words := span.lstrip():
+        yield start + len(span) - len(words), start + len(span)

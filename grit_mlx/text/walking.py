@@ -1,8 +1,7 @@
-"""Which files of some folders are read: kinds by suffix, .gitignore obeyed, links not followed."""
+"""Which files of folders are read: known kinds, except what .gitignore excludes; links are not followed."""
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections import Counter
@@ -11,20 +10,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from grit_mlx.errors import DocumentError
-from grit_mlx.text.extracting import is_known
+from grit_mlx.errors import DocumentError, unreadable
+from grit_mlx.text.kinds import is_listed
 
 if TYPE_CHECKING:
     from pathspec import GitIgnoreSpec
 
 __all__ = ["SKIPPED", "Walk", "stored_name", "walk"]
 
-# Why a file was left out, as ``Walk.skipped`` counts it; the words of reports.
+# Why a file was left out: the keys of ``Walk.skipped``, and how reports word them.
 SKIPPED: Final = {
     "kind": "of other kinds",
     "ignored": "ignored by .gitignore",
     "link": "symbolic links",
-    "special": "no regular files",
+    "special": "not regular files",
     "large": "too large",
     "unreadable": "unreadable",
     "binary": "binary or damaged",
@@ -32,7 +31,7 @@ SKIPPED: Final = {
     "empty": "without text",
 }
 
-# What holds for every folder of a tree, besides names that begin with a dot.
+# Folders that are never read, besides those whose names begin with a dot.
 _NEVER: Final = frozenset({"__pycache__", "node_modules", "CVS"})
 
 
@@ -41,7 +40,7 @@ class Walk:
     """What a walk found.
 
     Attributes:
-        files: files to read, in the order of their names, each once.
+        files: to read, sorted by name, each once.
         roots: the files and folders that were asked for, resolved.
         skipped: how many files were left out, by the keys of ``SKIPPED``.
         problems: files or folders that could not be read, with the reason.
@@ -53,26 +52,31 @@ class Walk:
     problems: list[tuple[str, str]] = field(default_factory=list)
 
     def covers(self, name: str) -> bool:
-        """Whether a stored name lies in what was walked, so that its absence means that it was deleted."""
+        """Whether a stored name lies in what was walked: if it was not found there, it was deleted."""
         return any(name == root or name.startswith(root.rstrip("/") + "/") for root in map(stored_name, self.roots))
+
+    def count_unreadable(self, path: Path, error: OSError) -> None:
+        """Count a file or folder that the system does not let one read."""
+        self.skipped["unreadable"] += 1
+        self.problems.append((stored_name(path), unreadable("", error).lstrip()))
 
 
 def stored_name(path: Path) -> str:
-    r"""A path as text that any table can hold: bytes of a name that are no UTF-8 are spelled ``\xff``."""
+    r"""A path as text that any table can hold: bytes that are not UTF-8 become ``\xff``."""
     return os.fspath(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def walk(paths: Sequence[str | os.PathLike[str]], *, without: Iterable[Path] = (), max_bytes: int = 1 << 28) -> Walk:
     """Find the files of some files and folders.
 
-    A file that is named is taken whatever its kind. In folders only kinds that can be read are, and not: hidden
-    names, what .gitignore files exclude (those above the folder too, up to the repository's root), and symbolic
-    links, which can lead in circles or out of the folder.
+    A file that is named is taken whatever its kind. In folders only known kinds are, without hidden names, what
+    .gitignore files exclude (those above the folder too, up to the repository's root), and symbolic links, which can
+    lead in circles or out of the folder.
 
     Args:
         paths: files and folders.
         without: folders to leave out, such as the store itself.
-        max_bytes: files beyond this are left out.
+        max_bytes: larger files are left out.
 
     Raises:
         DocumentError: one of ``paths`` does not exist.
@@ -82,9 +86,13 @@ def walk(paths: Sequence[str | os.PathLike[str]], *, without: Iterable[Path] = (
     seen: set[Path] = set()
     for given in paths:
         try:
-            root = Path(given).expanduser().resolve(strict=True)
+            root = Path(given).expanduser()
+            root.stat()  # names a circular link as such in every version of Python, which resolve() does not
+            root = root.resolve(strict=True)
         except (OSError, RuntimeError, ValueError) as error:
-            raise DocumentError(_missing(os.fspath(given), error), path=os.fspath(given)) from error
+            advice = " If it was deleted, 'grit rag remove' takes it out of the store."
+            message = unreadable(given, error) + (advice if isinstance(error, FileNotFoundError) else "")
+            raise DocumentError(message, path=os.fspath(given)) from error
         found.roots.append(root)
         inside = _folder(root, _rules_above(root), excluded, found) if root.is_dir() else [root]
         for path in inside:
@@ -92,14 +100,6 @@ def walk(paths: Sequence[str | os.PathLike[str]], *, without: Iterable[Path] = (
                 seen.add(path)
                 found.files.append(path)
     return found
-
-
-def _missing(given: str, error: Exception) -> str:
-    if isinstance(error, RuntimeError) or (isinstance(error, OSError) and error.errno == errno.ELOOP):
-        return f"{given!r} is a symbolic link that leads back to itself."
-    if isinstance(error, PermissionError):
-        return f"{given!r} may not be read by you. Check its permissions."
-    return f"There is no file or folder {given!r}. If it was deleted, 'grit rag remove' takes it out of the store."
 
 
 # The rules of a folder's .gitignore, with that folder: patterns are relative to it.
@@ -110,8 +110,7 @@ def _folder(folder: Path, rules: _Rules, excluded: set[Path], found: Walk) -> It
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: os.fsencode(entry.name))
     except OSError as error:
-        found.skipped["unreadable"] += 1
-        found.problems.append((stored_name(folder), error.strerror or str(error)))
+        found.count_unreadable(folder, error)
         return
     rules = (*rules, *_rules_of(folder))
     for entry in entries:
@@ -124,7 +123,7 @@ def _folder(folder: Path, rules: _Rules, excluded: set[Path], found: Walk) -> It
             found.skipped["ignored"] += 1
         elif entry.is_dir():
             yield from _folder(path, rules, excluded, found)
-        elif not is_known(path):
+        elif not is_listed(path):
             found.skipped["kind"] += 1
         else:
             yield path
@@ -134,10 +133,9 @@ def _readable(path: Path, max_bytes: int, found: Walk) -> bool:
     try:
         status = path.stat()
     except OSError as error:
-        found.skipped["unreadable"] += 1
-        found.problems.append((stored_name(path), error.strerror or str(error)))
+        found.count_unreadable(path, error)
         return False
-    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait forever
         found.skipped["special"] += 1
         return False
     if status.st_size > max_bytes:
@@ -148,7 +146,7 @@ def _readable(path: Path, max_bytes: int, found: Walk) -> bool:
 
 
 def _rules_above(root: Path) -> _Rules:
-    """The rules of the folders above, up to the one that holds .git; none outside of a repository."""
+    """The rules of the folders above, up to the one that holds .git; none outside a repository."""
     above: list[Path] = []
     for folder in root.parents:
         above.insert(0, folder)
@@ -166,7 +164,7 @@ def _rules_of(folder: Path) -> _Rules:
 
     try:
         return ((folder, GitIgnoreSpec.from_lines(lines)),)
-    except ValueError:  # a pattern that git itself would not obey either
+    except ValueError:  # a pattern that git would not obey either
         return ()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,13 @@ from numpy.typing import NDArray
 
 from grit_mlx.datasets.examples import EMBEDDING, GENERATIVE
 from grit_mlx.datasets.tokens import TokenizedChat, TokenizedText
-from grit_mlx.errors import ArgumentError
+from grit_mlx.errors import ArgumentError, Option
+from grit_mlx.text.kinds import stem
 from grit_mlx.training.sampling import Sampler, choose_passages
 from grit_mlx.training.token_files import (
     TokenFile,
     TokenOptions,
     find_data_files,
-    stem,
     tokenize_file,
     tokenizer_fingerprint,
 )
@@ -42,7 +43,7 @@ class FileRows:
 
     Attributes:
         file: the tokens.
-        rows: numbers of the rows.
+        rows: their numbers.
     """
 
     file: TokenFile
@@ -71,9 +72,9 @@ def load_files(
         tokenizer: a Hugging Face tokenizer.
         options: how to tokenise.
         cache: where tokens are kept.
-        kinds: what is wanted; files of other kinds are checked and left out.
+        kinds: the kinds wanted; files of others are checked and left out.
         progress: called with a file's name and its number of rows done.
-        held_out: take only mlx-lm's ``valid`` files, instead of all others.
+        held_out: take only mlx-lm's ``valid`` files instead of all others.
         outside: see ``find_data_files``.
 
     Raises:
@@ -87,18 +88,14 @@ def load_files(
             continue
         # Two folders may hold files of one name, as the project's own embedding/ and generative/ do.
         name = path.relative_to(folder).parent.joinpath(stem(path)).as_posix() if folder.is_dir() else stem(path)
-
-        def report(rows: int, name: str = name) -> None:
-            if progress is not None:
-                progress(name, rows)
-
+        report = None if progress is None else partial(progress, name)
         file = tokenize_file(path, tokenizer, options, cache=cache, name=name, fingerprint=fingerprint, progress=report)
         result[file.kind].append(FileRows(file, np.arange(len(file))))
     return {kind: files for kind, files in result.items() if kind in kinds}
 
 
 def split_files(files: Files, rows: int, seed: int) -> tuple[Files, Files]:
-    """What to train on, and ``rows`` rows to hold out, spread over the files (at most a tenth of each)."""
+    """The files without and with ``rows`` held-out rows, taken from all files (at most a tenth of each)."""
     if rows == 0 or not files:
         return files, []
     share = -(-rows // len(files))
@@ -112,7 +109,7 @@ def split_files(files: Files, rows: int, seed: int) -> tuple[Files, Files]:
 
 
 def file_weights(files: Files, weights: Mapping[str, float]) -> tuple[float, ...]:
-    """The sampling weight of each file, given by its name with or without its folder; 1 where none is given."""
+    """The sampling weight of each file, given by its name with or without its folder; 1 by default."""
     return tuple(weights.get(part.file.name, weights.get(Path(part.file.name).name, 1.0)) for part in files)
 
 
@@ -120,13 +117,13 @@ def check_weights(weights: Mapping[str, float], files: Sequence[FileRows]) -> No
     """Refuse a weight for a file that is not there.
 
     Raises:
-        ArgumentError: names it, and the files that are.
+        ArgumentError: names it, and the files that are there.
     """
     known = {part.file.name for part in files} | {Path(part.file.name).name for part in files}
     for name in weights:
         if name not in known:
             there = ", ".join(sorted(part.file.name for part in files))
-            raise ArgumentError(f"data_weights names {name!r}, and there is no such data file: there are {there}.")
+            raise ArgumentError(Option("data_weights"), f" names {name!r}, but the data files are {there}.")
 
 
 @dataclass(frozen=True)
@@ -149,14 +146,14 @@ class EmbeddingBatch:
 
 
 class _Rows:
-    """Rows of several files under one count."""
+    """Rows of several files, numbered consecutively."""
 
     def __init__(self, files: Files) -> None:
         self.files = files
         self.ends = np.cumsum([len(part.rows) for part in files])
 
     def find(self, number: int) -> tuple[FileRows, int]:
-        """A file, and the position among its rows of row ``number`` of all."""
+        """The file of row ``number``, and the row's position in it."""
         which = int(np.searchsorted(self.ends, number, side="right"))
         return self.files[which], number - (int(self.ends[which - 1]) if which else 0)
 
@@ -169,7 +166,7 @@ class EmbeddingData:
         weights: see ``sampling.rows_of_epoch``, one for each file.
         batch_size: Q.
         group_size: G, passages of each query.
-        seed: where all choices come from.
+        seed: of all random choices.
         same_file: see ``sampling.epoch_batches``.
     """
 
@@ -216,17 +213,17 @@ def _embedding_batch(
     queries: list[tuple[TokenFile, int, int]], passages: list[tuple[TokenFile, int, int]]
 ) -> EmbeddingBatch:
     texts = [file.text(row, position) for file, row, position in passages]
-    batch = EmbeddingBatch(
-        queries=[file.text(row, position) for file, row, position in queries],
-        passages=texts,
-        identities=np.array([_identity(text) for text in texts], dtype=np.int32),
-    )
+    vectors: dict[str, Any] = {}
     sizes = {file.vector_size for file, _, _ in queries}
     if len(sizes) == 1 and sizes != {0}:
         places = {"query_vectors": queries, "passage_vectors": passages}
         vectors = {name: np.stack([file.vector(row, i) for file, row, i in at]) for name, at in places.items()}
-        return EmbeddingBatch(batch.queries, batch.passages, batch.identities, **vectors)
-    return batch
+    return EmbeddingBatch(
+        queries=[file.text(row, position) for file, row, position in queries],
+        passages=texts,
+        identities=np.array([_identity(text) for text in texts], dtype=np.int32),
+        **vectors,
+    )
 
 
 def _identity(text: TokenizedText) -> int:
@@ -235,13 +232,13 @@ def _identity(text: TokenizedText) -> int:
 
 
 class GenerativeData:
-    """Batches of texts to be generated; files are mixed in each.
+    """Batches of texts to generate, each from all files.
 
     Args:
         files: where rows come from.
         weights: see ``sampling.rows_of_epoch``, one for each file.
         batch_size: rows of a batch.
-        seed: where the order comes from.
+        seed: of the order.
     """
 
     def __init__(self, files: Files, *, weights: Sequence[float], batch_size: int, seed: int) -> None:

@@ -16,6 +16,7 @@ from grit_mlx.errors import ArgumentError, DocumentError, Option
 from grit_mlx.model import device
 from grit_mlx.model.loading import LoadedModel, load
 from grit_mlx.model.options import ModelChoice
+from grit_mlx.text.kinds import stem
 from grit_mlx.training import adapters
 from grit_mlx.training.adapters import AdapterLayout
 from grit_mlx.training.data import (
@@ -35,7 +36,7 @@ from grit_mlx.training.router import Routers, find_routers
 from grit_mlx.training.scratch import write_random_model
 from grit_mlx.training.settings import TrainingSettings
 from grit_mlx.training.step import Trainee, TrainingStep
-from grit_mlx.training.token_files import TokenOptions, find_data_files, stem
+from grit_mlx.training.token_files import TokenOptions, find_data_files
 
 __all__ = ["Data", "Preparation", "data_folder", "prepare_data", "prepare_model"]
 

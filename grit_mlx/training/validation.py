@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from grit_mlx.datasets.examples import EMBEDDING, GENERATIVE
-from grit_mlx.evaluation.retrieval import evaluate_set
+from grit_mlx.evaluation.scoring import evaluate_set
 from grit_mlx.evaluation.sets import LabelledSet
 from grit_mlx.gritlm import GritLM
 from grit_mlx.training.preparation import Data, Preparation

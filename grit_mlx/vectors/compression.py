@@ -20,7 +20,17 @@ import numpy.typing as npt
 
 from grit_mlx.errors import ArgumentError, Option
 
-__all__ = ["DTYPES", "CompressedVectors", "FloatVectors", "check_dtype", "compress", "cosine", "largest", "top_k"]
+__all__ = [
+    "DTYPES",
+    "CompressedVectors",
+    "FloatVectors",
+    "check_dtype",
+    "compress",
+    "cosine",
+    "largest",
+    "top_k",
+    "unit",
+]
 
 DTYPES: Final = ("float32", "float16", "int8", "binary")
 
@@ -138,7 +148,7 @@ def cosine(a: npt.ArrayLike, b: npt.ArrayLike) -> FloatVectors:
     left, right = _checked(a, "a"), _checked(b, "b")
     if not (left.ndim in (1, 2) and right.ndim in (1, 2) and left.shape[-1] == right.shape[-1]):
         raise ArgumentError(f"Vectors of the shapes {left.shape} and {right.shape} cannot be compared.")
-    return np.asarray(np.clip(_unit(left) @ _unit(right).T, -1, 1), dtype=np.float32)
+    return np.asarray(np.clip(unit(left) @ unit(right).T, -1, 1), dtype=np.float32)
 
 
 def top_k(
@@ -191,7 +201,8 @@ def _scores(query: FloatVectors, vectors: FloatVectors | CompressedVectors) -> F
     return np.concatenate([np.empty(0, np.float32), *blocks])
 
 
-def _unit(vectors: FloatVectors) -> FloatVectors:
+def unit(vectors: FloatVectors) -> FloatVectors:
+    """Vectors (..., E) scaled to length 1; zeros stay zeros."""
     # Divided by the largest magnitude first: squares of very large or small numbers leave the range of
     # float32.
     peaks = np.abs(vectors).max(axis=-1, keepdims=True, initial=0)

@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy, embedding_bag, kl_div, log_softmax, normalize, softmax
 
 from grit_mlx.evaluation.metrics import ndcg, spearman
-from grit_mlx.evaluation.retrieval import PairSet, RetrievalSet, load_set
+from grit_mlx.evaluation.sets import PairSet, RetrievalSet, load_set
 
 SETS = ("clapnq_dev", "fairytaleqa_val", "pubmedqa", "scitldr_test", "xquad_en", "stsb")
 # Maximum tokens of a passage in training, and of any text in evaluation.

@@ -18,7 +18,7 @@ import numpy as np
 import sources
 
 from grit_mlx import GritLM
-from grit_mlx.evaluation.retrieval import RetrievalSet, load_set
+from grit_mlx.evaluation.sets import RetrievalSet, load_set
 from grit_mlx.rag import Answerer, Document
 
 SETS = ("clapnq_dev", "xquad_en")

@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,14 +90,30 @@ def binary(place: Place) -> list[object]:
     return ["embed", place.file("x.bin", bytes(range(256)))]
 
 
-@case(r"{}/x\.pdf is a PDF, not text\. Convert it first, for example with pdftotext\.")
-def pdf(place: Place) -> list[object]:
+@case(r"{}/x\.txt is a PDF, not text\. Give it a name that ends in \.pdf\.")
+def pdf_as_text(place: Place) -> list[object]:
+    return ["embed", place.file("x.txt", b"%PDF-1.7\n%\xe2\xe3")]
+
+
+@case(r"{}/x\.pdf cannot be read: .*\.")
+def broken_pdf(place: Place) -> list[object]:
     return ["embed", place.file("x.pdf", b"%PDF-1.7\n%\xe2\xe3")]
 
 
-@case(r"{}/x\.docx is a zip archive or an office document, not text\. Export it as plain text first\.")
+@case(r"{}/x\.txt is a zip archive or an office document, not text\. Export it as plain text first\.")
 def office(place: Place) -> list[object]:
+    return ["embed", place.file("x.txt", b"PK\x03\x04\x14")]
+
+
+@case(r"{}/x\.docx cannot be read: File is not a zip file\.")
+def broken_office(place: Place) -> list[object]:
     return ["embed", place.file("x.docx", b"PK\x03\x04\x14")]
+
+
+@case(r"Reading PDF files needs pypdf: pip install 'grit-mlx\[documents\]'\.")
+def no_package_for_pdf(place: Place) -> list[object]:
+    place.monkeypatch.setitem(sys.modules, "pypdf", None)
+    return ["search", "wind", place.file("x.pdf", b"%PDF-1.7\n%\xe2\xe3")]
 
 
 @case(r"{}/x\.txt, line 2: byte 0xfc at offset 6 is not UTF-8\. Name the encoding of the file, for example .*latin-1\.")
@@ -114,12 +131,12 @@ def unknown_encoding(place: Place) -> list[object]:
     return ["embed", place.good, "--encoding", "klingon"]
 
 
-@case(r"{}/x\.txt\.gz is not a whole gzip file \(.*\)\. Make or download it again\.")
+@case(r"{}/x\.txt\.gz cannot be read: Compressed file ended before the end-of-stream marker was reached\.")
 def broken_gzip(place: Place) -> list[object]:
     return ["embed", place.file("x.txt.gz", gzip.compress(b"text\n" * 1000)[:-20])]
 
 
-@case(r"{}/x\.jsonl, line 3: column 10 is not JSON \(.*\)\. Mend the line\.")
+@case(r"{}/x\.jsonl, line 3: column 10 is not JSON \(.*\)\. Fix the line\.")
 def bad_json(place: Place) -> list[object]:
     return ["embed", place.file("x.jsonl", '{"text": "a"}\n\n{"text": b}\n')]
 
@@ -139,7 +156,7 @@ def empty_row(place: Place) -> list[object]:
     return ["embed", place.file("x.jsonl", '{"text": "a"}\n{"text": ""}\n')]
 
 
-@case(r"{}/x\.jsonl, line 1: the field 'text' holds half of a character \(a lone surrogate .*\)\. Mend the line\.")
+@case(r"{}/x\.jsonl, line 1: the field 'text' holds half of a character \(a lone surrogate .*\)\. Fix the line\.")
 def surrogate(place: Place) -> list[object]:
     return ["embed", place.file("x.jsonl", '{"text": "\\ud800"}\n')]
 
@@ -149,7 +166,9 @@ def missing_column(place: Place) -> list[object]:
     return ["embed", place.file("x.csv", "id,body\n1,a\n")]
 
 
-@case(r"{}/x\.csv, line 3: the row has 3 columns, but the header has 2\. Put texts that contain ',' into \"quotes\"\.")
+@case(
+    r"{}/x\.csv, line 3: the row has 3 columns, but the first row has 2\. Put texts that contain ',' into \"quotes\"\."
+)
 def ragged_csv(place: Place) -> list[object]:
     return ["embed", place.file("x.csv", "id,text\n1,a\n2,b,c\n")]
 
@@ -159,12 +178,12 @@ def unclosed_quote(place: Place) -> list[object]:
     return ["embed", place.file("x.csv", 'id,text\n1,"a\n2,b\n')]
 
 
-@case(r"{}/good\.txt is plain text and has no field 'body'\. Leave the field out, or name a \.jsonl or \.csv file\.")
+@case(r"{}/good\.txt holds text, not rows\. Name a \.jsonl, \.json, \.csv or \.tsv file, or omit --field\.")
 def field_of_plain_text(place: Place) -> list[object]:
     return ["embed", place.good, "--field", "body"]
 
 
-@case(r"--overlap must be below --chunk-size \(10\), not 10\.")
+@case(r"--overlap must be at least 0 and below --chunk-size \(10\), not 10\.")
 def overlap_too_large(place: Place) -> list[object]:
     return ["embed", place.good, "--by", "chunk", "--chunk-size", 10, "--overlap", 10]
 
@@ -174,7 +193,7 @@ def standard_input_twice(place: Place) -> list[object]:
     return ["embed", "-", "-"]
 
 
-@case(r"'a\\x00b' is not a file name: .*")
+@case(r"a\\x00b cannot be read: embedded null byte\.")
 def nul_in_a_name(place: Place) -> list[object]:
     return ["embed", "a\0b"]
 

@@ -108,7 +108,7 @@ def test_rows_without_text_are_skipped_only_when_asked(grit: Grit, tmp_path: Pat
     assert grit("embed", path).code == 1
     run = grit("embed", path, "--skip-empty")
     assert [row["line"] for row in rows(run.out)] == [1, 3]
-    assert run.err == "note: 1 row without text left out\n"
+    assert run.err == "note: skipped 1 row without text\n"
 
 
 @pytest.mark.parametrize(
@@ -164,8 +164,8 @@ def test_cut_texts_are_counted_once(
     run = grit("embed", path, "--max-length", "14")
     assert run.code == 0
     assert run.err == (
-        "warning: 9 of 10 texts were truncated at 14 tokens. --max-length reads more, --long average reads all, "
-        "--by chunk splits.\n"
+        "warning: 9 of 10 texts were truncated at 14 tokens. Raise --max-length, or embed complete texts with "
+        "--long average or --by chunk.\n"
     )
     assert grit("embed", path, "--max-length", "14", "--long", "average").err == ""
 
@@ -212,7 +212,7 @@ def test_the_table_names_files_where_there_are_several(
     run = grit("embed", "notes.txt", "more.txt")
     assert "notes.txt:4" in run.out
     assert "more.txt:1" in run.out
-    assert run.err == "note: to keep the vectors: --output vectors.npz (or .npy, .jsonl, .parquet)\n"
+    assert run.err == "note: to save the vectors: --output vectors.npz (or .npy, .jsonl, .parquet)\n"
 
 
 def test_files_are_checked_before_the_model_is_loaded(

@@ -13,7 +13,7 @@ import pytest
 from grit_mlx import GritLM
 from grit_mlx.cli import console
 from grit_mlx.evaluation import scoring
-from grit_mlx.evaluation.retrieval import evaluate_set
+from grit_mlx.evaluation.scoring import evaluate_set
 from grit_mlx.evaluation.sets import load_set
 from tests.evaluation.conftest import answers, beir, pairs, write_beir
 
@@ -102,7 +102,7 @@ def test_an_interruption_shows_what_is_done_and_writes_nothing(
     run = grit("eval", beir, "--json", tmp_path / "scores.json")
     assert run.code == 130
     assert run.out.splitlines()[1].startswith("boats\t2 queries\t")
-    assert run.err == "note: interrupted: the table holds what was done until then, and no file is written\n"
+    assert run.err == "note: interrupted: the table holds the scores so far, and no file is written\n"
     assert not (tmp_path / "scores.json").exists()
 
 
@@ -118,7 +118,7 @@ def test_long_texts_are_told_once(grit: Grit, beir: Path, tmp_path: Path) -> Non
     [
         ([], 2, "Name a set to score, or a task of MTEB with --mteb."),
         (["{}/none"], 1, "error: {}/none does not exist. Check the name.\n"),
-        (["{}/bad.csv"], 1, "error: {}/bad.csv, line 2: the score 'x' is no number.\n"),
+        (["{}/bad.csv"], 1, "error: {}/bad.csv, line 2: the score 'x' is not a number.\n"),
         (
             ["{}/boats", "{}/other/boats"],
             1,
@@ -137,7 +137,7 @@ def test_long_texts_are_told_once(grit: Grit, beir: Path, tmp_path: Path) -> Non
         (
             ["{}/boats", "--plot", "{}/x.png"],
             1,
-            "error: A bar chart needs matplotlib: pip install 'grit-mlx[plots]'.\n",
+            "error: A chart needs matplotlib: pip install 'grit-mlx[plots]'.\n",
         ),
         (["--mteb", "NFCorpus"], 1, "error: A task of MTEB needs mteb: pip install 'grit-mlx[mteb]'.\n"),
         (["{}/boats", "--sentence-transformers", "x"], 1, "error: A sentence-transformers model needs sentence_transf"),

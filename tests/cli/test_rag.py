@@ -185,8 +185,8 @@ def test_another_model_is_refused(grit: Grit, indexed: Path, tiny_mixtral: Path)
         (["ask", "x"], "There is no store at"),
         (["stats", "--store", "elsewhere"], "There is no store at"),
         (["ask", " "], "The question is empty."),
-        (["index", "nothing"], "There is no file or folder 'nothing'."),
-        (["index", "notes", "--passage-tokens", "16", "--overlap", "16"], "overlap must be from 0"),
+        (["index", "nothing"], "nothing does not exist. Check the name."),
+        (["index", "notes", "--passage-tokens", "16", "--overlap", "16"], "overlap must be at least 0"),
     ],
 )
 def test_failures_are_sentences(grit: Grit, folder: Path, args: list[str], message: str) -> None:

@@ -13,7 +13,7 @@ from grit_mlx import GritLM, embedding_prompt
 from grit_mlx.errors import ArgumentError
 from grit_mlx.evaluation.instructions import instruction_for
 from grit_mlx.evaluation.mteb import GritEncoder, find_tasks, score_tasks
-from grit_mlx.evaluation.retrieval import evaluate_set
+from grit_mlx.evaluation.scoring import evaluate_set
 from grit_mlx.evaluation.sets import load_set
 from grit_mlx.model.settings import Settings
 from tests.evaluation.conftest import DOCUMENTS, GAINS, QUERIES
@@ -124,5 +124,5 @@ def test_a_task_of_local_data(tiny_model: Path, beir: Path) -> None:
     (score,) = score_tasks(encoder, [Boats()], name="tiny")
     assert (score.set, score.system, score.main) == ("BoatsRetrieval", "tiny", "ndcg_at_10")
     assert score.values["ndcg_at_10"] == pytest.approx(evaluate_set(model, load_set(beir)), abs=1e-4)
-    with pytest.raises(ArgumentError, match="MTEB has no task 'NFCorpis': did you mean NFCorpus"):
+    with pytest.raises(ArgumentError, match="MTEB has no task 'NFCorpis': did you mean 'NFCorpus'"):
         find_tasks(["NFCorpis"])

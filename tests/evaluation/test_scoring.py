@@ -16,8 +16,7 @@ from grit_mlx import GritLM, embedding_prompt
 from grit_mlx.errors import DependencyError, DocumentError, ModelError
 from grit_mlx.evaluation.metrics import ndcg, ranked, spearman
 from grit_mlx.evaluation.plots import plot_scores
-from grit_mlx.evaluation.retrieval import evaluate_set
-from grit_mlx.evaluation.scoring import Score, evaluate
+from grit_mlx.evaluation.scoring import Score, evaluate, evaluate_set
 from grit_mlx.evaluation.sets import PairSet, RetrievalSet, find_sets, load_set
 from grit_mlx.evaluation.systems import BM25System, GritSystem, SentenceTransformerSystem
 from grit_mlx.progress import Progress
@@ -87,7 +86,7 @@ def test_instructions(beir: Path, model: GritLM) -> None:
     data = retrieval(beir)
 
     def asked(system: GritSystem) -> NDArray[np.float32]:
-        return np.asarray(system.queries(["a boat"], data)[0])
+        return np.asarray(system.encode(["a boat"], "query", data.name)[0])
 
     def expected(instruction: str) -> NDArray[np.float32]:
         return np.asarray(model.encode("a boat", instruction=embedding_prompt(instruction)))

@@ -64,9 +64,9 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "large.txt").write_text("x" * 100)
     found = walk([tmp_path], max_bytes=50)
     assert names(found, tmp_path) == ["a.txt"] and found.skipped == {"special": 1, "large": 1}
-    with pytest.raises(DocumentError, match="There is no file or folder"):
+    with pytest.raises(DocumentError, match=r"nothing does not exist\. Check the name\. If it was deleted, 'grit rag"):
         walk([tmp_path / "nothing"])
-    with pytest.raises(DocumentError, match="There is no file or folder"):
+    with pytest.raises(DocumentError, match=r"cannot be read: embedded null byte\."):
         walk(["a\0b"])
 
 

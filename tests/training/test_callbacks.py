@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from grit_mlx.errors import DependencyError, OutputError
+from grit_mlx.evaluation.plots import plot_curves
 from grit_mlx.model.loading import load
 from grit_mlx.model.options import ModelChoice
 from grit_mlx.training import TrainingSettings
 from grit_mlx.training.adapters import unfreeze_for_full
 from grit_mlx.training.callbacks import JsonLog, StepReport, TrainingPlan, ValidationReport, make_reporters, read_log
 from grit_mlx.training.memory import MemoryEstimate, advice, estimate
-from grit_mlx.training.plots import plot_curves
 
 MEMORY = MemoryEstimate(weights=100, training=50, activations=850, available=900)
 

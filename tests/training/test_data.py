@@ -39,24 +39,31 @@ def test_formats() -> None:
     assert isinstance(vectors, EmbeddingRow) and vectors.vectors == [[1, 2], [3, 4]]
 
 
+HALF = "holds half of a character (a lone surrogate such as \\ud800). Fix the line."
 BAD = [
-    ("[1]", "a row must be a JSON object, not [1]"),
-    ('{"txt": "a"}', "its keys (txt) fit no format: use query and pos, text, messages, or prompt and completion"),
-    ("{", "it is not JSON (Expecting property name enclosed in double quotes at column 2)"),
-    ('{"query": "a"}', "pos must be a list of passages, not missing"),
-    ('{"query": "a", "pos": []}', "pos is empty: a query needs one passage at least that answers it"),
+    ("[1]", "the row is an array, not an object."),
+    ('{"txt": "a"}', "there is no field 'query', 'messages', 'prompt' or 'text'; the fields are 'txt'."),
+    ("{", "column 2 is not JSON (Expecting property name enclosed in double quotes). Fix the line."),
+    ('{"query": "a"}', "there is no field 'pos'; the fields are 'query'."),
+    ('{"query": "a", "pos": []}', "pos is empty: a query needs at least one passage that answers it."),
     ('{"query": "a", "pos": [["x"]]}', "pos[0] must be a text or [instruction, text], not ['x']"),
     ('{"query": "a", "pos": ["b"], "neg": "c"}', "neg must be a list of passages, not 'c'"),
     ('{"query": " ", "pos": ["b"]}', "query is empty"),
     ('{"query": 3, "pos": ["b"]}', "query must be a text or [instruction, text], not 3"),
-    ('{"query": "a", "pos": ["b"], "query_vector": [1]}', "it has vectors for 1 texts and 2 texts"),
+    ('{"query": "a", "pos": ["b"], "query_vector": [1]}', "there are 1 vectors for 2 texts: "),
     ('{"query": "a", "pos": ["b"], "query_vector": [1], "pos_vectors": [[1, 2]]}', "all of one length"),
     ('{"query": "a", "pos": ["b"], "query_vector": [NaN], "pos_vectors": [[1]]}', "must be lists of numbers"),
     ('{"query": "a", "pos": ["b"], "query_vector": [1], "pos_vectors": 3}', "pos_vectors must be a list of vectors"),
-    ('{"query": "a", "pos": ["b"], "pos_vectors": [[1]]}', "it has pos_vectors and no query_vector"),
-    ('{"query": ["\\udc00", "a"], "pos": ["b"]}', "query holds half a character ('\\udc00')"),
-    ('{"query": "a", "pos": ["b \\ud800"]}', "pos[0] holds half a character ('\\ud800')"),
-    ("null", "a row must be a JSON object, not null"),
+    ('{"query": "a", "pos": ["b"], "pos_vectors": [[1]]}', "there is pos_vectors, but no query_vector."),
+    (
+        '{"query": ["\\udc00", "a"], "pos": ["b"]}',
+        "the field 'query' " + HALF,
+    ),
+    (
+        '{"query": "a", "pos": ["b \\ud800"]}',
+        "the field 'pos' " + HALF,
+    ),
+    ("null", "the row is null, not an object."),
 ]
 BAD_CHATS = [
     ('{"text": ["a"]}', "a conversation must end with the assistant's turn, which is what is learned"),
@@ -67,10 +74,10 @@ BAD_CHATS = [
     ('{"messages": [{"role": "user"}]}', "messages[0] must have a role and a content"),
     (
         '{"messages": [{"role": "assistant", "content": "a"}]}',
-        "turn 1 is the assistant's where the user's belongs",
+        "turn 1 must be the user's, not the assistant's.",
     ),
-    ('{"prompt": "a"}', "completion must be a text, not missing"),
-    ('{"query": "a", "pos": ["b"]}', "it is a row of embedding data in a file of generative data"),
+    ('{"prompt": "a"}', "there is no field 'completion'; the fields are 'prompt'."),
+    ('{"query": "a", "pos": ["b"]}', "this is a row of embedding data in a file of generative data."),
 ]
 
 
@@ -94,20 +101,26 @@ def test_bad_files(tokenizer: Any, tmp_path: Path) -> None:
             tokenize_file(path, tokenizer, OPTIONS, cache=tmp_path / "cache")
         return str(caught.value).replace(str(tmp_path), "")
 
-    assert refused("empty.jsonl", b"") == "/empty.jsonl is empty. Remove it, or give it some rows."
+    assert refused("empty.jsonl", b"") == "/empty.jsonl is empty. Remove it, or add rows."
     assert refused("blank.jsonl", b"\n\n").startswith("/blank.jsonl is empty")
     deep = b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
-    assert refused("deep.jsonl", deep).startswith("/deep.jsonl, line 1: it is no JSON that can be read (")
-    assert refused("latin.jsonl", b'{"text": "\xe9"}') == "/latin.jsonl, line 1: it is not UTF-8 text."
+    assert refused("deep.jsonl", deep) == "/deep.jsonl, line 1: the JSON value is nested too deeply."
+    assert refused("latin.jsonl", b'{"text": "\xe9"}') == (
+        "/latin.jsonl, line 1: byte 0xe9 at offset 10 is not UTF-8. Convert the file to UTF-8."
+    )
     whole = gzip.compress(random.Random(0).randbytes(3000).hex().encode().join([b'{"text": "', b'"}\n']) * 3)
-    assert refused("cut.jsonl.gz", whole[: len(whole) // 2]).startswith("Cannot read /cut.jsonl.gz after line ")
+    assert refused("cut.jsonl.gz", whole[: len(whole) // 2]).startswith(
+        "/cut.jsonl.gz cannot be read: Compressed file "
+    )
     whole = gzip.compress(whole)  # bytes that do not compress again, so that damage hits the data
     broken = whole[:50] + bytes(2000) + whole[2050:]
-    assert refused("broken.jsonl.gz", broken).startswith(("Cannot read /broken.jsonl.gz after line ", "/broken."))
-    assert refused("plain.jsonl.gz", b'{"text": "a"}\n').startswith("Cannot read /plain.jsonl.gz after line 0")
+    assert refused("broken.jsonl.gz", broken).startswith(
+        ("/broken.jsonl.gz cannot be read: Error -3 ", "/broken.jsonl.gz, line 1: ")
+    )
+    assert refused("plain.jsonl.gz", b'{"text": "a"}\n').startswith("/plain.jsonl.gz cannot be read: Not a gzipped")
     instruction = json.dumps({"query": ["long " * 30, "a"], "pos": ["b"]}).encode()
     assert "line 1: its instruction takes all 64 tokens" in refused("long.jsonl", instruction)
-    with pytest.raises(DocumentError, match=r"holds no \.jsonl or \.jsonl\.gz files"):
+    with pytest.raises(DocumentError, match=r"holds no \.jsonl files"):
         load_files(tmp_path / "cache", tokenizer, OPTIONS, cache=tmp_path / "cache")
     with pytest.raises(DocumentError, match="does not exist"):
         load_files(tmp_path / "nowhere", tokenizer, OPTIONS, cache=tmp_path / "cache")
@@ -186,7 +199,7 @@ def test_folders(tokenizer: Any, tmp_path: Path) -> None:
     everything = [*files["embedding"], *files["generative"]]
     assert file_weights(everything, {"x": 2.0, "generative/x": 0.5}) == (2.0, 0.5)
     check_weights({"embedding/x": 1.0}, everything)
-    with pytest.raises(ArgumentError, match="data_weights names 'y', and there is no such data file: there are emb"):
+    with pytest.raises(ArgumentError, match="data_weights names 'y', but the data files are emb"):
         check_weights({"y": 1.0}, everything)
 
 
@@ -222,5 +235,5 @@ def test_vectors_to_distil_from(tokenizer: Any, tmp_path: Path) -> None:
     assert batch.query_vectors[:, 0].tolist() == batch.passage_vectors[:, 1].tolist()
     rows[3]["query_vector"] = [1.0]
     rows[3]["pos_vectors"] = [[1.0]]
-    with pytest.raises(DocumentError, match=r"line 4: its vectors have 1 numbers, those before it 3"):
+    with pytest.raises(DocumentError, match=r"line 4: the vectors have 1 numbers, those before them 3\."):
         load_files(write_rows(tmp_path / "v.jsonl", rows), tokenizer, OPTIONS, cache=tmp_path / "cache")
