@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
-
 import typer
 
+from grit_mlx import options
 from grit_mlx.cli import console
+from grit_mlx.errors import ArgumentError
 
 __all__ = ["bytes_of_size", "number_of", "one_line", "size_of"]
-
-_UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
 def one_line(text: str) -> str:
@@ -34,12 +32,12 @@ def size_of(count: int) -> str:
 
 
 def bytes_of_size(text: str, *, option: str) -> int:
-    """``"16GB"``, ``"1.5 gb"``, ``"0"`` in bytes, by powers of 1000; ``"16GiB"`` by powers of 1024.
+    """See ``grit_mlx.options``.
 
     Raises:
-        BadParameter: it is no size; names the option.
+        BadParameter: it is not a size; names the option.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip().lower())
-    if match is None or (match[3] and not match[2]):
-        raise typer.BadParameter(f"{text!r} is no size. Write it like 16GB or 500MB.", param_hint=option)
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** _UNITS[match[2]])
+    try:
+        return options.bytes_of_size(text)
+    except ArgumentError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error

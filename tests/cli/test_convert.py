@@ -59,7 +59,7 @@ def test_verify_only(grit: Grit, tiny_model: Path, tiny_mixtral: Path) -> None:
     [
         (("a", "b"), 2, "Name one model, not 2"),
         (("a", "--verify-only"), 2, "Name two models, not 1"),
-        (("a", "--fit", "much"), 2, "'much' is no size. Write it like 16GB"),
+        (("a", "--fit", "much"), 2, "'much' is not a size. Write it like 16GB"),
         (("nowhere/x/y", "-q"), 1, "There is no folder nowhere/x/y"),
         (("{}", "--q-bits", "7"), 1, "Mode affine has no bits 7"),
         (("{}", "-q", "-d"), 1, "Choose one of"),
