@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
@@ -16,6 +16,7 @@ from grit_mlx.cli.options import Use
 from grit_mlx.cli.wording import number_of, one_line, size_of
 from grit_mlx.errors import ArgumentError, GritError
 from grit_mlx.model.options import GenerationOptions, ModelChoice
+from grit_mlx.options import option
 from grit_mlx.rag.options import ChatOptions, IndexOptions, RagOptions, StoreOptions, check_question
 from grit_mlx.text.options import ReadingOptions
 
@@ -96,6 +97,19 @@ Location = Annotated[
         help="Folder of the store, or s3://bucket/path, gs://bucket/path or db://name.",
     ),
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What ``grit rag ask`` prints."""
+
+    heading: ClassVar[str] = options.OUTPUT
+
+    sources_only: bool = option(False, "Print only the sources.")
+    no_generate: bool = option(False, "Print only the sources, with their text.")
+    json: bool = option(False, "Print JSON.")
+
+
 _Model = Annotated[ModelChoice, Use(without=("pooling", "attn"))]
 _Caches = Annotated[StoreOptions, Use(only=("cache_precision", "cache_budget"))]
 _SAMPLING = ("max_tokens", "temperature", "seed")
@@ -163,14 +177,7 @@ def ask(
     caches: _Caches,
     sampling: Annotated[GenerationOptions, Use(only=_SAMPLING, defaults={"max_tokens": 256})],
     model: _Model,
-    sources_only: Annotated[
-        bool, typer.Option("--sources-only", rich_help_panel=options.OUTPUT, help="Print only the sources.")
-    ] = False,
-    no_generate: Annotated[
-        bool,
-        typer.Option("--no-generate", rich_help_panel=options.OUTPUT, help="Print only the sources, with their text."),
-    ] = False,
-    json_output: options.JsonFlag = False,
+    output: Output,
 ) -> None:
     """Answer a question from a store, as it comes, and name the sources.
 
@@ -180,18 +187,18 @@ def ask(
     check_question(question)
     opened = _opened(store, caches)
     opened.require()
-    answering = not (sources_only or no_generate)
+    answering = not (output.sources_only or output.no_generate)
     if answering or chosen.rerank:
         rag = _rag(opened, chosen, model)
         results = rag.find(question)
         if answering:
-            _show_answer(rag.respond(results, **asdict(sampling)), opened, in_json=json_output)
+            _show_answer(rag.respond(results, **asdict(sampling)), opened, in_json=output.json)
             return
     else:
         if chosen.method != "bm25":
             opened.use(load_model(model, mode="embedding"))
         results = opened.search(question, chosen)
-    _show_results(results, opened, in_json=json_output, texts=no_generate)
+    _show_results(results, opened, in_json=output.json, texts=output.no_generate)
 
 
 @options.command

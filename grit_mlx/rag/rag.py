@@ -109,7 +109,7 @@ class Rag:
         Returns:
             The response; its answer is generated as it is iterated over.
         """
-        filters = {name: value for name, value in (("paths", paths), ("metadata", metadata)) if value}
+        filters = {"paths": paths or self.options.paths, "metadata": metadata or self.options.metadata}
         return self.respond(self.find(question, **filters), **sampling)
 
     def respond(self, results: SearchResults, **sampling: Any) -> Response:

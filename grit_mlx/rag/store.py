@@ -105,6 +105,7 @@ class Store:
         chosen = merged(StoreOptions, options, keywords)
         self.uri = fspath(uri) if is_remote(fspath(uri)) else str(Path(uri).expanduser().resolve())
         self.model: GritLM | None = None
+        self._encoder: Encoder | None = None
         self._exact_bytes = chosen.exact_bytes
         # Where the lock and the cached documents are.
         named = hashlib.sha256(self.uri.encode()).hexdigest()[:16]
@@ -156,8 +157,18 @@ class Store:
         self._fingerprint = fingerprint(model)
         if self._made_with:
             check_fingerprint(self._made_with, self._fingerprint, uri=self.uri)
-        self.model = model
-        self._encoder = Encoder(model)
+        self.model, self._encoder = model, Encoder(model)
+
+    @property
+    def encoder(self) -> Encoder:
+        """Embeds with the store's model.
+
+        Raises:
+            ModeError: the store was opened without one.
+        """
+        if self._encoder is None:
+            raise ModeError("This store was opened without a model, which only 'bm25' search does not need.")
+        return self._encoder
 
     @property
     def exists(self) -> bool:
@@ -216,7 +227,7 @@ class Store:
             ModeError: the model cannot embed.
         """
         chosen = merged(IndexOptions, options, keywords)
-        size = self._model().embedding_size
+        size = self.encoder.model.embedding_size
         started = time.monotonic()
         report = IndexReport()
         walked = self._walk(paths)
@@ -245,7 +256,7 @@ class Store:
                 self._index_vectors(table, chosen.approximate)
                 table.publish()
                 self._open()
-                table.write_state(relevance=None)
+                table.write_state(relevance=None, relevance_bm25=None)
             if table.read_state().get("relevance") is None:  # the last run may have been killed just before this
                 self._measure_thresholds(table)
         if isinstance(chosen.cache_ahead, int):
@@ -269,9 +280,9 @@ class Store:
         Raises:
             DocumentError: one of ``paths`` does not exist.
         """
-        model, encoder, report = self._model(), self._encoder, IndexReport()
+        encoder, report = self.encoder, IndexReport()
         plan = plan_index(self._walk(paths), {} if self._table is None else self._table.files(), report, field=field)
-        prompt = len(model.tokenizer.encode(encoder.document_prompt))
+        prompt = len(encoder.model.tokenizer.encode(encoder.document_prompt))
         passages = tokens = 0
         for done, changed in enumerate(plan.changed, start=1):
             with suppress(DocumentError, DependencyError):
@@ -290,7 +301,7 @@ class Store:
 
     def _read(self, path: Path, field: str | None) -> Iterator[Passage]:
         sizes = {"size": self.passage_tokens, "overlap": self.overlap}
-        return passages_of(path, **sizes, measure=self._encoder.count, field=field)
+        return passages_of(path, **sizes, measure=self.encoder.count, field=field)
 
     def _delete(self, table: PassageTable, file_keys: Collection[str]) -> None:
         """Remove passages with their cached documents."""
@@ -299,14 +310,14 @@ class Store:
             table.delete(file_keys)
 
     def _embed(self, _ids: Sequence[str], passages: Sequence[Passage]) -> NDArray[np.float32]:
-        return self._encoder.vectors([passage.content for passage in passages])
+        return self.encoder.vectors([passage.content for passage in passages])
 
     def _embed_and_cache(self, ids: Sequence[str], passages: Sequence[Passage]) -> NDArray[np.float32]:
         """Keys and values come from the same pass as the vectors."""
         parts, model = [], self.model_digest
         for start in range(0, len(passages), _CACHED_AT_ONCE):
             contents = [passage.content for passage in passages[start : start + _CACHED_AT_ONCE]]
-            vectors, caches = self._encoder.vectors_and_layers(contents)
+            vectors, caches = self.encoder.vectors_and_layers(contents)
             parts.append(vectors)
             for name, content, layers in zip(ids[start:], contents, caches, strict=False):
                 self.caches.save(cache_key(model, content), name, layers)
@@ -322,7 +333,7 @@ class Store:
     def _measure_thresholds(self, table: PassageTable) -> None:
         if len(self):
             retriever = self._searcher()
-            vectors = self._encoder.queries(PROBES)
+            vectors = self.encoder.queries(PROBES)
             cosines = [retriever.search("", vector, method="dense", top=1)[0].score for vector in vectors]
             bm25 = [hit.score for probe in PROBES for hit in retriever.search(probe, None, method="bm25", top=1)]
             measured = thresholds(cosines, bm25)
@@ -344,7 +355,6 @@ class Store:
 
     def _cache(self, passages: Sequence[StoredPassage]) -> int:
         if passages:
-            self._model()
             self._embed_and_cache([passage.id for passage in passages], passages)
         return len(passages)
 
@@ -401,8 +411,7 @@ class Store:
         check_question(question)
         chosen = merged(SearchOptions, options, keywords)
         if vector is None and chosen.method != "bm25":
-            self._model()
-            vector, _ = self._encoder.query(question)
+            vector = self.encoder.queries([question])[0]
         where = where_clause(chosen.paths, chosen.metadata)
         results = self._searcher().search(question, vector, method=chosen.method, top=chosen.top, where=where)
         needed = self.thresholds if chosen.min_score is None else Scores(chosen.min_score)
@@ -457,11 +466,6 @@ class Store:
         """
         table = self.require()
         return [*_wrong_files(table, progress), *_wrong_vectors(table), *self.caches.verify(progress)]
-
-    def _model(self) -> GritLM:
-        if self.model is None:
-            raise ModeError("This store was opened without a model, which only 'bm25' search does not need.")
-        return self.model
 
 
 def _wrong_files(table: PassageTable, progress: Progress | None) -> Iterator[str]:
