@@ -37,8 +37,9 @@ from grit_mlx import GritLM
 from grit_mlx.model.generation import copied_layers
 from grit_mlx.model.prompts import literal_tokens, rag_prompt
 from grit_mlx.rag import Answerer, Document, DocumentCaches
-from grit_mlx.rag.kvfiles import PRECISIONS, bytes_of, rounded
+from grit_mlx.rag.kvfiles import bytes_of, rounded
 from grit_mlx.rag.modes import AUTO_MODES, MODES
+from grit_mlx.rag.options import PRECISIONS
 
 NEW_TOKENS = 16
 ENOUGH_SECONDS = 3.0  # sides that took longer are not repeated
@@ -80,7 +81,7 @@ class Case:
         self.documents = [Document(text, str(number)) for number, text in enumerate(documents)]
         self.caches = DocumentCaches(folder / "caches")
         self.answerer = Answerer(model, self.caches)
-        _, self.query_layers = self.answerer.embed_query(query)
+        _, self.query_layers = self.answerer.encoder.query(query)
         self.layers, self.new = self.answerer.prompt(query, self.documents, cache="doc")
         self.uncached = Answerer(model)
         # mlx-lm's file holds the part of the uncached prompt before the query.

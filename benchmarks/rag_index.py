@@ -120,9 +120,9 @@ def main() -> None:
         store = Store(uri, model, exact_bytes=0)
         for method in ("dense", "hybrid"):
             searches.append({"search": f"{method}, approximate", **timed(store, queries, method=method)})
-        approximately = [[hit.row.passage.text for hit in store.search(q, top=DEPTH, method="dense")] for q in queries]
+        approximately = [[hit.passage.text for hit in store.search(q, top=DEPTH, method="dense")] for q in queries]
         exactly = Store(uri, model)
-        wanted = [[hit.row.passage.text for hit in exactly.search(q, top=DEPTH, method="dense")] for q in queries]
+        wanted = [[hit.passage.text for hit in exactly.search(q, top=DEPTH, method="dense")] for q in queries]
         pairs = zip(wanted, approximately, strict=True)
         recall = float(np.mean([len(set(a) & set(b)) / len(set(a)) for a, b in pairs]))
         results = {

@@ -57,7 +57,7 @@ def retrieval(model: GritLM, name: str, folder: Path) -> dict[str, Any]:
         found = []
         for query, vector in zip(asked, vectors, strict=True):
             hits = store.search(data.queries[query], top=4 * DEPTH, method=method, vector=vector)
-            keys = [one.removeprefix("id=") for hit in hits for one in hit.row.passage.metadata if one[:3] == "id="]
+            keys = [one.removeprefix("id=") for hit in hits for one in hit.passage.metadata if one[:3] == "id="]
             found.append(ndcg(list(dict.fromkeys(keys)), data.relevant[query], depth=DEPTH))
         scores[method] = round(float(np.mean(found)), 4)
     row = {"set": name, "documents": len(data.documents), "passages": len(store), "queries": len(asked), **scores}

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import typer
-
-from grit_mlx import options
 from grit_mlx.cli import console
-from grit_mlx.errors import ArgumentError
 
-__all__ = ["bytes_of_size", "number_of", "one_line", "size_of"]
+__all__ = ["number_of", "one_line", "size_of"]
 
 
 def one_line(text: str) -> str:
@@ -29,15 +25,3 @@ def size_of(count: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} GB"
-
-
-def bytes_of_size(text: str, *, option: str) -> int:
-    """As ``grit_mlx.options.bytes_of_size``, for an option of a command's own.
-
-    Raises:
-        BadParameter: it is not a size; names the option.
-    """
-    try:
-        return options.bytes_of_size(text)
-    except ArgumentError as error:
-        raise typer.BadParameter(str(error), param_hint=option) from error

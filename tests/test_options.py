@@ -192,4 +192,6 @@ def test_flags_are_the_tables(path: str, name: str, group: Any, use: options.Use
 def test_defaults_pass_their_own_checks(name: str) -> None:
     made = GROUPS[name]()
     for one in dataclasses.fields(GROUPS[name]):
-        assert getattr(made, one.name) == default_of(one)
+        default = default_of(one)
+        # None may stand for a default that the group works out.
+        assert default is None or getattr(made, one.name) == default

@@ -9,7 +9,7 @@
     store = Store("notes.grit", model)
     store.index(["~/notes"])
     response = Rag(model, store).ask("When is the boiler serviced?")
-    print(response.text, [hit.row.name for hit in response.sources])
+    print(response.text, [source.passage.place for source in response.sources])
 
 The public names are imported on first use: LanceDB takes a second or two to import.
 """
@@ -20,65 +20,68 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from grit_mlx.rag.answering import Answer, Answerer, Document, Turn
+    from grit_mlx.rag.answering import Answerer, AnswerStream, Turn
     from grit_mlx.rag.caches import DocumentCaches
     from grit_mlx.rag.indexing import IndexReport
     from grit_mlx.rag.modes import choose_mode
-    from grit_mlx.rag.rag import Found, Rag, Response
-    from grit_mlx.rag.retrieval import Hit, place_of
+    from grit_mlx.rag.options import ChatOptions, IndexOptions, RagOptions, SearchOptions, StoreOptions
+    from grit_mlx.rag.prefix import Document
+    from grit_mlx.rag.rag import Rag, Response
+    from grit_mlx.rag.retrieval import SearchResult, SearchResults
     from grit_mlx.rag.rotation import Rotation
+    from grit_mlx.rag.schema import StoredPassage
     from grit_mlx.rag.store import Estimate, Store, StoreStats
     from grit_mlx.text.passages import Passage, passages_of
     from grit_mlx.text.walking import walk
 
-_HOME = {
-    "Answer": "grit_mlx.rag.answering",
-    "Answerer": "grit_mlx.rag.answering",
-    "Document": "grit_mlx.rag.answering",
-    "DocumentCaches": "grit_mlx.rag.caches",
-    "Estimate": "grit_mlx.rag.store",
-    "Found": "grit_mlx.rag.rag",
-    "Hit": "grit_mlx.rag.retrieval",
-    "IndexReport": "grit_mlx.rag.indexing",
-    "Passage": "grit_mlx.text.passages",
-    "Rag": "grit_mlx.rag.rag",
-    "Response": "grit_mlx.rag.rag",
-    "Rotation": "grit_mlx.rag.rotation",
-    "Store": "grit_mlx.rag.store",
-    "StoreStats": "grit_mlx.rag.store",
-    "Turn": "grit_mlx.rag.answering",
-    "choose_mode": "grit_mlx.rag.modes",
-    "passages_of": "grit_mlx.text.passages",
-    "place_of": "grit_mlx.rag.retrieval",
-    "walk": "grit_mlx.text.walking",
-}
-
 __all__ = [
-    "Answer",
+    "AnswerStream",
     "Answerer",
+    "ChatOptions",
     "Document",
     "DocumentCaches",
     "Estimate",
-    "Found",
-    "Hit",
+    "IndexOptions",
     "IndexReport",
     "Passage",
     "Rag",
+    "RagOptions",
     "Response",
     "Rotation",
+    "SearchOptions",
+    "SearchResult",
+    "SearchResults",
     "Store",
+    "StoreOptions",
     "StoreStats",
+    "StoredPassage",
     "Turn",
     "choose_mode",
     "passages_of",
-    "place_of",
     "walk",
 ]
 
+_MODULES = {
+    "grit_mlx.rag.answering": ("AnswerStream", "Answerer", "Turn"),
+    "grit_mlx.rag.caches": ("DocumentCaches",),
+    "grit_mlx.rag.indexing": ("IndexReport",),
+    "grit_mlx.rag.modes": ("choose_mode",),
+    "grit_mlx.rag.options": ("ChatOptions", "IndexOptions", "RagOptions", "SearchOptions", "StoreOptions"),
+    "grit_mlx.rag.prefix": ("Document",),
+    "grit_mlx.rag.rag": ("Rag", "Response"),
+    "grit_mlx.rag.retrieval": ("SearchResult", "SearchResults"),
+    "grit_mlx.rag.rotation": ("Rotation",),
+    "grit_mlx.rag.schema": ("StoredPassage",),
+    "grit_mlx.rag.store": ("Estimate", "Store", "StoreStats"),
+    "grit_mlx.text.passages": ("Passage", "passages_of"),
+    "grit_mlx.text.walking": ("walk",),
+}
+
 
 def __getattr__(name: str) -> object:
-    if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(module), name)
     raise AttributeError(f"module 'grit_mlx.rag' has no attribute {name!r}")
 
 

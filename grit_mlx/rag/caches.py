@@ -1,8 +1,7 @@
-"""Cached documents on disk: found by content, checked, kept within a budget, the least recently used given up first.
+"""Cached documents on disk: found by content, checked, kept within a budget, the least recently used removed first.
 
-The files stand in a folder; what is known of them stands in a small SQLite database beside them, which several
-processes may use at once. A file without an entry, an entry without a file, a file that changed: all count as "not
-cached", and are tidied up by ``verify``.
+The files are in a folder, with a small SQLite database that several processes may use at once. A file without an
+entry, an entry without a file and a file that changed all count as "not cached", and are cleaned up by ``verify``.
 """
 
 from __future__ import annotations
@@ -12,32 +11,33 @@ import logging
 import sqlite3
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from mlx_lm.models.cache import KVCache
-
-from grit_mlx.errors import ArgumentError, OutputError
+from grit_mlx.errors import ArgumentError, OutputError, first_line, unwritable
 from grit_mlx.files.atomic import output_errors
-from grit_mlx.rag.kvfiles import PRECISIONS, bytes_of, checksum, load_layers, save_layers
+from grit_mlx.rag.kvfiles import bytes_of, checksum, load_layers, save_layers
+from grit_mlx.rag.options import PRECISIONS
+
+if TYPE_CHECKING:
+    from grit_mlx.model.generation import DocumentLayers
+    from grit_mlx.progress import Progress
 
 __all__ = ["CacheStats", "DocumentCaches", "cache_key"]
 
 logger = logging.getLogger("grit_mlx")
 
-Layers = list[KVCache]
-
 _TABLE: Final = """
 CREATE TABLE IF NOT EXISTS caches (
     key TEXT PRIMARY KEY,
-    passage TEXT NOT NULL,  -- the id of the row it was made of
-    uses INTEGER NOT NULL,  -- how often it was asked for, cached or not
-    last REAL NOT NULL,     -- when it was asked for last
-    bytes INTEGER NOT NULL, -- of its file; 0 where it is not cached
-    crc INTEGER NOT NULL    -- of its file
+    passage TEXT NOT NULL,  -- id of the passage
+    uses INTEGER NOT NULL,  -- how often it was used, cached or not
+    last REAL NOT NULL,     -- when it was last used
+    bytes INTEGER NOT NULL, -- size of its file; 0 if it is not cached
+    crc INTEGER NOT NULL    -- checksum of its file
 )
 """
 _WAIT_SECONDS: Final = 30.0
@@ -45,27 +45,17 @@ _WAIT_SECONDS: Final = 30.0
 
 @dataclass(frozen=True)
 class CacheStats:
-    """What a folder of cached documents holds.
-
-    Attributes:
-        files: documents that are cached.
-        bytes: of their files.
-        budget: most bytes; None without a limit.
-        hits: documents that were found since this object was made.
-        built: documents that were computed since then.
-        damaged: files that were found damaged since then, and computed anew.
-    """
+    """What a folder of cached documents holds, and what became of them since it was opened."""
 
     files: int
     bytes: int
-    budget: int | None
-    hits: int
-    built: int
-    damaged: int
+    hits: int  # documents that were found
+    built: int  # documents that were computed
+    damaged: int  # files that were damaged
 
 
 def cache_key(model: str, content: str) -> str:
-    """What a text's cache is called: the same text under the same model has the same, wherever it stands.
+    """The name of a text's cache: one for each text and model, wherever the text stands.
 
     Args:
         model: the digest of its fingerprint.
@@ -78,10 +68,10 @@ class DocumentCaches:
     """The cached documents of one store.
 
     Args:
-        folder: where the files are; it is made when the first is saved.
-        precision: a key of ``kvfiles.PRECISIONS``, for what is saved from now on.
-        budget: most bytes of all files; None for no limit, 0 to save none.
-        memory: most bytes of loaded caches that are kept for the next use.
+        folder: where the files are; created when the first one is saved.
+        precision: "full", "8" or "4" bits, for what is saved from now on.
+        budget: maximum size of all files in bytes; None for no limit, 0 to save none.
+        memory: maximum size of loaded caches that are kept for the next use, in bytes.
 
     Raises:
         ArgumentError: an unknown precision or a negative budget.
@@ -98,33 +88,33 @@ class DocumentCaches:
         self.precision = precision
         self.budget = budget
         self._memory = memory
-        self._loaded: OrderedDict[str, Layers] = OrderedDict()
+        self._loaded: OrderedDict[str, DocumentLayers] = OrderedDict()
         self._hits = self._built = self._damaged = 0
 
     def __contains__(self, key: str) -> bool:
         return key in self._loaded or self.size_on_disk(key) > 0
 
     def size_on_disk(self, key: str) -> int:
-        """Bytes that loading a document reads; 0 where it is in memory already, or is not cached."""
+        """Bytes that loading a document reads; 0 if it is in memory already, or is not cached."""
         if key in self._loaded:
             return 0
-        row = self._one("SELECT bytes FROM caches WHERE key = ?", key)
-        return int(row[0]) if row and self._path(key).exists() else 0
+        size, _ = self._entry(key)
+        return size if size and self._path(key).exists() else 0
 
-    def get(self, key: str) -> Layers | None:
-        """A cached document; None where it is not cached, or its file turned out damaged (which removes it)."""
+    def get(self, key: str) -> DocumentLayers | None:
+        """A cached document; None if it is not cached, or its file is damaged (which removes it)."""
         if key in self._loaded:
             self._loaded.move_to_end(key)
             self._hits += 1
             return self._loaded[key]
-        row = self._one("SELECT bytes, crc FROM caches WHERE key = ?", key)
+        size, crc = self._entry(key)
         path = self._path(key)
-        if row is None or not row[0] or not path.exists():
+        if not size or not path.exists():
             return None
         try:
-            layers = load_layers(path, crc=int(row[1]))
+            layers = load_layers(path, crc=crc)
         except (ValueError, OSError) as error:
-            logger.warning("A cached document is damaged and is computed again: %s.", error)
+            logger.warning("A cached document is damaged and is computed again: %s", first_line(error))
             self._damaged += 1
             self._forget([key])
             return None
@@ -133,7 +123,7 @@ class DocumentCaches:
         return layers
 
     def note_use(self, keys: Iterable[tuple[str, str]]) -> None:
-        """Count that documents were answered from: (key, id of the passage), cached or not."""
+        """Count that documents were used for an answer: (key, id of the passage), cached or not."""
         now = time.time()
         try:
             self._write(
@@ -141,24 +131,24 @@ class DocumentCaches:
                 "ON CONFLICT (key) DO UPDATE SET uses = uses + 1, last = excluded.last, passage = excluded.passage",
                 [(key, passage, now) for key, passage in keys],
             )
-        except OutputError as error:  # the answer is there, and matters more
+        except OutputError as error:  # the answer matters more
             logger.info("The use of documents was not noted: %s", error)
 
     def forget_loaded(self) -> None:
-        """Let go of what is in memory; the next use reads it from the disk."""
+        """Release what is in memory; the next use reads it from disk."""
         self._loaded.clear()
 
-    def keep(self, key: str, layers: Layers) -> None:
-        """Hold a document that was just computed in memory; ``save`` puts it on the disk."""
+    def keep(self, key: str, layers: DocumentLayers) -> None:
+        """Keep a document that was just computed in memory; ``save`` writes it to disk."""
         self._built += 1
         self._remember(key, layers)
 
-    def save(self, key: str, passage: str, layers: Layers) -> bool:
-        """Write a document, and give up the least recently used ones that the budget has no room for.
+    def save(self, key: str, passage: str, layers: DocumentLayers) -> bool:
+        """Write a document, and remove the least recently used ones that the budget has no room for.
 
         Returns:
-            Whether it was written. A disk that is full or may not be written is no error: documents can always be
-            computed again. It is warned of once.
+            Whether it was written. A full or read-only disk is not an error, as documents can be computed again: there
+            is one warning.
         """
         size = bytes_of(layers, precision=self.precision)
         if self.budget is not None and size > self.budget:
@@ -186,47 +176,45 @@ class DocumentCaches:
         return True
 
     def most_used(self, count: int) -> list[str]:
-        """Ids of the passages that were asked for most often and are not cached."""
+        """Ids of the passages that were used most often and are not cached."""
         statement = "SELECT passage FROM caches WHERE bytes = 0 AND uses > 0 ORDER BY uses DESC, last DESC LIMIT ?"
-        rows = self._all(statement, count)
-        return [str(row[0]) for row in rows]
+        return [str(passage) for (passage,) in self._read(statement, count)]
 
     def remove(self, keys: Iterable[str]) -> None:
-        """Remove documents, on disk and in memory, and what is known of them."""
+        """Remove documents, on disk and in memory, and their entries."""
         wanted = list(keys)
-        if not (self.folder / "caches.sqlite").exists():
-            return
-        self._forget(wanted)
-        self._write("DELETE FROM caches WHERE key = ?", [(key,) for key in wanted])
+        if self._list.exists():
+            self._forget(wanted)
+            self._write("DELETE FROM caches WHERE key = ?", [(key,) for key in wanted])
 
     def stats(self) -> CacheStats:
-        """What there is now."""
-        files, size = self._one("SELECT COUNT(*), COALESCE(SUM(bytes), 0) FROM caches WHERE bytes > 0") or (0, 0)
-        return CacheStats(int(files), int(size), self.budget, self._hits, self._built, self._damaged)
+        """What the folder holds now."""
+        [(files, size)] = self._read("SELECT COUNT(*), TOTAL(bytes) FROM caches WHERE bytes > 0") or [(0, 0)]
+        return CacheStats(files, int(size), self._hits, self._built, self._damaged)
 
-    def verify(self, progress: Callable[[int, int | None], None] | None = None) -> list[str]:
-        """Check every file against its checksum, remove those that are damaged or unknown.
+    def verify(self, progress: Progress | None = None) -> list[str]:
+        """Check every file against its checksum, and remove those that are damaged or unknown.
 
         Returns:
-            What was wrong, a sentence each.
+            A sentence for each problem.
         """
         problems = []
-        known = dict(self._all("SELECT key, crc FROM caches WHERE bytes > 0"))
+        known = dict(self._read("SELECT key, crc FROM caches WHERE bytes > 0"))
         for done, (key, crc) in enumerate(known.items(), start=1):
             path = self._path(key)
             try:
                 problem = "" if checksum(path) == crc else "is damaged; it was removed"
             except FileNotFoundError:
-                problem = "is gone"
+                problem = "is missing"
             except (OSError, ValueError) as error:  # an empty file cannot be mapped
-                problem = f"cannot be read ({error}); it was removed"
+                problem = f"cannot be read ({first_line(error).rstrip('.')}); it was removed"
             if problem:
                 problems.append(f"The cached document {path.name} {problem}.")
                 self._forget([key])
             if progress is not None:
                 progress(done, len(known))
         for path in self.folder.glob("*/*"):
-            if path.stem not in known and time.time() - path.stat().st_mtime > 60:  # else another process writes it
+            if path.stem not in known and time.time() - path.stat().st_mtime > 60:  # else another process is writing it
                 problems.append(f"The file {path.name} belongs to no cached document; it was removed.")
                 path.unlink(missing_ok=True)
         return problems
@@ -234,7 +222,7 @@ class DocumentCaches:
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"
 
-    def _remember(self, key: str, layers: Layers) -> None:
+    def _remember(self, key: str, layers: DocumentLayers) -> None:
         self._loaded[key] = layers
         self._loaded.move_to_end(key)
         size = sum(map(bytes_of, self._loaded.values()))
@@ -245,69 +233,57 @@ class DocumentCaches:
     def _make_room(self, size: int, *, keeping: str) -> None:
         if self.budget is None:
             return
-        rows = self._all("SELECT key, bytes FROM caches WHERE bytes > 0 AND key != ? ORDER BY last", keeping)
-        own = self._one("SELECT bytes FROM caches WHERE key = ?", keeping)
-        total = sum(int(row[1]) for row in rows) + max(size, int(own[0]) if own else 0)
-        given_up = []
-        for key, held in rows:
+        others = self._read("SELECT key, bytes FROM caches WHERE bytes > 0 AND key != ? ORDER BY last", keeping)
+        total = sum(held for _, held in others) + max(size, self._entry(keeping)[0])
+        removed = []
+        for key, held in others:
             if total <= self.budget:
                 break
-            given_up.append(str(key))
-            total -= int(held)
-        if given_up:
-            logger.debug("%d cached documents were given up for the budget.", len(given_up))
-            self._forget(given_up)
+            removed.append(key)
+            total -= held
+        self._forget(removed)
 
     def _forget(self, keys: list[str]) -> None:
-        """They are no longer cached, but how often they were used stays known."""
+        """They are no longer cached, but the counts of their uses stay."""
         for key in keys:
             self._loaded.pop(key, None)
             with suppress(OSError):
                 self._path(key).unlink()
         self._write("UPDATE caches SET bytes = 0, crc = 0 WHERE key = ?", [(key,) for key in keys])
 
-    # The database. A connection for each use: they cost 0.1 ms, and none is shared between processes or threads.
+    # The database. A connection for each use costs 0.1 ms, and none is shared between processes or threads.
 
-    @contextmanager
-    def _database(self, *, create: bool) -> Iterator[sqlite3.Connection | None]:
-        path = self.folder / "caches.sqlite"
-        if not create and not path.exists():
-            yield None
-            return
-        if create:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(path, timeout=_WAIT_SECONDS)
-        try:
-            if create:
-                connection.execute(_TABLE)
-            with connection:
-                yield connection
-        finally:
-            connection.close()
+    @property
+    def _list(self) -> Path:
+        return self.folder / "caches.sqlite"
 
     def _write(self, statement: str, rows: list[tuple[Any, ...]]) -> None:
         if not rows:
             return
         try:
-            with self._database(create=True) as database:
-                assert database is not None
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(self._list, timeout=_WAIT_SECONDS)) as database, database:
+                database.execute(_TABLE)
                 database.executemany(statement, rows)
         except (sqlite3.Error, OSError) as error:
-            raise OutputError(f"Cannot write {self.folder / 'caches.sqlite'}: {error}.") from error
+            raise OutputError(unwritable(self._list, error)) from error
 
-    def _all(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+    def _read(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+        if not self._list.exists():
+            return []
         try:
-            with self._database(create=False) as database:
-                return [] if database is None else database.execute(statement, values).fetchall()
+            with closing(sqlite3.connect(self._list, timeout=_WAIT_SECONDS)) as database:
+                return database.execute(statement, values).fetchall()
+        except sqlite3.OperationalError:
+            return []  # locked for half a minute, or without its table: nothing counts as cached
         except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
-                return []  # locked for half a minute, or without its table: nothing is known to be cached
             # The list is lost, not the answers: everything is computed again.
-            logger.warning("The list of cached documents was damaged and is begun anew: %s.", error)
+            logger.warning("The list of cached documents was damaged and is started again: %s", first_line(error))
             with suppress(OSError):
-                (self.folder / "caches.sqlite").unlink()
+                self._list.unlink()
             return []
 
-    def _one(self, statement: str, *values: Any) -> tuple[Any, ...] | None:
-        rows = self._all(statement, *values)
-        return rows[0] if rows else None
+    def _entry(self, key: str) -> tuple[int, int]:
+        """Size and checksum of a document's file, if it is cached; else zeros."""
+        [(size, crc)] = self._read("SELECT bytes, crc FROM caches WHERE key = ?", key) or [(0, 0)]
+        return int(size), int(crc)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,25 +15,25 @@ if TYPE_CHECKING:
 
 __all__ = ["check_fingerprint", "digest", "fingerprint"]
 
-# Of each file of weights the header, the size and this many blocks spread over it are hashed: all of a 14 GB model
-# would take longer than many an answer.
+# Of each file of weights the header, the size and this many blocks spread over it are hashed: hashing all of a 14 GB
+# model would take longer than many an answer.
 _BLOCKS: Final = 64
 _BLOCK_BYTES: Final = 4096
 _HEADER_BYTES: Final = 1 << 20
 
 _TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tiktoken.model")
 
-# In the words of a message.
-_NAMES: Final = {
-    "weights": "the weights",
-    "quantisation": "the quantisation",
-    "adapter": "the adapter",
-    "tokenizer": "the tokenizer",
-    "pooling": "the pooling",
-    "attention": "the attention",
-    "normalized": "the normalisation",
-    "query_instruction": "the query instruction",
-    "document_instruction": "the document instruction",
+# What is compared: as messages call it, and whether they show both values.
+_COMPARED: Final = {
+    "weights": ("weights", False),
+    "quantisation": ("quantisation", True),
+    "adapter": ("adapter", False),
+    "tokenizer": ("tokenizer", False),
+    "pooling": ("pooling", True),
+    "attention": ("attention", True),
+    "normalized": ("normalisation", True),
+    "query_instruction": ("query instruction", True),
+    "document_instruction": ("document instruction", True),
 }
 
 
@@ -41,12 +41,13 @@ def fingerprint(model: GritLM) -> dict[str, Any]:
     """What vectors and cached keys of ``model`` depend on, as plain values."""
     quantisation = model.config.get("quantization") or model.config.get("quantization_config") or {}
     bits = {key: value for key, value in quantisation.items() if not isinstance(value, Mapping | bool)}
+    tokenizer = (model.folder / name for name in _TOKENIZER_FILES)
     return {
         "model": model.folder.name,  # for people; not compared
         "weights": _weights(model.folder),
         "quantisation": json.dumps(bits, sort_keys=True) if bits else "none",
         "adapter": _weights(model.adapter) if model.adapter else "none",
-        "tokenizer": _hash(_whole(path) for name in _TOKENIZER_FILES if (path := model.folder / name).is_file()),
+        "tokenizer": _hash(path.read_bytes() for path in tokenizer if path.is_file()),
         "pooling": model.settings.pooling,
         "attention": model.settings.attn,
         "normalized": model.settings.normalized,
@@ -61,27 +62,21 @@ def check_fingerprint(stored: Mapping[str, Any], own: Mapping[str, Any], *, uri:
     Raises:
         StoreError: names what differs.
     """
-    differing = [name for name in _NAMES if stored.get(name) != own.get(name)]
-    if not differing:
-        return
-    details = [
-        f"{_NAMES[name]}"
-        + (
-            ""
-            if name in ("weights", "tokenizer", "adapter")
-            else f" ({stored.get(name)!r} there, {own.get(name)!r} here)"
-        )
-        for name in differing
+    differing = [
+        f"the {called}" + (f" ({stored.get(name)!r} there, {own.get(name)!r} here)" if shown else "")
+        for name, (called, shown) in _COMPARED.items()
+        if stored.get(name) != own.get(name)
     ]
-    raise StoreError(
-        f"The store {uri} was made with another model ({stored.get('model')}; now {own.get('model')}). "
-        f"What differs: {', '.join(details)}. Use that model, or index into another store."
-    )
+    if differing:
+        raise StoreError(
+            f"The store {uri} was made with another model ({stored.get('model')}; now {own.get('model')}). "
+            f"What differs: {', '.join(differing)}. Use that model, or index into another store."
+        )
 
 
 def digest(values: Mapping[str, Any]) -> str:
     """A short name for a fingerprint; the model's folder may be called anything."""
-    compared = {name: values.get(name) for name in _NAMES}
+    compared = {name: values.get(name) for name in _COMPARED}
     return hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -101,11 +96,7 @@ def _sampled(path: Path) -> Iterator[bytes]:
             yield file.read(_BLOCK_BYTES)
 
 
-def _whole(path: Path) -> bytes:
-    return path.read_bytes()
-
-
-def _hash(parts: Iterator[bytes]) -> str:
+def _hash(parts: Iterable[bytes]) -> str:
     state = hashlib.sha256()
     for part in parts:
         state.update(part)

@@ -1,4 +1,4 @@
-"""Bringing a store up to date with files: what changed, embedded, written, and published in one step."""
+"""Bringing a store up to date with files: what changed is embedded and written; publishing it is one step."""
 
 from __future__ import annotations
 
@@ -9,88 +9,70 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from grit_mlx.errors import DependencyError, DocumentError
+from grit_mlx.errors import DependencyError, DocumentError, unreadable
+from grit_mlx.rag.schema import NewPassage, SourceFile, rows
 from grit_mlx.rag.table import FileState, PassageTable
 from grit_mlx.text.kinds import kind_of
 from grit_mlx.text.passages import Passage
 from grit_mlx.text.walking import Walk, stored_name
 
-__all__ = ["Embed", "IndexReport", "Plan", "hash_of", "plan_from", "write_passages"]
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["Embed", "IndexPlan", "IndexReport", "PassageWriter", "hash_of", "plan_index"]
 
 logger = logging.getLogger("grit_mlx")
 
-# What is embedded at once, and after how long it is written even if there is room for more: that much is lost when
-# the process is killed.
+# Passages that are embedded at once; after how many passages or seconds they are written. A process that is killed
+# loses no more than that.
 _ROWS_AT_ONCE: Final = 512
 _ROWS_UNWRITTEN: Final = 8192
 _SECONDS_UNWRITTEN: Final = 20.0
 
 _BLOCK_BYTES: Final = 1 << 20
 
-# Vectors (N, E) of passages, and whatever else their pass is good for; ids tell the rows.
+# Vectors (N, E) of passages with their ids; may keep whatever else the pass yields.
 Embed = Callable[[Sequence[str], Sequence[Passage]], NDArray[np.float32]]
 
 
 @dataclass
 class IndexReport:
-    """What a run of indexing did.
+    """What a run of indexing did."""
 
-    Attributes:
-        added: files that were new.
-        changed: files whose content had changed.
-        unchanged: files that were left alone.
-        removed: files that are gone.
-        passages: that were embedded.
-        resumed: passages that an interrupted run had left.
-        skipped: files that were left out, by the keys of ``walking.SKIPPED``.
-        problems: files that could not be read, with the reason.
-        total: passages in the store now.
-        seconds: that it took.
-    """
-
-    added: int = 0
-    changed: int = 0
-    unchanged: int = 0
-    removed: int = 0
-    passages: int = 0
-    resumed: int = 0
-    skipped: Counter[str] = field(default_factory=Counter)
-    problems: list[tuple[str, str]] = field(default_factory=list)
-    total: int = 0
+    added: int = 0  # new files
+    changed: int = 0  # files whose content had changed
+    unchanged: int = 0  # files that were skipped
+    removed: int = 0  # files that were deleted
+    passages: int = 0  # that were embedded
+    resumed: int = 0  # passages that an interrupted run had embedded
+    skipped: Counter[str] = field(default_factory=Counter)  # files that were left out, by the keys of walking.SKIPPED
+    problems: list[tuple[str, str]] = field(default_factory=list)  # files that could not be read, with the reason
+    total: int = 0  # passages in the store now
     seconds: float = 0.0
 
 
 @dataclass(frozen=True)
-class _Job:
+class _ChangedFile:
     """A file to embed."""
 
     path: Path
-    name: str
-    content_hash: str
-    key: str
+    file: SourceFile
     done: int  # passages that are stored already
     replaces: bool  # whether an older content is stored
     bytes: int
 
 
 @dataclass
-class Plan:
-    """What has to be done.
+class IndexPlan:
+    """What a run of indexing has to do."""
 
-    Attributes:
-        jobs: files to embed.
-        stale: keys of contents that the store holds and no file has any more.
-        gone: names of files that were deleted.
-    """
-
-    jobs: list[_Job] = field(default_factory=list)
-    stale: list[str] = field(default_factory=list)
-    gone: list[str] = field(default_factory=list)
+    changed: list[_ChangedFile] = field(default_factory=list)  # to embed
+    stale: list[str] = field(default_factory=list)  # keys of stored contents that no file has any more
 
 
 def hash_of(path: Path) -> str:
@@ -102,7 +84,7 @@ def hash_of(path: Path) -> str:
     return state.hexdigest()
 
 
-def plan_from(
+def plan_index(
     walked: Walk,
     stored: Mapping[str, Mapping[str, FileState]],
     report: IndexReport,
@@ -110,19 +92,19 @@ def plan_from(
     field: str | None = None,
     keep_missing: bool = False,
     published: Collection[str] | None = None,
-) -> Plan:
-    """Compare files with what is stored; counts what it finds in ``report``.
+) -> IndexPlan:
+    """Compare files with what is stored.
 
     Args:
-        walked: the files there are.
+        walked: the files.
         stored: ``PassageTable.files``.
-        report: is added to.
-        field: of tables, the field that holds the text; a table that was read by another one is read again.
-        keep_missing: leave passages of deleted files in the store.
-        published: keys of the contents that readers see, where an interrupted run left others beside them. Of files
-            that this run does not read only these are kept: it must not publish halves. None where it left nothing.
+        report: counts what is found.
+        field: in tables, the field that holds the text; a table that was read by another one is read again.
+        keep_missing: keep the passages of deleted files.
+        published: keys of the contents that readers see, if an interrupted run left others. Of files that this run
+            does not read only these are kept: incomplete contents must not be published. None if it left nothing.
     """
-    plan = Plan()
+    plan = IndexPlan()
     present = set()
     for path in walked.files:
         name = stored_name(path)
@@ -133,162 +115,143 @@ def plan_from(
         except OSError as error:
             # It may be readable again tomorrow: what is stored of it stays.
             report.skipped["unreadable"] += 1
-            report.problems.append((name, error.strerror or str(error)))
+            report.problems.append((name, unreadable(name, error).removeprefix(name).strip()))
             plan.stale += _unfinished(states, published)
             continue
-        key = _key(name, content_hash, field if kind_of(path).rows else None)
-        plan.stale += [other for other in states if other != key]
-        state = states.get(key)
+        kind = kind_of(path)
+        file = SourceFile(_key(name, content_hash, field if kind.rows else None), name, content_hash, kind.unit)
+        plan.stale += [other for other in states if other != file.key]
+        state = states.get(file.key)
         if state is not None and state.complete:
             report.unchanged += 1
             continue
-        replaces = any(other.complete for other_key, other in states.items() if other_key != key)
-        plan.jobs.append(_Job(path, name, content_hash, key, state.rows if state else 0, replaces, size))
-        report.resumed += state.rows if state else 0
-    unreadable = {name for name, _ in walked.problems} | {name for name, _ in report.problems}
+        done = state.rows if state else 0
+        replaces = any(other.complete for key, other in states.items() if key != file.key)
+        plan.changed.append(_ChangedFile(path, file, done, replaces, size))
+        report.resumed += done
+    unread = {name for name, _ in (*walked.problems, *report.problems)}
     for name, states in stored.items():
-        if name not in present and not keep_missing and walked.covers(name) and not _lies_in(name, unreadable):
+        if name in present:
+            continue
+        if walked.covers(name) and not keep_missing and not _is_below(name, unread):
             plan.stale += states
-            plan.gone.append(name)
             report.removed += 1
-        elif name not in present:
+        else:
             plan.stale += _unfinished(states, published)
     return plan
 
 
 def _unfinished(states: Mapping[str, FileState], published: Collection[str] | None) -> list[str]:
-    """The keys that an interrupted run left of a file, and did not finish."""
+    """The keys of contents that an interrupted run did not finish."""
     if published is None:
         return []
-    # Where what readers see is gone already, the run had written everything, and was about to be published.
+    # If what readers see is gone already, the run had written everything and was about to publish.
     kept = {key for key in states if key in published} or {key for key, state in states.items() if state.complete}
     return [key for key in states if key not in kept]
 
 
-def _lies_in(name: str, unreadable: set[str]) -> bool:
-    return any(name == other or name.startswith(other + "/") for other in unreadable)
-
-
-def write_passages(
-    table: PassageTable,
-    plan: Plan,
-    embed: Embed,
-    report: IndexReport,
-    *,
-    read: Callable[[Path], Iterator[Passage]],
-    progress: Callable[[int, int | None], None] | None = None,
-) -> None:
-    """Embed the files of a plan and append their passages, a few seconds' worth at a time.
-
-    A file that turns out unreadable, binary or damaged is counted and left out. Nothing is published. However large
-    a file is, no more than ``_ROWS_UNWRITTEN`` of its passages are held.
-
-    Args:
-        table: the newest version of the store.
-        plan: see ``plan_from``.
-        embed: makes vectors of texts.
-        report: is added to.
-        read: yields the passages of a file.
-        progress: called with bytes done and bytes in all.
-    """
-    waiting: list[_Waiting] = []
-    parts: list[Any] = []
-    unwritten, written_at = 0, time.monotonic()
-
-    def embed_waiting() -> None:
-        nonlocal unwritten
-        if not waiting:
-            return
-        vectors = embed([one.id for one in waiting], [one.passage for one in waiting])
-        for start, stop in _runs(waiting):
-            job = waiting[start].job
-            rows = [(one.number, one.last, one.passage) for one in waiting[start:stop]]
-            file = (job.key, job.name, job.content_hash)
-            parts.append(table.prepared(file, kind_of(job.path).unit, rows, vectors[start:stop]))
-        report.passages += len(waiting)
-        unwritten += len(waiting)
-        waiting.clear()
-
-    def write() -> None:
-        nonlocal unwritten, written_at
-        table.add(parts)
-        parts.clear()
-        unwritten, written_at = 0, time.monotonic()
-
-    def add(job: _Job) -> int:
-        """Returns the number of passages that the file has."""
-        number, seen = -1, 0
-        for number, last, passage in _numbered(read(job.path)):
-            seen += len(passage.text)  # of a file that is one long table: about how far it is
-            if number < job.done:
-                continue
-            waiting.append(_Waiting(job, number, last, passage))
-            if len(waiting) >= _ROWS_AT_ONCE:
-                embed_waiting()
-                if unwritten >= _ROWS_UNWRITTEN or time.monotonic() - written_at > _SECONDS_UNWRITTEN:
-                    write()
-                if progress is not None:
-                    progress(done + min(seen, job.bytes), total)
-        return number + 1
-
-    total, done = sum(job.bytes for job in plan.jobs), 0
-    for job in plan.jobs:
-        if progress is not None:
-            progress(done, total)
-        try:
-            found = add(job)
-        except (KeyboardInterrupt, SystemExit):
-            write()  # who stops a run politely loses nothing
-            raise
-        except (DocumentError, DependencyError) as error:
-            # What was read of it before the damage goes again, with everything else that is stale.
-            report.skipped["package" if isinstance(error, DependencyError) else "binary"] += 1
-            report.problems.append((job.name, str(error).removeprefix(str(job.path)).lstrip(" ,:")))
-            plan.stale.append(job.key)
-        else:
-            if not found:
-                report.skipped["empty"] += 1
-            report.changed += job.replaces and found > 0
-            report.added += not job.replaces and found > 0
-        done += job.bytes
-    embed_waiting()
-    write()
-    if progress is not None:
-        progress(total, total)
-
-
-class _Waiting(NamedTuple):
-    """A passage that is not embedded yet."""
-
-    job: _Job
-    number: int
-    last: bool
-    passage: Passage
-
-    @property
-    def id(self) -> str:
-        return f"{self.job.key}-{self.number}"
-
-
-def _numbered(passages: Iterator[Passage]) -> Iterator[tuple[int, bool, Passage]]:
-    """Each passage with its number from 0, and whether it is the last."""
-    held = next(passages, None)
-    number = 0
-    while held is not None:
-        following = next(passages, None)
-        yield number, following is None, held
-        held, number = following, number + 1
-
-
-def _runs(waiting: Sequence[_Waiting]) -> Iterator[tuple[int, int]]:
-    """The stretches of one file each."""
-    start = 0
-    for i in range(1, len(waiting) + 1):
-        if i == len(waiting) or waiting[i].job is not waiting[start].job:
-            yield start, i
-            start = i
+def _is_below(name: str, folders: set[str]) -> bool:
+    return any(name == folder or name.startswith(folder + "/") for folder in folders)
 
 
 def _key(name: str, content_hash: str, field: str | None) -> str:
     parts = [name, content_hash, *([field] if field is not None else [])]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+class PassageWriter:
+    """Embeds the files of a plan and appends their passages, a few seconds' worth at a time. Publishes nothing.
+
+    However large a file is, no more than ``_ROWS_UNWRITTEN`` of its passages are held.
+
+    Args:
+        table: the newest version of the store.
+        embed: makes vectors of passages.
+        read: yields the passages of a file.
+        report: counts what is done.
+        progress: called with bytes done and bytes in all.
+    """
+
+    def __init__(
+        self,
+        table: PassageTable,
+        embed: Embed,
+        report: IndexReport,
+        *,
+        read: Callable[[Path], Iterator[Passage]],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self._table = table
+        self._embed = embed
+        self._read = read
+        self._report = report
+        self._progress = progress or (lambda _done, _total: None)
+        self._waiting: list[NewPassage] = []  # not embedded yet
+        self._unwritten: list[pa.Table] = []
+        self._written_at = time.monotonic()
+
+    def write(self, plan: IndexPlan) -> None:
+        """Write the changed files. Those that turn out unreadable, binary or damaged are counted and become stale."""
+        report = self._report
+        total, done = sum(changed.bytes for changed in plan.changed), 0
+        for changed in plan.changed:
+            self._progress(done, total)
+            try:
+                count = self._add(changed, done, total)
+            except (KeyboardInterrupt, SystemExit):
+                self._flush()  # Ctrl-C loses nothing
+                raise
+            except (DocumentError, DependencyError) as error:
+                # What was read of it before the damage is removed again, with everything else that is stale.
+                report.skipped["package" if isinstance(error, DependencyError) else "binary"] += 1
+                reason = str(error).removeprefix(str(changed.path)).lstrip(" ,:")
+                report.problems.append((changed.file.name, reason))
+                plan.stale.append(changed.file.key)
+            else:
+                if not count:
+                    report.skipped["empty"] += 1
+                report.changed += changed.replaces and count > 0
+                report.added += not changed.replaces and count > 0
+            done += changed.bytes
+        self._embed_waiting()
+        self._flush()
+        self._progress(total, total)
+
+    def _add(self, changed: _ChangedFile, done: int, total: int) -> int:
+        """Returns the number of passages in the file."""
+        count = seen = 0
+        for number, last, passage in _numbered(self._read(changed.path)):
+            count += 1
+            seen += len(passage.text)  # about how far it is, if the file is one long table
+            if number < changed.done:
+                continue
+            self._waiting.append(NewPassage(changed.file, number, last, passage))
+            if len(self._waiting) >= _ROWS_AT_ONCE:
+                self._embed_waiting()
+                held = sum(part.num_rows for part in self._unwritten)
+                if held >= _ROWS_UNWRITTEN or time.monotonic() - self._written_at > _SECONDS_UNWRITTEN:
+                    self._flush()
+                self._progress(done + min(seen, changed.bytes), total)
+        return count
+
+    def _embed_waiting(self) -> None:
+        if self._waiting:
+            vectors = self._embed([new.id for new in self._waiting], [new.passage for new in self._waiting])
+            self._unwritten.append(rows(self._waiting, vectors))
+            self._report.passages += len(self._waiting)
+            self._waiting.clear()
+
+    def _flush(self) -> None:
+        self._table.add(self._unwritten)
+        self._unwritten.clear()
+        self._written_at = time.monotonic()
+
+
+def _numbered(passages: Iterator[Passage]) -> Iterator[tuple[int, bool, Passage]]:
+    """Each passage with its number from 0, and whether it is the last."""
+    current = next(passages, None)
+    number = 0
+    while current is not None:
+        following = next(passages, None)
+        yield number, following is None, current
+        current, number = following, number + 1

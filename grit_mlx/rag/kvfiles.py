@@ -10,23 +10,23 @@ import mmap
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.models.cache import KVCache
 
-from grit_mlx.errors import OutputError
+from grit_mlx.errors import OutputError, unwritable
 from grit_mlx.files.atomic import atomic_path
+from grit_mlx.rag.options import PRECISIONS
 
-__all__ = ["PRECISIONS", "bytes_of", "checksum", "load_layers", "rounded", "save_layers"]
+if TYPE_CHECKING:
+    from mlx_lm.models.cache import KVCache
 
-# Bits of a number at rest; None keeps what the model computed.
-PRECISIONS: Final[dict[str, int | None]] = {"full": None, "8": 8, "4": 4}
+__all__ = ["bytes_of", "checksum", "kv_cache", "load_layers", "rounded", "save_layers"]
 
 _GROUP: Final = 64  # numbers that share a scale
 
-# What can be in a file, by safetensors' names: as NumPy reads it, and as mlx computes with it. NumPy has no bfloat16.
+# The dtypes of a file by their names in safetensors: as NumPy reads them (it has no bfloat16), and as mlx computes.
 _DTYPES: Final[dict[str, tuple[type[np.generic], mx.Dtype]]] = {
     "F32": (np.float32, mx.float32),
     "F16": (np.float16, mx.float16),
@@ -36,7 +36,7 @@ _DTYPES: Final[dict[str, tuple[type[np.generic], mx.Dtype]]] = {
 
 
 def save_layers(path: Path, layers: Sequence[KVCache], *, precision: str) -> None:
-    """Write the caches of a text, a layer each; the file is whole or not there.
+    """Write the caches of a text, one for each layer; the file is complete or absent.
 
     Raises:
         OutputError: it cannot be written, as on a full disk.
@@ -55,12 +55,12 @@ def save_layers(path: Path, layers: Sequence[KVCache], *, precision: str) -> Non
     with atomic_path(path) as temporary:
         try:
             mx.save_safetensors(str(temporary), arrays, metadata)
-        except RuntimeError as error:  # mlx's word for every failure to write
-            raise OutputError(f"Cannot write {path}: the disk is full or fails ({error}).") from error
+        except RuntimeError as error:  # what mlx raises for every failure to write
+            raise OutputError(unwritable(path, error)) from error
 
 
 def load_layers(path: Path, *, crc: int) -> list[KVCache]:
-    """The caches in a file, which is mapped into memory: what is checked is what is computed with.
+    """Read the caches of a text. The file is mapped into memory: what is checked is what is used.
 
     Args:
         path: a file of ``save_layers``.
@@ -81,7 +81,7 @@ def load_layers(path: Path, *, crc: int) -> list[KVCache]:
     layers = []
     for number, shapes in enumerate(json.loads(about["shapes"])):
         named = zip((f"keys.{number}", f"values.{number}"), shapes, strict=True)
-        layers.append(_cache(*(_unpacked(arrays, name, shape, bits, dtype) for name, shape in named)))
+        layers.append(kv_cache(*(_unpacked(arrays, name, shape, bits, dtype) for name, shape in named)))
     mx.eval([(layer.keys, layer.values) for layer in layers])
     return layers
 
@@ -94,11 +94,11 @@ def rounded(layers: Sequence[KVCache], *, precision: str) -> list[KVCache]:
         packed = {f"x{part}": value for part, value in _packed(array, bits).items()}
         return _unpacked(packed, "x", array.shape, bits, array.dtype)
 
-    return [_cache(*map(once, _filled(layer))) for layer in layers]
+    return [kv_cache(*map(once, _filled(layer))) for layer in layers]
 
 
 def checksum(path: Path) -> int:
-    """CRC-32 of a file: gigabytes a second, and no accident gets past it."""
+    """CRC-32 of a file: gigabytes per second, and it detects any accidental change."""
     return zlib.crc32(_mapped(path))
 
 
@@ -123,19 +123,22 @@ def _array(content: mmap.mmap, start: int, entry: Mapping[str, Any]) -> mx.array
 
 
 def _filled(layer: KVCache) -> tuple[mx.array, mx.array]:
-    """A cache's keys and values ``(1, H, L, D)``, without the room that mlx-lm keeps behind them."""
+    """A cache's keys and values ``(1, H, L, D)``, without the spare room that mlx-lm allocates."""
     assert layer.keys is not None and layer.values is not None
     return layer.keys[..., : layer.offset, :], layer.values[..., : layer.offset, :]
 
 
-def _cache(keys: mx.array, values: mx.array) -> KVCache:
+def kv_cache(keys: mx.array, values: mx.array) -> KVCache:
+    """A layer's keys and values ``(1, H, L, D)`` as mlx-lm's cache."""
+    from mlx_lm.models.cache import KVCache  # brings transformers, which looking at a store does not need
+
     layer = KVCache()
     layer.keys, layer.values, layer.offset = keys, values, keys.shape[2]
     return layer
 
 
 def _packed(array: mx.array, bits: int | None) -> dict[str, mx.array]:
-    """``(1, H, L, D)`` as the arrays that are stored, by the ends of their names."""
+    """``(1, H, L, D)`` as the arrays that are stored, by the suffixes of their names."""
     if bits is None:
         return {"": mx.contiguous(array)}
     # Token by token, the heads of a token side by side: heads may be smaller than a group.

@@ -1,23 +1,23 @@
-"""When is a passage relevant? Thresholds that are measured for each store and model.
+"""When is a passage relevant? Thresholds that are measured for each store and model. Pure.
 
 What a good cosine is depends on the model: GritLM-7B scores unrelated texts around 0.1, a small or an untuned model
-0.8. So a store measures what questions that have nothing to do with it reach at best: two dozen questions from as
-many walks of life are asked, and the best cosine that each finds is noted. A question whose best passage does not
-score higher than the upper quartile of these has found nothing. The quartile, because a store may well be about
-what one or two of the questions ask for.
+0.8. So a store measures how well unrelated questions do: two dozen questions from all walks of life are asked, and the
+best cosine of each is noted. A question whose best passage does not exceed the upper quartile of these has found
+nothing. The quartile, because a store may well be about what one or two of the questions ask for.
 
-Words can speak for a passage where vectors do not: a small model knows few names. But any question shares a word with
-something, so BM25 has to be better than for all of the questions that are asked.
+Words can make a passage relevant where its vector does not: a small model knows few names. But any question shares a
+word with something, so its BM25 score has to exceed that of all of these questions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-__all__ = ["PROBES", "bm25_threshold", "threshold"]
+__all__ = ["PROBES", "Scores", "thresholds"]
 
 _QUANTILE: Final = 0.75
 
@@ -50,19 +50,19 @@ PROBES: Final = (
 )
 
 
-def threshold(best: Sequence[float]) -> float:
-    """The cosine above which a passage is relevant.
+@dataclass(frozen=True)
+class Scores:
+    """A cosine and a BM25 score; None where there is none."""
+
+    cosine: float | None = None
+    bm25: float | None = None
+
+
+def thresholds(cosines: Sequence[float], bm25: Sequence[float]) -> Scores:
+    """What a passage must exceed, in either score, to be relevant.
 
     Args:
-        best: the best cosine that each of ``PROBES`` found.
+        cosines: the best cosine that each of ``PROBES`` found.
+        bm25: the best BM25 score that each of them found, if it shared a word with any passage.
     """
-    return float(np.quantile(np.asarray(best), _QUANTILE))
-
-
-def bm25_threshold(best: Sequence[float]) -> float:
-    """BM25's score above which a passage is relevant whatever its cosine.
-
-    Args:
-        best: the best score that each of ``PROBES`` found; 0 where it shares no word with any passage.
-    """
-    return max(best)
+    return Scores(float(np.quantile(np.asarray(cosines), _QUANTILE)), max(bm25, default=0.0))

@@ -22,13 +22,14 @@ import mlx.nn as nn
 from mlx_lm.models.cache import KVCache
 
 from grit_mlx.errors import ArchitectureError
+from grit_mlx.rag.kvfiles import kv_cache
 
 __all__ = ["Rope", "Rotation"]
 
 # mlx-lm's rotation of one layer: keys (1, H, L, D) and the position of the first of them.
 Rope = Callable[..., mx.array]
 
-# Positions and the distance they are moved by when a rotation is put to the proof.
+# The length of the test's keys, and how far they are moved.
 _LENGTH, _START = 5, 37
 _TOLERANCE = 1e-4
 
@@ -56,7 +57,7 @@ class Rotation:
         """A text's cache as if it had been computed at ``start``.
 
         Args:
-            layers: one cache a layer, computed at position 0; left as they are.
+            layers: one cache per layer, computed at position 0; they are not changed.
             start: the position of its first token, in tokens from the start of the prompt.
         """
         if start == 0:
@@ -64,11 +65,8 @@ class Rotation:
         caches = []
         for layer, cache in enumerate(layers):
             assert cache.keys is not None and cache.values is not None
-            moved = KVCache()
-            moved.keys = self._moved_keys(layer, cache.keys[..., : cache.offset, :], start)
-            moved.values = cache.values[..., : cache.offset, :]
-            moved.offset = cache.offset
-            caches.append(moved)
+            keys = self._moved_keys(layer, cache.keys[..., : cache.offset, :], start)
+            caches.append(kv_cache(keys, cache.values[..., : cache.offset, :]))
         return caches
 
     def _moved_keys(self, layer: int, keys: mx.array, start: int) -> mx.array:
@@ -84,7 +82,7 @@ class Rotation:
             plain = mx.random.normal((1, 1, _LENGTH, size), key=mx.random.key(layer))
             rope = self._ropes[layer]
             difference = self._moved_keys(layer, rope(plain, offset=0), _START) - rope(plain, offset=_START)
-            if not mx.all(mx.abs(difference) < _TOLERANCE).item():  # NaN is no success either
+            if not mx.all(mx.abs(difference) < _TOLERANCE).item():  # NaN fails too
                 raise ArchitectureError(_refusal(model, "its rotation depends on more than the position"))
 
 
@@ -96,7 +94,7 @@ def _rope_of(layer: Any, model: nn.Module) -> Rope:
 
 
 def _head_size(layer: Any, model: nn.Module) -> int:
-    """D, from the dimensions that the rotation itself names; what it does not turn stays as it is."""
+    """D, or the dimensions that the rotation turns; the others stay as they are."""
     attention = layer.self_attn
     size = getattr(attention, "head_dim", None) or getattr(attention.rope, "dims", None)
     if not isinstance(size, int):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from grit_mlx.cli.wording import bytes_of_size
+from grit_mlx.options import bytes_of_size
 
 Grit = Any
 
@@ -81,4 +81,4 @@ def test_bad_usage(
     [("16GB", 16 * 10**9), ("8.5G", 8_500_000_000), ("16 GiB", 16 << 30), ("512", 512), ("64mb", 64_000_000)],
 )
 def test_sizes(text: str, count: int) -> None:
-    assert bytes_of_size(text, option="--fit") == count
+    assert bytes_of_size(text) == count

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from grit_mlx.cli.rag import budget_of
 from grit_mlx.errors import GritError
-from grit_mlx.rag import Answerer
+from grit_mlx.rag import Answerer, Store, fingerprint, table
+from grit_mlx.rag.options import NO_LIMIT, budget_of
+from grit_mlx.rag.table import PassageTable
 
 Grit = Any
 
@@ -107,10 +111,61 @@ def test_bm25_needs_no_model(grit: Grit, indexed: Path, monkeypatch: pytest.Monk
         assert grit("rag", *command).code == 0
 
 
+LOOKING = """
+import sys
+from typer.testing import CliRunner
+from grit_mlx.cli.main import app
+for command in ("stats", "verify", "ask yeast --sources-only --method bm25", "remove notes/bread.txt"):
+    result = CliRunner().invoke(app, ["rag", *command.split()])
+    assert result.exit_code == 0, (command, result.output, result.exception)
+    print(*sorted({"mlx_lm", "transformers", "torch"} & sys.modules.keys()), end="")
+"""
+
+
+def test_looking_at_a_store_imports_no_model_code(indexed: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", LOOKING]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert (run.returncode, run.stdout) == (0, ""), run.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "fingerprints"),
+    [
+        (["--max-tokens", "2"], 1),
+        (["--max-tokens", "2", "--rerank", "--cache", "doc"], 1),
+        (["--sources-only"], 1),
+        (["--no-generate", "--method", "bm25"], 0),
+    ],
+)
+def test_a_question_opens_its_store_once(
+    grit: Grit, indexed: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], fingerprints: int
+) -> None:
+    calls: Counter[str] = Counter()
+
+    def count(owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        def counted(*args: Any, **options: Any) -> Any:
+            calls[name] += 1
+            return original(*args, **options)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count(Store, "__init__")
+    count(PassageTable, "__init__")
+    count(table, "_connected")
+    count(PassageTable, "read_state")
+    count(fingerprint, "_weights")
+    run = grit("rag", "ask", "yeast", *args)
+    assert run.code == 0
+    assert calls == Counter({"__init__": 2, "_connected": 1, "read_state": 1, "_weights": fingerprints})
+
+
 def test_nothing_relevant_is_said(grit: Grit, indexed: Path) -> None:
     run = grit("rag", "ask", "What floats?", "--min-score", 1)
     assert (run.code, run.out) == (0, "Nothing relevant was found among 4 passages.\n")
-    assert "must be exceeded; --min-score -1 takes any" in run.err
+    assert "must be exceeded; --min-score -1 accepts any" in run.err
     values = json.loads(grit("rag", "ask", "What floats?", "--min-score", 1, "--json").out)
     assert values == {"answer": None, "question": "What floats?", "relevant": False, "sources": []}
 
@@ -119,7 +174,7 @@ def test_chat(grit: Grit, indexed: Path) -> None:
     lines = "What floats?\n/sources\nAnd what holds?\n/help\n/reset\n/quit\nnot read\n"
     run = grit("rag", "chat", "--min-score", -1, "--max-tokens", 3, "--top", 1, stdin=lines)
     assert run.code == 0
-    assert run.out.count("Sources:\n") == 2 and "/sources    where" in run.out
+    assert run.out.count("Sources:\n") == 2 and "/sources    the sources" in run.out
     assert "the conversation is forgotten" in run.err
     run = grit("rag", "chat", "--min-score", -1, stdin="/dance\n")
     assert run.code == 1 and "There is no command /dance" in run.err
@@ -142,8 +197,6 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_sources(
 
 
 def test_ctrl_c_while_indexing(grit: Grit, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from grit_mlx.rag.store import Store
-
     original = Store._read
 
     def pressed(self: Store, path: Path, field: str | None) -> Any:
@@ -153,7 +206,7 @@ def test_ctrl_c_while_indexing(grit: Grit, folder: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Store, "_read", pressed)
     run = grit("rag", "index", "notes")
-    assert run.code == 130 and "goes on from there" in run.err
+    assert run.code == 130 and "the same command resumes" in run.err
     assert grit("rag", "stats").code == 1  # nothing was published
     monkeypatch.setattr(Store, "_read", original)
     assert "holds 4." in grit("rag", "index", "notes").out
@@ -186,7 +239,10 @@ def test_another_model_is_refused(grit: Grit, indexed: Path, tiny_mixtral: Path)
         (["stats", "--store", "elsewhere"], "There is no store at"),
         (["ask", " "], "The question is empty."),
         (["index", "nothing"], "nothing does not exist. Check the name."),
-        (["index", "notes", "--passage-tokens", "16", "--overlap", "16"], "overlap must be at least 0"),
+        (
+            ["index", "notes", "--passage-tokens", "16", "--overlap", "16"],
+            "--overlap must be below --passage-tokens (16), not 16.",
+        ),
     ],
 )
 def test_failures_are_sentences(grit: Grit, folder: Path, args: list[str], message: str) -> None:
@@ -210,9 +266,9 @@ def test_wrong_usage(grit: Grit, folder: Path, args: list[str], message: str) ->
 
 
 @pytest.mark.parametrize(
-    ("text", "count"), [("0", 0), ("500MB", 500_000_000), ("1.5 gb", 1_500_000_000), ("7k", 7000), ("none", None)]
+    ("text", "count"), [("0", 0), ("500MB", 500_000_000), ("1.5 gb", 1_500_000_000), ("7k", 7000), ("none", NO_LIMIT)]
 )
-def test_sizes(text: str, count: int | None) -> None:
+def test_sizes(text: str, count: int) -> None:
     assert budget_of(text) == count
 
 

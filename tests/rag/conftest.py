@@ -51,5 +51,5 @@ def make_store(tmp_path: Path, model: GritLM) -> Callable[..., Store]:
 
 def rows_of(store: Store) -> list[tuple[str, int, int, str]]:
     """All passages of a store, in a fixed order: file, lines, content."""
-    rows = store.rows()
-    return sorted((row.name, row.passage.line, row.passage.end_line, row.passage.content) for row in rows)
+    rows = store.passages()
+    return sorted((row.source, row.line, row.end_line, row.content) for row in rows)

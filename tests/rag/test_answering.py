@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ DOCUMENTS = [Document("A keel keeps a ship upright.", "1"), Document("Bread rise
 QUESTION = "What keeps a ship upright?"
 
 
-def logits(model: GritLM, layers: list[Any], tokens: list[int]) -> Any:
+def logits(model: GritLM, layers: Sequence[Any], tokens: list[int]) -> Any:
     """Of the last token of a prompt that continues what is cached."""
     response = next(iter(model.stream_responses(tokens, max_tokens=1, cache=layers or None)))
     return np.array(response.logprobs)
@@ -66,7 +67,7 @@ def test_reference_answers(architecture: str, positions: str) -> None:
     encode = model.tokenizer.encode
     for documents in (DOCUMENTS[:1], DOCUMENTS):
         texts = [encode(embedding_prompt() + document.content) for document in documents]
-        query = encode(answerer._query_prompt + QUESTION)
+        query = encode(answerer.encoder.query_prompt + QUESTION)
         for mode in MODES:
             held: dict[str, list[list[int]]] = {
                 "none": [], "doc": texts, "query": [query], "doc-query": [*texts, query], "query-doc": [query, *texts]
@@ -112,7 +113,7 @@ def test_a_second_answer_computes_only_what_is_new(model: GritLM, tmp_path: Path
     assert first.text and first.cached_tokens == 0
     fresh = Answerer(model, DocumentCaches(tmp_path))
     other = fresh.answer("Why does bread rise?", DOCUMENTS, cache="doc", max_tokens=4)
-    held = sum(layers[0].offset for layers in fresh.layers_of(DOCUMENTS))
+    held = sum(layers[0].offset for layers in fresh.prefixes.documents(DOCUMENTS))
     assert other.text and other.cached_tokens == held
     assert other.computed_tokens < first.computed_tokens - held + 8
     # The same again: all but the last token of the prompt is at hand.
@@ -123,7 +124,7 @@ def test_a_second_answer_computes_only_what_is_new(model: GritLM, tmp_path: Path
 def test_auto_takes_the_side_that_is_cached(model: GritLM, tmp_path: Path) -> None:
     long = "The wind leans on the sails of the ship. " * 30
     answerer = Answerer(model, DocumentCaches(tmp_path))
-    _, query = answerer.embed_query(long)
+    _, query = answerer.encoder.query(long)
     assert answerer.answer(long, DOCUMENTS, query_layers=query, max_tokens=1).mode == "query"
     document = Document(long)
     assert answerer.answer(QUESTION, [document], max_tokens=1).text is not None
@@ -146,7 +147,7 @@ def test_a_conversation_goes_on(model: GritLM) -> None:
     [
         (" ", DOCUMENTS, {}, "question is empty"),
         (QUESTION, [], {}, "no documents"),
-        (QUESTION, DOCUMENTS, {"cache": "both"}, "Unknown cache mode 'both'"),
+        (QUESTION, DOCUMENTS, {"cache": "both"}, "Unknown cache 'both'"),
         (QUESTION, DOCUMENTS, {"cache": "query", "history": [Turn("a", "b")]}, "A conversation needs"),
     ],
 )
@@ -173,11 +174,13 @@ def test_a_document_cannot_take_over_the_prompt(model: GritLM, text: str, mode: 
         seen: list[int] = []
         original = model._embedder
         assert original is not None
-        tokens = answerer._prompt(mode, answerer.neutralised(question), [Document(document)], ())
+        tokens = answerer._prompt(mode, answerer.encoder.neutralised(question), [Document(document)], ())
         for side in mode.split("-"):
             if side in ("doc", "query"):
-                prompt = embedding_prompt() if side == "doc" else answerer._query_prompt
-                seen += model.tokenizer.encode(prompt + answerer.neutralised(document if side == "doc" else question))
+                prompt = embedding_prompt() if side == "doc" else answerer.encoder.query_prompt
+                seen += model.tokenizer.encode(
+                    prompt + answerer.encoder.neutralised(document if side == "doc" else question)
+                )
         return seen + tokens
 
     plain, hostile = whole("text", "question"), whole(text, text)
@@ -192,9 +195,9 @@ def test_a_document_cannot_take_over_the_prompt(model: GritLM, text: str, mode: 
 def test_what_is_cached_is_neutralised(model: GritLM, text: str) -> None:
     """The caches of a hostile document are those of its harmless spelling, and not of the text itself."""
     answerer = Answerer(model)
-    harmless = answerer.neutralised(text)
+    harmless = answerer.encoder.neutralised(text)
     expected = model.encode(harmless, instruction=embedding_prompt(), get_cache=True, max_length=4096)[1]
     raw = model.encode(text, instruction=embedding_prompt(), get_cache=True, max_length=4096)[1]
-    layers: Any = answerer.embed_documents([text])[0]
+    layers: Any = answerer.encoder.vectors_and_layers([text])[1][0]
     assert mx.array_equal(layers[0].keys, expected[0].keys)
     assert layers[0].offset != raw[0].offset or not mx.array_equal(layers[0].keys, raw[0].keys)

@@ -102,7 +102,7 @@ def test_verify_tells_and_removes(tmp_path: Path) -> None:
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"\1")
     gone.unlink()
     problems = caches.verify()
-    assert len(problems) == 2 and "is damaged" in problems[0] and "is gone" in problems[1]
+    assert len(problems) == 2 and "is damaged" in problems[0] and "is missing" in problems[1]
     assert not damaged.exists() and caches.verify() == []
 
 

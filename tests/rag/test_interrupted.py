@@ -126,9 +126,9 @@ def test_killed_at_any_point(
     make_store().index([files])
     store = make_store()
     assert rows_of(store) == new
-    assert len({row.id for row in store.rows()}) == len(new)
-    assert store.relevance is not None
-    assert [hit.row.passage.text for hit in store.search("version 2 Paragraph 11", top=3)]
+    assert len({row.id for row in store.passages()}) == len(new)
+    assert store.thresholds.cosine is not None
+    assert [hit.passage.text for hit in store.search("version 2 Paragraph 11", top=3)]
     assert store.verify() == []
 
 
@@ -172,7 +172,7 @@ def stopped(make_store: Callable[..., Store], tmp_path: Path, monkeypatch: pytes
         patch.setattr(Store, "_read", stop)
         with pytest.raises(KeyboardInterrupt):
             make_store().index([files])
-    left = [row.name for row in PassageTable(make_store().uri, published=False).rows_where()]
+    left = [row.source for row in PassageTable(make_store().uri, published=False).passages_where()]
     assert len(left) > len(make_store())  # there is something that must not be published
     return files
 
@@ -253,6 +253,6 @@ def test_a_full_disk_is_a_sentence_and_no_damage(
     arguments = [sys.executable, "-c", FULL, str(tiny_model), str(tmp_path / "store"), str(folder)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     result = subprocess.run(arguments, capture_output=True, text=True, timeout=120, env=environment)
-    assert "the disk is full" in result.stdout and "goes on where it stopped" in result.stdout, result.stderr
+    assert "the disk is full" in result.stdout and "resumes where it stopped" in result.stdout, result.stderr
     assert rows_of(make_store()) == before
     assert make_store().index([folder]).total > len(before)

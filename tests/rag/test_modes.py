@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from grit_mlx.errors import ArgumentError
-from grit_mlx.rag.modes import AUTO_MODES, MODES, DocumentCost, Rates, check_mode, choose_mode, predicted_seconds
+from grit_mlx.rag import RagOptions
+from grit_mlx.rag.modes import AUTO_MODES, MODES, DocumentCost, Rates, choose_mode, predicted_seconds
 
 RATES = Rates(token=1e-3, pair=1e-8, byte=1e-10)
 
@@ -46,5 +47,5 @@ def test_auto_is_never_dearer_than_the_best_by_more_than_its_tie() -> None:
 
 def test_modes_with_both_sides_cached_are_for_those_who_ask() -> None:
     assert set(AUTO_MODES) < set(MODES)
-    with pytest.raises(ArgumentError, match="Unknown cache mode 'document'"):
-        check_mode("document")
+    with pytest.raises(ArgumentError, match="Unknown cache 'document'"):
+        RagOptions(cache="document")

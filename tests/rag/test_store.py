@@ -13,7 +13,8 @@ import pytest
 
 from grit_mlx import GritLM
 from grit_mlx.errors import ArgumentError, ModeError, StoreError
-from grit_mlx.rag import Found, Rag, Store
+from grit_mlx.rag import Rag, Store
+from grit_mlx.rag.relevance import Scores
 from tests.rag.conftest import FILES, rows_of
 
 MakeStore = Callable[..., Store]
@@ -25,8 +26,8 @@ def test_index_and_find(make_store: MakeStore, folder: Path) -> None:
     assert report.added == len(FILES) and report.total == len(store) == len(rows_of(store))
     assert report.passages == report.total and not report.problems
     (hit,) = store.search("yeast sugar gas", top=1, method="bm25")
-    assert Path(hit.row.name).name == "bread.txt"
-    assert hit.row.passage.line == 1 and "Bread rises" in hit.row.passage.text
+    assert Path(hit.passage.source).name == "bread.txt"
+    assert hit.passage.line == 1 and "Bread rises" in hit.passage.text
     contents = {content for *_, content in rows_of(store)}
     assert "Anchors An anchor holds the ship." in contents  # the title before the text
     assert any(content.startswith("# Ships") for content in contents)
@@ -49,7 +50,7 @@ def test_only_what_changed_is_embedded(make_store: MakeStore, folder: Path) -> N
         (str(folder / "new.txt"), 1, 1, "A new file."),
     }
     assert kept <= set(rows_of(store))
-    found = {Path(hit.row.name).name for hit in store.search("keel ship sails yeast", method="bm25")}
+    found = {Path(hit.passage.source).name for hit in store.search("keel ship sails yeast", method="bm25")}
     assert not found & {"ships.md"}
 
 
@@ -114,10 +115,10 @@ def test_filters(make_store: MakeStore, folder: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(folder)
     for method in ("hybrid", "rrf", "dense", "bm25"):
         hits = store.search("ship anchor tide", method=method, paths=["code", "rows.*"])
-        assert {Path(hit.row.name).name for hit in hits} <= {"tide.py", "rows.jsonl"}, method
+        assert {Path(hit.passage.source).name for hit in hits} <= {"tide.py", "rows.jsonl"}, method
         assert hits, method
         hits = store.search("ship anchor", method=method, metadata=["year=1999"])
-        assert [hit.row.passage.text for hit in hits] == ["An anchor holds the ship."], method
+        assert [hit.passage.text for hit in hits] == ["An anchor holds the ship."], method
     assert not store.search("ship", paths=["elsewhere"])
     assert not store.search("ship", paths=["it's.txt"], metadata=["a=b'c"])
     with pytest.raises(ArgumentError, match="KEY=VALUE"):
@@ -128,13 +129,13 @@ def test_hybrid_is_both_fused_by_scores(make_store: MakeStore, folder: Path) -> 
     store = make_store()
     store.index([folder])
     question = "Why does bread rise?"
-    dense = {hit.row.id: hit.score for hit in store.search(question, method="dense", top=50)}
-    words = {hit.row.id: hit.score for hit in store.search(question, method="bm25", top=50)}
+    dense = {hit.passage.id: hit.score for hit in store.search(question, method="dense", top=50)}
+    words = {hit.passage.id: hit.score for hit in store.search(question, method="bm25", top=50)}
     low, high, best = min(dense.values()), max(dense.values()), max(words.values())
     scores = {row: (dense[row] - low) / (high - low) + words.get(row, 0.0) / best for row in dense}
     hits = store.search(question, top=50)
     assert [hit.score for hit in hits] == pytest.approx(sorted(scores.values(), reverse=True), abs=1e-4)
-    assert all(hit.score == pytest.approx(scores[hit.row.id], abs=1e-4) for hit in hits)
+    assert all(hit.score == pytest.approx(scores[hit.passage.id], abs=1e-4) for hit in hits)
     assert all(hit.cosine is not None for hit in hits)
 
 
@@ -142,15 +143,15 @@ def test_rrf_is_both_fused_by_ranks(make_store: MakeStore, folder: Path) -> None
     store = make_store()
     store.index([folder])
     question = "Why does bread rise?"
-    dense = [hit.row.id for hit in store.search(question, method="dense", top=50)]
-    words = [hit.row.id for hit in store.search(question, method="bm25", top=50)]
+    dense = [hit.passage.id for hit in store.search(question, method="dense", top=50)]
+    words = [hit.passage.id for hit in store.search(question, method="bm25", top=50)]
     scores = {
         row: sum(1 / (61 + ranking.index(row)) for ranking in (dense, words) if row in ranking)
         for row in {*dense, *words}
     }
     hits = store.search(question, method="rrf", top=50)
     assert [hit.score for hit in hits] == pytest.approx(sorted(scores.values(), reverse=True))
-    assert all(hit.score == pytest.approx(scores[hit.row.id]) for hit in hits)
+    assert all(hit.score == pytest.approx(scores[hit.passage.id]) for hit in hits)
 
 
 def test_dense_is_the_cosine(make_store: MakeStore, model: GritLM, folder: Path) -> None:
@@ -158,7 +159,7 @@ def test_dense_is_the_cosine(make_store: MakeStore, model: GritLM, folder: Path)
     store.index([folder])
     vector = model.encode_queries("What floats?")
     for hit in store.search("What floats?", method="dense", top=50):
-        own = model.encode_corpus(hit.row.passage.content)
+        own = model.encode_corpus(hit.passage.content)
         assert hit.score == pytest.approx(float(vector @ own), abs=2e-3)  # stored in half precision
 
 
@@ -167,7 +168,7 @@ def test_approximate_search_finds_what_exact_search_finds(make_store: MakeStore,
     path.write_text("".join(json.dumps({"text": f"Thing {i} is {i * i % 97} wide."}) + "\n" for i in range(600)))
     exact = make_store()
     exact.index([path])
-    wanted = [hit.row.id for hit in exact.search("Thing 77", method="dense", top=10)]
+    wanted = [hit.passage.id for hit in exact.search("Thing 77", method="dense", top=10)]
     small = make_store(exact_bytes=0)
     small.index([path], approximate=True)
     assert not small.stats().approximate  # nothing changed, so nothing was built
@@ -177,24 +178,24 @@ def test_approximate_search_finds_what_exact_search_finds(make_store: MakeStore,
     small.index([path])
     stats = small.stats()
     assert stats.approximate and stats.recall is not None and stats.recall >= 0.9
-    found = [hit.row.passage.text for hit in small.search("Thing 77", method="dense", top=10)]
+    found = [hit.passage.text for hit in small.search("Thing 77", method="dense", top=10)]
     exact = make_store()
-    texts = [hit.row.passage.text for hit in exact.search("Thing 77", method="dense", top=10)]
+    texts = [hit.passage.text for hit in exact.search("Thing 77", method="dense", top=10)]
     assert len(wanted) == 10 and len(set(found) & set(texts)) >= 9
     # What only its words found has its cosine as well.
-    known = {hit.row.id: hit.cosine for hit in exact.search("Thing 77", method="dense", top=len(exact))}
+    known = {hit.passage.id: hit.cosine for hit in exact.search("Thing 77", method="dense", top=len(exact))}
     hits = small.search("Thing 77")
-    assert [hit.cosine for hit in hits] == [pytest.approx(known[hit.row.id], abs=1e-3) for hit in hits]
+    assert [hit.cosine for hit in hits] == [pytest.approx(known[hit.passage.id], abs=1e-3) for hit in hits]
 
 
 def test_rerank_puts_what_makes_the_question_likely_first(make_store: MakeStore, model: GritLM, folder: Path) -> None:
     store = make_store()
     store.index([folder])
     rag = Rag(model, store, top=3, rerank=True, min_score=-1)
-    found = rag.find("A buoy floats.")
-    scores = [hit.score for hit in found.hits]
+    results = rag.find("A buoy floats.")
+    scores = [hit.score for hit in results]
     assert scores == sorted(scores, reverse=True) and len(scores) == 3
-    assert scores == pytest.approx(rag.likelihoods("A buoy floats.", found.hits), abs=1e-4)
+    assert scores == pytest.approx(rag.likelihoods("A buoy floats.", results), abs=1e-4)
 
 
 def test_nothing_relevant_is_said(make_store: MakeStore, model: GritLM, folder: Path) -> None:
@@ -202,22 +203,22 @@ def test_nothing_relevant_is_said(make_store: MakeStore, model: GritLM, folder: 
     store.index([folder])
     refused = Rag(model, store, min_score=1.1).ask("When is the boiler serviced?")
     assert refused.answer is None and refused.text is None and refused.sources == []
-    assert refused.found.hits and not refused.found.relevant
+    assert refused.results and not refused.results.relevant
     asked = Rag(model, store, min_score=-1).ask("When is the boiler serviced?", max_tokens=4)
-    assert asked.text and asked.sources == asked.found.hits
-    assert store.relevance is not None and -1 <= store.relevance <= 1
+    assert asked.text and asked.sources == asked.results.results
+    assert store.thresholds.cosine is not None and -1 <= store.thresholds.cosine <= 1
 
 
 def test_words_speak_for_a_passage_that_its_vector_does_not(make_store: MakeStore, model: GritLM, folder: Path) -> None:
     store = make_store()
     store.index([folder])
-    assert store.relevance_bm25 is not None and store.stats().relevance_bm25 == store.relevance_bm25
-    words = " ".join(next(iter(store.rows())).passage.text.split()[:12])
-    found = Found.among(words, store.search(words), store)
-    assert found.best_bm25 is not None and found.best_bm25 > store.relevance_bm25
-    assert replace(found, best=-1.0).relevant
-    assert not replace(found, best=-1.0, best_bm25=store.relevance_bm25).relevant
-    assert not replace(Found.among(words, found.hits, store, min_score=0.5), best=0.4).relevant
+    assert store.thresholds.bm25 is not None and store.stats().relevance_bm25 == store.thresholds.bm25
+    words = " ".join(next(iter(store.passages())).text.split()[:12])
+    results = store.search(words)
+    assert results.best.bm25 is not None and results.best.bm25 > store.thresholds.bm25
+    assert replace(results, best=replace(results.best, cosine=-1.0)).relevant
+    assert not replace(results, best=Scores(-1.0, store.thresholds.bm25)).relevant
+    assert not replace(store.search(words, min_score=0.5), best=replace(results.best, cosine=0.4)).relevant
 
 
 def test_answers_come_from_the_caches_of_the_store(make_store: MakeStore, model: GritLM, folder: Path) -> None:
@@ -263,7 +264,7 @@ def test_chat_goes_on_with_its_documents(make_store: MakeStore, model: GritLM, f
     assert first.text is not None
     rag.remember("What floats?", first.text)
     second = rag.chat("What floats?", max_tokens=4)
-    assert second.text is not None and second.sources[0].row.id == first.sources[0].row.id
+    assert second.text is not None and second.sources[0].passage.id == first.sources[0].passage.id
     rag.reset()
     assert rag.history == []
 
@@ -326,11 +327,11 @@ def test_refusals(make_store: MakeStore, model: GritLM, folder: Path, tmp_path: 
         make_store(passage_tokens=65)
     with pytest.raises(ArgumentError, match="question is empty"):
         make_store().search(" ")
-    with pytest.raises(ArgumentError, match="Unknown search method 'best'"):
+    with pytest.raises(ArgumentError, match="Unknown method 'best'"):
         make_store().search("x", method="best")
     with pytest.raises(ArgumentError, match="top must be at least 1"):
         make_store().search("x", top=0)
-    with pytest.raises(ModeError, match="without a model"):
+    with pytest.raises(ModeError, match="opened without a model"):
         Store(tmp_path / "store").search("x")
     assert Store(tmp_path / "store").search("ship", method="bm25")
     with pytest.raises(ModeError, match="needs mode='unified'"):
@@ -359,7 +360,7 @@ def test_verify(make_store: MakeStore, folder: Path) -> None:
     (folder / "bread.txt").write_text("changed")
     (folder / "ships.md").unlink()
     problems = store.verify()
-    assert len(problems) == 2 and "has changed since" in problems[0] and "No such file" in problems[1]
+    assert len(problems) == 2 and "has changed since" in problems[0] and "does not exist" in problems[1]
 
 
 def test_vectors_are_stored_in_order(make_store: MakeStore, folder: Path) -> None:

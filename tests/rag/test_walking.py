@@ -98,10 +98,10 @@ def test_hostile_names(make_store: Callable[..., Store], tmp_path: Path) -> None
     assert {Path(row[0]).name for row in rows_of(store)} >= set(HOSTILE)
     for name in HOSTILE[:4]:
         hits = store.search("text", paths=[str(root / name)])
-        assert [Path(hit.row.name).name for hit in hits] == [name]
+        assert [Path(hit.passage.source).name for hit in hits] == [name]
         assert store.remove([str(root / name)]) == 1
     assert len(make_store()) == count - 4
-    assert [problem for problem in make_store().verify() if "No such file" not in problem] == []
+    assert [problem for problem in make_store().verify() if "does not exist" not in problem] == []
 
 
 def test_what_cannot_be_read_is_counted(make_store: Callable[..., Store], tmp_path: Path) -> None:
@@ -116,13 +116,13 @@ def test_what_cannot_be_read_is_counted(make_store: Callable[..., Store], tmp_pa
     report = make_store().index([root])
     assert report.added == report.total == 2
     assert report.skipped["empty"] == 1 and report.skipped["binary"] + report.skipped["package"] == 5
-    told = dict(report.problems)
-    assert set(told) == {
+    reasons = dict(report.problems)
+    assert set(reasons) == {
         str(root / name) for name in ("binary.txt", "broken.jsonl", "broken.pdf", "broken.docx", "latin.txt")
     }
-    assert all("\n" not in reason for reason in told.values())
+    assert all("\n" not in reason for reason in reasons.values())
     assert {Path(row[0]).name for row in rows_of(make_store())} == {"good.txt", "other.md"}  # no half of broken.jsonl
-    # Mended, they come in.
+    # Once they are fixed, they come in.
     (root / "broken.jsonl").write_text('{"text": "fine"}\n{"text": "too"}\n')
     assert make_store().index([root]).passages == 2
 

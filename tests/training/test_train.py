@@ -402,7 +402,9 @@ def refused(made: TrainingSettings, kind: type[GritError]) -> str:
 def test_bad_input_is_a_sentence(settings: Make, data: Path, tmp_path: Path) -> None:
     assert "There is nothing to train on" in refused(settings(data=None), ArgumentError)
     assert "fewer than one batch of 80" in refused(settings(batch_size=80), ArgumentError)
-    assert "data_weights names 'x', but the data files are " in refused(settings(data_weights={"x": 1.0}), ArgumentError)
+    assert "data_weights names 'x', but the data files are " in refused(
+        settings(data_weights={"x": 1.0}), ArgumentError
+    )
     assert "no data file has them" in refused(settings(distillation="cosine"), DocumentError)
     assert "matryoshka_dims=99 exceeds the model's vectors of 32 numbers." in refused(
         settings(matryoshka_dims=[99]), ArgumentError

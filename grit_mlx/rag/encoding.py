@@ -1,0 +1,78 @@
+"""Questions and passages to vectors, and to keys and values: complete, and without special tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from grit_mlx.model.prompts import embedding_prompt, neutralised
+from grit_mlx.rag.options import check_question
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from grit_mlx.gritlm import GritLM
+    from grit_mlx.model.generation import DocumentLayers
+
+__all__ = ["Encoder"]
+
+
+class Encoder:
+    """Embeds the texts of a store and its questions.
+
+    Args:
+        model: embeds.
+        query_instruction: what questions are embedded with; None for the model's own.
+    """
+
+    def __init__(self, model: GritLM, *, query_instruction: str | None = None) -> None:
+        instruction = model.settings.query_instruction if query_instruction is None else query_instruction
+        self.model = model
+        self.query_prompt = embedding_prompt(instruction)
+        self.document_prompt = embedding_prompt(model.settings.document_instruction)
+
+    def neutralised(self, text: str) -> str:
+        """A text without GRIT's markers and the tokenizer's special tokens; see ``prompts.neutralised``."""
+        return neutralised(self.model.tokenizer, text)
+
+    def count(self, text: str) -> int:
+        """The number of tokens of a text."""
+        return len(self.model.tokenizer.encode(text, add_special_tokens=False, verbose=False))
+
+    def query(self, question: str) -> tuple[NDArray[np.float32], DocumentLayers]:
+        """The question's vector ``(E,)`` and, from the same pass, its keys and values.
+
+        Raises:
+            ArgumentError: the question is empty.
+        """
+        check_question(question)
+        vectors, layers = self._encode([question], self.query_prompt, get_cache=True)
+        return vectors[0], layers[0]
+
+    def queries(self, questions: Sequence[str]) -> NDArray[np.float32]:
+        """Vectors of questions, ``(N, E)``."""
+        vectors: NDArray[np.float32] = self._encode(questions, self.query_prompt)
+        return vectors
+
+    def vectors(self, contents: Sequence[str]) -> NDArray[np.float32]:
+        """Vectors of passages, ``(N, E)``."""
+        vectors: NDArray[np.float32] = self._encode(contents, self.document_prompt)
+        return vectors
+
+    def vectors_and_layers(self, contents: Sequence[str]) -> tuple[NDArray[np.float32], list[DocumentLayers]]:
+        """Vectors of passages, ``(N, E)``, and their keys and values from the same pass."""
+        vectors, layers = self._encode(contents, self.document_prompt, get_cache=True)
+        return vectors, layers
+
+    def continued(self, content: str) -> DocumentLayers:
+        """Keys and values of a passage that follows a question as in the official code: no BOS, but a line break."""
+        prompt = "\n" + self.document_prompt
+        layers: list[DocumentLayers] = self._encode([content], prompt, get_cache=True, add_special_tokens=False)[1]
+        return layers[0]
+
+    def _encode(self, texts: Sequence[str], prompt: str, **options: Any) -> Any:
+        harmless = [self.neutralised(text) for text in texts]
+        # Nothing is truncated: a token stands for at least a byte.
+        room = max((len((prompt + text).encode()) for text in harmless), default=0) + 64
+        return self.model.encode(harmless, instruction=prompt, max_length=room, progress=False, **options)

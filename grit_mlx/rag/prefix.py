@@ -1,0 +1,179 @@
+"""The cached part of a prompt: keys and values of the question and of documents, from caches or computed now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Final
+
+from grit_mlx.errors import ArchitectureError, ArgumentError
+from grit_mlx.model.attention import concatenate_caches
+from grit_mlx.rag.caches import DocumentCaches, cache_key
+from grit_mlx.rag.encoding import Encoder
+from grit_mlx.rag.fingerprint import digest, fingerprint
+from grit_mlx.rag.rotation import Rotation
+
+if TYPE_CHECKING:
+    from grit_mlx.model.generation import DocumentLayers
+
+__all__ = ["POSITIONS", "Document", "Prefix", "PrefixBuilder"]
+
+# Where a cached text stands that follows another: after it, or, as in the official code, at the positions of a text
+# that stands first.
+POSITIONS: Final = ("consecutive", "official")
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text to answer from."""
+
+    content: str  # with its heading before it
+    id: str = ""  # of a store's passage: what its uses are counted under
+
+
+@dataclass
+class Prefix:
+    """What a prompt continues."""
+
+    layers: DocumentLayers = field(default_factory=list)  # empty if nothing is cached
+    names: list[str] = field(default_factory=list)  # of the cached texts; prefixes with the same names are the same
+    cached_tokens: int = 0  # from caches
+    computed_tokens: int = 0  # computed for it
+    _unsaved: list[tuple[str, Document, DocumentLayers]] = field(default_factory=list)
+    _used: list[tuple[str, str]] = field(default_factory=list)
+
+
+class PrefixBuilder:
+    """Builds prefixes of one model.
+
+    Args:
+        encoder: computes keys and values.
+        caches: where those of documents are kept; None to compute them each time.
+        positions: one of ``POSITIONS``.
+        model_digest: of the model's fingerprint; None to compute it when it is needed.
+
+    Raises:
+        ArgumentError: unknown positions.
+    """
+
+    def __init__(
+        self, encoder: Encoder, caches: DocumentCaches | None, *, positions: str, model_digest: str | None
+    ) -> None:
+        if positions not in POSITIONS:
+            raise ArgumentError(f"Unknown positions {positions!r}: use one of {', '.join(POSITIONS)}.")
+        self.encoder = encoder
+        self.caches = caches
+        self.positions = positions
+        self._digest = model_digest
+
+    def key(self, document: Document) -> str:
+        """The name of the document's cache."""
+        if self._digest is None:
+            self._digest = digest(fingerprint(self.encoder.model))
+        return cache_key(self._digest, document.content)
+
+    @cached_property
+    def rotation(self) -> Rotation:
+        """Moves keys to later places.
+
+        Raises:
+            ArchitectureError: this model's cannot be moved.
+        """
+        return Rotation(self.encoder.model.model)
+
+    @cached_property
+    def can_move(self) -> bool:
+        """Whether this model's keys can be moved."""
+        try:
+            return self.rotation is not None
+        except ArchitectureError:
+            return False
+
+    def build(
+        self, mode: str, question: str, documents: Sequence[Document], query_layers: DocumentLayers | None = None
+    ) -> Prefix:
+        """What the prompt of a mode continues.
+
+        Args:
+            mode: one of ``modes.MODES``.
+            question: the question.
+            documents: in the order of the prompt.
+            query_layers: the question's keys and values, if they were computed already.
+
+        Raises:
+            ArchitectureError: a text has to be moved and this model's keys cannot be.
+        """
+        prefix = self._begun(documents)
+        texts: list[DocumentLayers] = []
+        for side in mode.split("-"):
+            if side == "query":
+                texts.append(self._query(prefix, question, query_layers))
+            elif side == "doc" and mode == "query-doc" and self.positions == "official":
+                texts += [self._continued(prefix, document) for document in documents]
+            elif side == "doc":
+                texts += self._documents(prefix, documents)
+        if not texts:
+            prefix.names = ["none"]  # prompts that begin alike share what they have in common
+            return prefix
+        if self.positions == "consecutive":
+            starts = [sum(text[0].offset for text in texts[:i]) for i in range(len(texts))]
+            # A model whose keys cannot be moved still has a first place.
+            texts = [
+                self.rotation.moved(text, start) if start else text for text, start in zip(texts, starts, strict=True)
+            ]
+        prefix.layers = texts[0] if len(texts) == 1 else concatenate_caches(*texts)
+        return prefix
+
+    def documents(self, documents: Sequence[Document]) -> list[DocumentLayers]:
+        """Keys and values of documents, each at the first place; saves what it computes."""
+        prefix = self._begun(documents)
+        layers = self._documents(prefix, documents)
+        self.save(prefix)
+        return layers
+
+    def save(self, prefix: Prefix) -> None:
+        """Count the uses of documents, and write those that were computed to disk."""
+        if self.caches is not None:
+            self.caches.note_use(prefix._used)
+            for key, document, layers in prefix._unsaved:
+                self.caches.save(key, document.id, layers)
+        prefix._used, prefix._unsaved = [], []
+
+    def _begun(self, documents: Sequence[Document]) -> Prefix:
+        """An empty prefix; the documents count as used, whatever the mode."""
+        used = documents if self.caches is not None else ()
+        return Prefix(_used=[(self.key(document), document.id) for document in used])
+
+    def _query(self, prefix: Prefix, question: str, layers: DocumentLayers | None) -> DocumentLayers:
+        prefix.names.append("query " + question)
+        if layers is not None:
+            prefix.cached_tokens += layers[0].offset
+            return layers
+        _, layers = self.encoder.query(question)
+        prefix.computed_tokens += layers[0].offset
+        return layers
+
+    def _continued(self, prefix: Prefix, document: Document) -> DocumentLayers:
+        layers = self.encoder.continued(document.content)
+        prefix.names.append("continued " + document.content)
+        prefix.computed_tokens += layers[0].offset
+        return layers
+
+    def _documents(self, prefix: Prefix, documents: Sequence[Document]) -> list[DocumentLayers]:
+        by_key = {self.key(document): document for document in documents}
+        found = {key: self.caches.get(key) if self.caches is not None else None for key in by_key}
+        known = {key: layers for key, layers in found.items() if layers is not None}
+        prefix.cached_tokens += sum(layers[0].offset for layers in known.values())
+        missing = {key: document for key, document in by_key.items() if key not in known}
+        if missing:
+            computed = self.encoder.vectors_and_layers([document.content for document in missing.values()])[1]
+            for (key, document), layers in zip(missing.items(), computed, strict=True):
+                known[key] = layers
+                prefix.computed_tokens += layers[0].offset
+                prefix._unsaved.append((key, document, layers))
+                if self.caches is not None:
+                    self.caches.keep(key, layers)
+        keys = [self.key(document) for document in documents]
+        prefix.names += keys
+        return [known[key] for key in keys]
