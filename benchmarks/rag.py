@@ -34,7 +34,7 @@ from mlx_lm import stream_generate
 from mlx_lm.models.cache import load_prompt_cache, make_prompt_cache, save_prompt_cache
 
 from grit_mlx import GritLM
-from grit_mlx.model.generation import copied_layers
+from grit_mlx.model.attention import copy_cache
 from grit_mlx.model.prompts import literal_tokens, rag_prompt
 from grit_mlx.rag import Answerer, Document, DocumentCaches
 from grit_mlx.rag.kvfiles import PRECISIONS, bytes_of, rounded
@@ -122,7 +122,7 @@ class Case:
         return self.generated(self.rest, cache, start)
 
     def floor(self) -> Times:
-        cache = copied_layers(self.layers)
+        cache = copy_cache(self.layers)
         mx.eval([(layer.keys, layer.values) for layer in cache])
         return self.generated(self.new, cache, time.perf_counter())
 
@@ -202,7 +202,7 @@ def drift(model: GritLM, texts: Texts, count: int = 24) -> dict[str, Any]:
 
 
 def log_probabilities(model: GritLM, layers: Any, tokens: list[int]) -> Any:
-    logits = model.model(mx.array([tokens]), cache=copied_layers(layers))[0, -1].astype(mx.float32)
+    logits = model.model(mx.array([tokens]), cache=copy_cache(layers))[0, -1].astype(mx.float32)
     return np.array(logits - mx.logsumexp(logits)).astype(np.float64)
 
 

@@ -30,7 +30,7 @@ from grit_mlx.convert.streaming import Stream
 from grit_mlx.errors import ArchitectureError, ArgumentError
 from grit_mlx.evaluation.drift import TEXTS
 from grit_mlx.model import device
-from grit_mlx.model.attention import backbone, embedding_caches
+from grit_mlx.model.attention import decoder_of, embedding_caches
 
 __all__ = ["Budget", "Costs", "allocate", "measure", "spend"]
 
@@ -199,7 +199,7 @@ def measure(
         ArchitectureError: the model's parts are not where those of a decoder are.
     """
     model, values = stream.model, _Values(stream)
-    body: Any = backbone(model)
+    body: Any = decoder_of(model)
     if not all(hasattr(body, part) for part in ("embed_tokens", "layers")):
         kind = stream.plan.config["model_type"]
         raise ArchitectureError(f"The architecture {kind!r} cannot be measured layer by layer. Use a recipe instead.")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from grit_mlx.errors import StoreError
+from grit_mlx.model.hub import VOCABULARY_FILES
 
 if TYPE_CHECKING:
     from grit_mlx.gritlm import GritLM
@@ -20,8 +21,6 @@ __all__ = ["check_fingerprint", "digest", "fingerprint"]
 _BLOCKS: Final = 64
 _BLOCK_BYTES: Final = 4096
 _HEADER_BYTES: Final = 1 << 20
-
-_TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tiktoken.model")
 
 # In the words of a message.
 _NAMES: Final = {
@@ -46,7 +45,7 @@ def fingerprint(model: GritLM) -> dict[str, Any]:
         "weights": _weights(model.folder),
         "quantisation": json.dumps(bits, sort_keys=True) if bits else "none",
         "adapter": _weights(model.adapter) if model.adapter else "none",
-        "tokenizer": _hash(_whole(path) for name in _TOKENIZER_FILES if (path := model.folder / name).is_file()),
+        "tokenizer": _hash(_whole(path) for name in VOCABULARY_FILES if (path := model.folder / name).is_file()),
         "pooling": model.settings.pooling,
         "attention": model.settings.attn,
         "normalized": model.settings.normalized,

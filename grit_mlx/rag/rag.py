@@ -11,7 +11,7 @@ import numpy as np
 
 from grit_mlx.errors import ArgumentError, ModeError
 from grit_mlx.gritlm import GritLM
-from grit_mlx.model.generation import copied_layers
+from grit_mlx.model.attention import copy_cache
 from grit_mlx.model.prompts import literal_tokens, rag_prompt
 from grit_mlx.rag.answering import Answer, Answerer, Document, Layers, Turn
 from grit_mlx.rag.modes import check_mode
@@ -238,7 +238,7 @@ class Rag:
         start = min(len(frame), len(tokens) - 1)
         scores = []
         for layers in self.answerer.layers_of(_documents(hits)):
-            logits = self.model.model(mx.array([tokens[:-1]]), cache=copied_layers(layers))[0].astype(mx.float32)
+            logits = self.model.model(mx.array([tokens[:-1]]), cache=copy_cache(layers))[0].astype(mx.float32)
             chosen = mx.take_along_axis(logits, mx.array(tokens[1:])[:, None], axis=-1)[:, 0]
             score: Any = mx.mean((chosen - mx.logsumexp(logits, axis=-1))[start - 1 :]).item()
             scores.append(float(score))
