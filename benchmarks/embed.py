@@ -28,9 +28,8 @@ from common import CORPORA, corpus, machine, matmul_rate, median, peak_memory, r
 
 from grit_mlx import GritLM, embedding_prompt
 from grit_mlx.model import device
-from grit_mlx.model.attention import backbone, embedding_caches
-from grit_mlx.model.batching import padding_free_fraction, plan_batches
-from grit_mlx.model.pooling import pool
+from grit_mlx.model.batching import plan_batches
+from grit_mlx.model.passes import pad, pooled_tokens, represent
 from grit_mlx.model.prompts import tokenize_texts
 
 OFFICIAL_ROWS = 256
@@ -38,19 +37,13 @@ OFFICIAL_ROWS = 256
 
 def official_encode(model: GritLM, texts: Sequence[str], instruction: str) -> Any:
     """The official loop: batches of 256 in the given order, padded to the longest (gritlm 1.0.2, ``encode``)."""
-    embedder = model._embedding()[0]
     vectors = []
     for start in range(0, len(texts), OFFICIAL_ROWS):
         tokens = tokenize_texts(model.tokenizer, texts[start : start + OFFICIAL_ROWS], instruction=instruction)
-        longest = max(len(t.ids) for t in tokens)
-        ids = np.zeros((len(tokens), longest), dtype=np.int32)
-        mask = np.zeros_like(ids, dtype=bool)
-        for row, t in enumerate(tokens):
-            ids[row, : len(t.ids)] = t.ids
-            mask[row, : len(t.ids)] = True
-        states = backbone(model.model)(mx.array(ids), cache=embedding_caches(embedder._layers, mx.array(mask)))
-        mask[:, : tokens[0].instruction_tokens] = False
-        vectors.append(np.array(pool(states, mx.array(mask), "mean")))
+        ids, real = pad([t.ids for t in tokens])
+        pooled = pooled_tokens(real, [t.instruction_tokens for t in tokens])
+        arrays = mx.array(ids), mx.array(real), mx.array(pooled)
+        vectors.append(np.array(represent(model.model, *arrays, settings=model.settings)[0]))
     joined = np.concatenate(vectors)
     return joined / np.linalg.norm(joined, axis=1, keepdims=True)
 
@@ -65,10 +58,15 @@ def flops_per_token(config: dict[str, Any], length: float) -> float:
     return float(config["num_hidden_layers"] * (2 * weights + 4 * length * heads * size))
 
 
+def computed_tokens(lengths: list[int], batches: list[list[int]]) -> int:
+    """Tokens of a plan, padding included."""
+    return sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
+
+
 def compare(model: GritLM, name: str, texts: list[str], repeats: int) -> dict[str, Any]:
     instruction = embedding_prompt()
     lengths = [len(t.ids) for t in tokenize_texts(model.tokenizer, texts, instruction=instruction)]
-    budget = model._embedding()[0]._token_budget(max(lengths))
+    budget = model._needed_embedder()._token_budget(max(lengths))
     ours_plan = plan_batches(lengths, token_budget=budget)
     official_plan = [list(range(len(texts)))[i : i + OFFICIAL_ROWS] for i in range(0, len(texts), OFFICIAL_ROWS)]
     ours, official = [], []
@@ -83,8 +81,8 @@ def compare(model: GritLM, name: str, texts: list[str], repeats: int) -> dict[st
         "corpus": name,
         "texts": len(texts),
         "tokens": useful,
-        "useful_fraction": round(padding_free_fraction(lengths, ours_plan), 4),
-        "official_useful_fraction": round(padding_free_fraction(lengths, official_plan), 4),
+        "useful_fraction": round(useful / computed_tokens(lengths, ours_plan), 4),
+        "official_useful_fraction": round(useful / computed_tokens(lengths, official_plan), 4),
         "tokens_per_second": round(useful / median(ours)),
         "official_tokens_per_second": round(useful / median(official)),
         "speedup": round(median([o / u for o, u in zip(official, ours, strict=True)]), 2),

@@ -49,7 +49,7 @@ def measure(rows: int, length: int, chunk: int) -> dict[str, float]:
     training = TrainingSettings(group_size=1, chunk_size=chunk, chunk_tokens=1 << 30)
     layers = CONFIG["num_hidden_layers"]
     assert isinstance(layers, int)
-    step = TrainingStep(trainee, training, Settings(), layers=layers, world=World())
+    step = TrainingStep(trainee, training, Settings(), world=World())
     rng = np.random.default_rng(0)
     texts = [TokenizedText(rng.integers(0, 1024, length).astype(np.int32), 0) for _ in range(rows)]
     half = rows // 2

@@ -34,7 +34,7 @@ from mlx_lm import stream_generate
 from mlx_lm.models.cache import load_prompt_cache, make_prompt_cache, save_prompt_cache
 
 from grit_mlx import GritLM
-from grit_mlx.model.generation import copied_layers
+from grit_mlx.model.attention import copy_cache
 from grit_mlx.model.prompts import literal_tokens, rag_prompt
 from grit_mlx.rag import Answerer, Document, DocumentCaches
 from grit_mlx.rag.kvfiles import bytes_of, rounded
@@ -81,7 +81,7 @@ class Case:
         self.documents = [Document(text, str(number)) for number, text in enumerate(documents)]
         self.caches = DocumentCaches(folder / "caches")
         self.answerer = Answerer(model, self.caches)
-        _, self.query_layers = self.answerer.encoder.query(query)
+        _, self.query_cache = self.answerer.encoder.query(query)
         self.layers, self.new = self.answerer.prompt(query, self.documents, cache="doc")
         self.uncached = Answerer(model)
         # mlx-lm's file holds the part of the uncached prompt before the query.
@@ -110,7 +110,7 @@ class Case:
         if from_disk:
             self.caches.forget_loaded()
         answer = answerer.answer(
-            self.query, self.documents, cache=mode, query_layers=self.query_layers, max_tokens=NEW_TOKENS
+            self.query, self.documents, cache=mode, query_cache=self.query_cache, max_tokens=NEW_TOKENS
         )
         assert answer.text is not None and answer.generated_tokens == NEW_TOKENS
         self.mode = answer.mode
@@ -123,7 +123,7 @@ class Case:
         return self.generated(self.rest, cache, start)
 
     def floor(self) -> Times:
-        cache = copied_layers(self.layers)
+        cache = copy_cache(self.layers)
         mx.eval([(layer.keys, layer.values) for layer in cache])
         return self.generated(self.new, cache, time.perf_counter())
 
@@ -203,7 +203,7 @@ def drift(model: GritLM, texts: Texts, count: int = 24) -> dict[str, Any]:
 
 
 def log_probabilities(model: GritLM, layers: Any, tokens: list[int]) -> Any:
-    logits = model.model(mx.array([tokens]), cache=copied_layers(layers))[0, -1].astype(mx.float32)
+    logits = model.model(mx.array([tokens]), cache=copy_cache(layers))[0, -1].astype(mx.float32)
     return np.array(logits - mx.logsumexp(logits)).astype(np.float64)
 
 

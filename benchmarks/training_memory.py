@@ -102,7 +102,7 @@ def measure(case: Case) -> dict[str, float]:
     if case.recompute:
         checkpoint_layers(model.layers)
     trainee = Trainee(model)
-    step = TrainingStep(trainee, settings, Settings(), layers=case.layers, world=World())
+    step = TrainingStep(trainee, settings, Settings(), world=World())
     optimizer = make_optimizer("adamw", make_schedule("constant", learning_rate=1e-4, steps=2, warmup_steps=0))
     optimizer.init(trainee.trainable_parameters())  # type: ignore[no-untyped-call]
     fused = device.current_device().kind != "cpu"

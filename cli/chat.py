@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 from grit_mlx.cli import console, options
-from grit_mlx.cli.generate import Answer, show_piece, written
+from grit_mlx.cli.generate import Generated, show_piece, written
 from grit_mlx.cli.loader import load_model, model_name
 from grit_mlx.cli.options import Use
 from grit_mlx.errors import ArgumentError, GritError
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from grit_mlx.gritlm import GritLM
 
-__all__ = ["EXAMPLES", "Conversation", "chat", "interruptible", "piped_lines", "typed_lines"]
+__all__ = ["EXAMPLES", "Conversation", "chat", "converse", "interruptible", "piped_lines", "typed_lines"]
 
 EXAMPLES = """
 Examples:
@@ -33,14 +33,11 @@ Examples:
   printf 'My name is Ada.\\nWhat is my name?\\n' | grit chat
 """
 
-_HELP = """/reset      forget the conversation
-/save FILE  write it as JSON lines of role and content
-/quit       leave (so does Ctrl-D)
-/help       this list
-Ctrl-C stops an answer."""
-
-# A path such as /usr/bin is no command, and neither is a line that goes on after the slash with a blank.
+# A path such as /usr/bin is not a command.
 _COMMAND = re.compile(r"/([A-Za-z]+)(?:\s+(.*))?")
+
+# What is typed, such as "/save FILE" -> its help, and what it does with FILE.
+Commands = Mapping[str, tuple[str, Callable[[str], None]]]
 
 
 @options.command
@@ -53,32 +50,24 @@ def chat(
     """Talk with the model.
 
     Keys and values of the conversation are kept, so that each turn computes only what is new. In a pipe each
-    line of standard input is a turn. Inside: /reset, /save FILE, /quit, /help; Ctrl-C stops an answer, and
-    leaves where one would type.
+    line of stdin is a turn. Commands: /reset, /save FILE, /quit, /help. Ctrl-C stops an answer, and exits at the
+    prompt.
     """
-    grit = load_model(model, mode="generative")
-    conversation = Conversation(grit, sampling, system=system)
-    typed = console.stdin_is_terminal()
-    if typed:
-        console.note(f"{model_name(model.model)}: /help lists the commands, Ctrl-D leaves")
-    for line in typed_lines() if typed else piped_lines():
-        try:
-            if not _obey(line, conversation):
-                break
-        except GritError as error:
-            # Someone who types can mend it; a script must learn that its turn failed.
-            if not typed:
-                raise
-            console.error(error)
+    conversation = Conversation(load_model(model, mode="generative"), sampling, system=system)
+    commands: Commands = {
+        "/reset": ("forget the conversation", conversation.reset),
+        "/save FILE": ("write it as JSON lines of role and content", conversation.save),
+    }
+    converse(conversation.turn, commands, greeting=model_name(model.model))
 
 
 class Conversation:
-    """The messages so far, with the keys and values they left behind.
+    """The messages so far, with their keys and values.
 
     Args:
         grit: a model that can generate.
         chosen: how it generates.
-        system: what precedes the conversation.
+        system: the system message, if any.
     """
 
     def __init__(self, grit: GritLM, chosen: GenerationOptions, *, system: str | None = None) -> None:
@@ -90,19 +79,30 @@ class Conversation:
         self._cache = PromptCache()
         self.messages: list[dict[str, str]] = list(self._start)
 
-    def reset(self) -> None:
+    def turn(self, text: str) -> None:
+        """Answer a text on stdout."""
+        answer, interrupted = self.answer(text, show_piece)
+        console.write("")
+        console.flush()
+        if interrupted:
+            console.note("stopped")
+        if console.verbose():
+            console.note(f"{self._cache.reused:,} tokens reused; {answer.timings()}")
+
+    def reset(self, _: str = "") -> None:
         """Forget all messages but the system's."""
         self.messages = list(self._start)
         self._cache.reset()
+        console.note("the conversation is forgotten")
 
-    def answer(self, text: str, show: Callable[[str], None]) -> tuple[Answer, bool]:
-        """Take a turn: the answer is shown as it comes, and remembered as far as it came.
+    def answer(self, text: str, show: Callable[[str], None]) -> tuple[Generated, bool]:
+        """Take a turn: the answer is shown as it is generated, and remembered even if it was stopped.
 
         Returns:
             The answer, and whether Ctrl-C stopped it.
 
         Raises:
-            GritError: the turn is then forgotten, so that the next one starts from what was before.
+            GritError: the turn is then forgotten.
         """
         turn = {"role": "user", "content": text}
         try:
@@ -117,61 +117,72 @@ class Conversation:
             self.messages += [turn, {"role": "assistant", "content": answer.text}]
         return answer, interrupted
 
-    @property
-    def reused(self) -> int:
-        """Tokens that the last turn did not have to compute."""
-        return self._cache.reused
-
     def save(self, path: str) -> None:
         """Write the messages as JSON lines.
 
         Raises:
+            ArgumentError: ``path`` is empty.
             OutputError: the file cannot be written.
         """
         from grit_mlx.files.atomic import atomic_write
 
+        if not path:
+            raise ArgumentError("/save needs the name of a file, such as: /save chat.jsonl")
         with atomic_write(path) as file:
             for message in self.messages:
                 file.write(console.dumps(message).encode("utf-8", "replace") + b"\n")
+        console.note(f"{len(self.messages)} messages -> {path}")
 
 
-def _obey(line: str, conversation: Conversation) -> bool:
-    """Do what a line asks for; returns whether to go on."""
-    command = _COMMAND.fullmatch(line)
-    if command is None:
-        answer, interrupted = conversation.answer(line, show_piece)
-        console.write("")
-        console.flush()
-        if interrupted:
-            console.note("stopped")
-        if console.verbose():
-            console.note(f"{conversation.reused:,} tokens reused; {answer.timings()}")
-        return True
-    name, argument = command[1].lower(), (command[2] or "").strip()
-    if name in {"quit", "exit", "bye"}:
-        return False
-    if name == "reset":
-        conversation.reset()
-        console.note("the conversation is forgotten")
-    elif name == "save":
-        if not argument:
-            raise ArgumentError("/save needs the name of a file, such as: /save chat.jsonl")
-        conversation.save(argument)
-        console.note(f"{len(conversation.messages)} messages -> {argument}")
-    elif name == "help":
-        console.write(_HELP)
-    else:
-        raise ArgumentError(f"There is no command /{name}. These are: /reset, /save FILE, /quit and /help.")
-    return True
+def converse(turn: Callable[[str], None], commands: Commands, *, greeting: str) -> None:
+    """Take lines until there are no more, or one says /quit.
+
+    Args:
+        turn: answers a line that is not a command.
+        commands: beside /quit and /help.
+        greeting: shown first to a person who types.
+
+    Raises:
+        GritError: a line failed, unless a person typed it, who can correct it.
+    """
+    typed = console.stdin_is_terminal()
+    if typed:
+        console.note(f"{greeting}: /help lists the commands, Ctrl-D exits")
+    for line in typed_lines() if typed else piped_lines():
+        try:
+            command = _COMMAND.fullmatch(line)
+            if command is None:
+                turn(line)
+            elif command[1].lower() in {"quit", "exit", "bye"}:
+                return
+            else:
+                _obey(command[1].lower(), (command[2] or "").strip(), commands)
+        except GritError as error:
+            if not typed:
+                raise
+            console.error(error)
+
+
+def _obey(name: str, argument: str, commands: Commands) -> None:
+    if name == "help":
+        helps = {usage: help for usage, (help, _) in commands.items()}
+        for usage, help in {**helps, "/quit": "exit (so does Ctrl-D)", "/help": "show this list"}.items():
+            console.write(f"{usage:<11} {help}")
+        console.write("Ctrl-C stops an answer.")
+        return
+    actions = {usage.split()[0]: action for usage, (_, action) in commands.items()}
+    if f"/{name}" not in actions:
+        raise ArgumentError(f"There is no command /{name}. These are: {', '.join(commands)}, /quit and /help.")
+    actions[f"/{name}"](argument)
 
 
 def typed_lines() -> Iterator[str]:
-    """Lines of a person at a terminal, with the editing and the history of readline where Python has it."""
+    """Lines that a person types, with the editing and the history of readline if Python has it."""
     with suppress(ImportError):
         import readline  # noqa: F401 - input() uses it once it is imported
     while True:
         try:
-            # input() writes its prompt to stdout, where only answers belong if that is no terminal.
+            # input() writes its prompt to stdout, where only answers belong if it is not a terminal.
             if console.stdout_is_terminal():
                 line = input("> ")
             else:
@@ -186,13 +197,13 @@ def typed_lines() -> Iterator[str]:
 
 
 def piped_lines() -> Iterator[str]:
-    """Lines of standard input that are not blank."""
+    """Lines of stdin that are not blank."""
     return (text.text for text in read_texts(STDIN))
 
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Lends a question: has Ctrl-C been pressed? The first press only answers it; a second one interrupts.
+    """A function that returns whether Ctrl-C was pressed; a second press raises KeyboardInterrupt.
 
     An exception in the middle of a step would leave some layers of the cache ahead of others.
     """

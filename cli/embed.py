@@ -121,11 +121,10 @@ def embed(
         if in_table:
             texts = islice(texts, _SHOWN_TEXTS)
             total = None if total is None else min(total, _SHOWN_TEXTS)
-        if instruction is None:
-            instruction = grit.settings.query_instruction if query else grit.settings.document_instruction
         cut = stack.enter_context(CutTexts())
         advance = stack.enter_context(console.progress("Embedding", total))
-        pairs = embedded(grit, texts, embedding, instruction, advance)
+        role = "query" if query else "document"
+        pairs = embedded(grit, texts, embedding, advance, role=role, instruction=instruction)
         shown = list(pairs) if in_table else []
         count = len(shown) if in_table else _write(pairs, target.precision, writer)
         if not count:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mlx_lm.generate import GenerationResponse
 
 
-__all__ = ["EXAMPLES", "Answer", "generate", "written"]
+__all__ = ["EXAMPLES", "Generated", "generate", "show_piece", "written"]
 
 EXAMPLES = """
 Examples:
@@ -35,23 +35,12 @@ Examples:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What was generated, and how fast.
-
-    Attributes:
-        text: the answer.
-        finish_reason: ``"stop"`` or ``"length"``.
-        prompt_tokens: tokens of the prompt that were computed.
-        generated_tokens: tokens of the answer.
-        seconds_to_first_token: from the call to the first token.
-        prompt_tokens_per_second: speed of reading.
-        generated_tokens_per_second: speed of writing.
-        peak_memory_bytes: most memory that mlx held.
-    """
+class Generated:
+    """What was generated, and how fast."""
 
     text: str
-    finish_reason: str | None
-    prompt_tokens: int
+    finish_reason: str | None  # "stop" or "length"; None if it was stopped
+    prompt_tokens: int  # without those that a cache held
     generated_tokens: int
     seconds_to_first_token: float
     prompt_tokens_per_second: float
@@ -59,35 +48,34 @@ class Answer:
     peak_memory_bytes: int
 
     def timings(self) -> str:
-        """The numbers as a sentence."""
+        """The numbers in words."""
         return (
-            f"{self.prompt_tokens:,} tokens read at {self.prompt_tokens_per_second:,.1f} a second, "
-            f"{self.generated_tokens:,} written at {self.generated_tokens_per_second:,.1f}, "
-            f"the first after {self.seconds_to_first_token:.2f} s; {size_of(self.peak_memory_bytes)} at most"
+            f"prompt: {self.prompt_tokens:,} tokens, {self.prompt_tokens_per_second:,.1f} per second; "
+            f"answer: {self.generated_tokens:,} tokens, {self.generated_tokens_per_second:,.1f} per second, the first "
+            f"after {self.seconds_to_first_token:.2f} s; peak memory: {size_of(self.peak_memory_bytes)}"
         )
 
 
 @options.command
 def generate(
     *,
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to answer; - reads it from standard input.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The prompt; - reads it from stdin.")],
     system: options.System = None,
     raw: Annotated[
         bool,
         typer.Option(
             "--raw",
             rich_help_panel=options.INPUT,
-            help="Continue the prompt as it stands, without the chat format; special tokens in it are obeyed.",
+            help="Use the prompt as it is, without the chat format; special tokens in it are obeyed.",
         ),
     ] = False,
     sampling: GenerationOptions,
     model: Annotated[ModelChoice, Use(without=("pooling", "attn"))],
     json_output: Annotated[
-        bool,
-        typer.Option("--json", rich_help_panel=options.OUTPUT, help="Print the whole answer and its timings as JSON."),
+        bool, typer.Option("--json", rich_help_panel=options.OUTPUT, help="Print the answer and its timings as JSON.")
     ] = False,
 ) -> None:
-    """Write an answer to a prompt, as it comes."""
+    """Answer a prompt."""
     prompt = _from_stdin() if prompt == STDIN else prompt
     if not prompt.strip():
         raise ArgumentError("The prompt is empty.")
@@ -95,8 +83,8 @@ def generate(
         raise typer.BadParameter("A raw prompt has no system message: put it into the prompt.", param_hint="--system")
     grit = load_model(model, mode="generative")
     messages = [{"role": "system", "content": system}] if system else []
-    whole = prompt if raw else [*messages, {"role": "user", "content": prompt}]
-    responses = grit.stream_responses(whole, raw=raw, **asdict(sampling))
+    given = prompt if raw else [*messages, {"role": "user", "content": prompt}]
+    responses = grit.stream_responses(given, raw=raw, **asdict(sampling))
     answer = written(responses, (lambda _: None) if json_output else show_piece)
     if json_output:
         console.write(console.dumps({"model": model_name(model.model), **asdict(answer)}))
@@ -113,24 +101,21 @@ def _from_stdin() -> str:
 
 
 def show_piece(text: str) -> None:
-    """Write a piece of an answer at once; on a terminal its control characters are spelled out."""
+    """Write a piece of an answer and flush it; on a terminal its control characters are escaped."""
     if text:
         console.write(console.visible(text, keep="\n\t") if console.stdout_is_terminal() else text, end="")
         console.flush()
 
 
 def written(
-    responses: Iterator[GenerationResponse],
-    show: Callable[[str], None],
-    *,
-    stopped: Callable[[], bool] = lambda: False,
-) -> Answer:
+    responses: Iterator[GenerationResponse], show: Callable[[str], None], *, stopped: Callable[[], bool] = lambda: False
+) -> Generated:
     """Take an answer piece by piece.
 
     Args:
         responses: of ``GritLM.stream_responses``.
         show: called with each piece.
-        stopped: asked after each piece whether to leave it at that.
+        stopped: asked after each piece whether to stop.
     """
     pieces: list[str] = []
     started = time.perf_counter()
@@ -142,7 +127,7 @@ def written(
         show(last.text)
         if stopped():
             break
-    return Answer(
+    return Generated(
         text="".join(pieces),
         finish_reason=last.finish_reason if last else None,
         prompt_tokens=last.prompt_tokens if last else 0,

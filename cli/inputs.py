@@ -13,7 +13,6 @@ from grit_mlx.cli import console
 from grit_mlx.cli.wording import number_of
 from grit_mlx.errors import ArgumentError, DocumentError, TextError
 from grit_mlx.model.options import EmbeddingOptions
-from grit_mlx.model.prompts import embedding_prompt
 from grit_mlx.text.options import ReadingOptions
 from grit_mlx.text.reading import read_texts
 from grit_mlx.text.rows import failure
@@ -103,7 +102,7 @@ def encode_options(embedding: EmbeddingOptions) -> dict[str, Any]:
 
 
 def embedded(
-    grit: GritLM, texts: Iterable[Text], embedding: EmbeddingOptions, instruction: str, progress: Progress
+    grit: GritLM, texts: Iterable[Text], embedding: EmbeddingOptions, progress: Progress, **role: str | None
 ) -> Iterator[tuple[Text, NDArray[np.float32]]]:
     """Each text with its vector; see ``paired``.
 
@@ -111,11 +110,11 @@ def embedded(
         grit: the model.
         texts: any number of them.
         embedding: how they are embedded.
-        instruction: without GRIT's markers.
         progress: called with the number of texts done.
+        **role: ``role`` and ``instruction``, as for ``GritLM.encode``.
     """
-    prompt, options = embedding_prompt(instruction), encode_options(embedding)
-    return paired(texts, lambda strings: grit.encode_iter(strings, instruction=prompt, progress=progress, **options))
+    options = {**encode_options(embedding), **role}
+    return paired(texts, lambda strings: grit.encode_iter(strings, progress=progress, **options))
 
 
 def paired(

@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 __all__ = ["EMBEDDED", "load_model", "model_name"]
 
-# Said by each command that uses the embedded model without being told to.
+# Shown by each command that uses the built-in model by default.
 EMBEDDED = (
-    "This is grit-tiny, the small English model inside grit-mlx: fit to try search; of a passage it repeats the first "
-    "sentence, and no more. "
+    "Using grit-tiny, the small English model built into grit-mlx: good enough to try search; its answers only repeat "
+    "the first sentence of a passage. "
     "For the real one: grit models pull gritlm-7b --bits 4, then grit models use gritlm-7b-4bit"
 )
 
 
 def load_model(choice: ModelChoice, *, mode: str) -> GritLM:
-    """The model, found first (downloaded if need be, with the hub's own progress bar) and then loaded.
+    """The model, downloaded first if need be (with the hub's own progress bar).
 
     Args:
         choice: which, and how.
@@ -44,6 +44,6 @@ def load_model(choice: ModelChoice, *, mode: str) -> GritLM:
 
 
 def model_name(name: str | Path | None) -> str:
-    """What to call a model: the last part of a folder, the whole of a hub id."""
+    """What to call a model: the last part of a folder, a complete hub id."""
     chosen = str(name or hub.default_model() or "")
     return Path(chosen).name if Path(chosen).expanduser().is_dir() else chosen

@@ -15,7 +15,7 @@ from grit_mlx.cli.wording import size_of
 from grit_mlx.convert.options import ConversionOptions
 from grit_mlx.errors import ArgumentError, ModelNotFoundError
 from grit_mlx.model import hub
-from grit_mlx.model.checkpoint import Tensor, read_config, read_headers
+from grit_mlx.model.checkpoint import Tensor, decoder_config, read_config, read_headers
 from grit_mlx.model.options import ModelChoice
 from grit_mlx.model.settings import FILE_NAME, read_settings
 
@@ -229,7 +229,7 @@ def describe(folder: Path) -> dict[str, Any]:
     """
     config = read_config(folder)
     tensors = read_headers(folder)
-    text = {**config, **(config.get("text_config") or {})}
+    text = decoder_config(config)
     quantization = config.get("quantization") or config.get("quantization_config") or {}
     bits = quantization.get("bits")
     settings = read_settings(folder)

@@ -16,7 +16,6 @@ from grit_mlx.cli.options import Use
 from grit_mlx.cli.wording import number_of, one_line
 from grit_mlx.errors import ArgumentError
 from grit_mlx.model.options import EmbeddingOptions, ModelChoice
-from grit_mlx.model.prompts import embedding_prompt
 from grit_mlx.options import check, option
 from grit_mlx.text.options import ReadingOptions
 from grit_mlx.text.splitting import Text
@@ -98,14 +97,10 @@ def search(
     inputs = Inputs(files, reading)
     total = inputs.check()
     grit = load_model(model, mode="embedding")
-    wanted = grit.encode_queries(
-        query,
-        max_length=embedding.max_length,
-        instruction=None if instruction is None else embedding_prompt(instruction),
-    )
+    wanted = grit.encode(query, role="query", instruction=instruction, max_length=embedding.max_length)
     with CutTexts() as cut, console.progress("Searching", total) as advance:
         texts = inputs.read(token_measure(grit))
-        pairs = embedded(grit, texts, embedding, grit.settings.document_instruction, advance)
+        pairs = embedded(grit, texts, embedding, advance, role="document")
         found, seen = best(pairs, wanted, count=output.top)
     if not seen:
         raise inputs.no_text()

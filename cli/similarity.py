@@ -13,7 +13,6 @@ from grit_mlx.cli.options import Use
 from grit_mlx.cli.wording import one_line
 from grit_mlx.errors import ArgumentError
 from grit_mlx.model.options import EmbeddingOptions, ModelChoice
-from grit_mlx.model.prompts import embedding_prompt
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,9 +58,7 @@ def similarity(
     grit = load_model(model, mode="embedding")
     from grit_mlx.vectors.compression import cosine
 
-    if instruction is None:
-        instruction = grit.settings.similarity_instruction
-    vectors = grit.encode(texts, instruction=embedding_prompt(instruction), **encode_options(embedding))
+    vectors = grit.encode(texts, role="similarity", instruction=instruction, **encode_options(embedding))
     cosines = cosine(vectors, vectors)  # (N, N)
     if json_output:
         rounded = [[round(float(value), 6) for value in row] for row in cosines]

@@ -139,12 +139,12 @@ def _write_new_config(path: Path, given: Mapping[str, Any]) -> None:
 
 def _convert_adapter(settings: TrainingSettings, export: str | None, imported: str | None) -> None:
     from grit_mlx.model import hub
-    from grit_mlx.model.checkpoint import read_config
+    from grit_mlx.model.checkpoint import decoder_config, read_config
     from grit_mlx.model.options import ModelChoice
     from grit_mlx.training.peft import export_peft, import_peft
 
     config = read_config(hub.resolve(ModelChoice(settings.model, trust_remote_code=settings.trust_remote_code)))
-    layers = int((config.get("text_config") or config)["num_hidden_layers"])
+    layers = int(decoder_config(config)["num_hidden_layers"])
     adapter = Path(settings.adapter_path)
     if export:
         export_peft(adapter, Path(export), base=settings.model or "", layers=layers)

@@ -31,11 +31,11 @@ from grit_mlx.convert.sensitivity import Budget, allocate
 from grit_mlx.convert.streaming import Stream
 from grit_mlx.convert.verification import fits, verify_conversion
 from grit_mlx.convert.writing import Shard, is_written, shards_of, write_index, write_json, write_shards
-from grit_mlx.errors import CheckpointError, ModelError, Option, OutputError, TokenizerError
+from grit_mlx.errors import CheckpointError, ModelError, Option, OutputError
 from grit_mlx.evaluation.drift import Drift
 from grit_mlx.files.folder import require_space, resumable_folder
 from grit_mlx.model import hub
-from grit_mlx.model.loading import TOKENIZER_FILES, load_tokenizer
+from grit_mlx.model.loading import load_tokenizer
 from grit_mlx.model.options import ModelChoice
 from grit_mlx.model.settings import FILE_NAME, read_settings, write_settings
 from grit_mlx.options import from_mapping
@@ -116,7 +116,7 @@ def convert_source(
     tell = progress or (lambda step: None)
     adapter = None if choice.adapter is None else Path(choice.adapter).expanduser()
     settings = read_settings(adapter if adapter is not None and (adapter / FILE_NAME).exists() else source.folder)
-    _require_tokenizer(source.folder)
+    hub.tokenizer_files(source.folder)
     plan, model = make_plan(source, dtype=options.dtype, dequantize=options.dequantize, trust=choice.trust_remote_code)
     deltas = {} if adapter is None else deltas_of(model, adapter)
     _warn(plan, options, fuses=bool(deltas))
@@ -163,14 +163,6 @@ def _refuse_overwriting(target: Path, source: Path | str, force: bool) -> None:
         raise OutputError(f"{target} exists and is not a model folder. ", *another)
     if entries and not force:
         raise OutputError(f"{target} exists. ", *another[:2], ", or replace it with ", Option("force", True), ".")
-
-
-def _require_tokenizer(folder: Path) -> None:
-    if not any((folder / name).exists() for name in TOKENIZER_FILES):
-        raise TokenizerError(
-            f"{folder} has no tokenizer ({', '.join(TOKENIZER_FILES)}), and the result could not be used without one. "
-            "Download the model again."
-        )
 
 
 def _warn(plan: ConversionPlan, options: ConversionOptions, *, fuses: bool) -> None:

@@ -24,7 +24,7 @@ from grit_mlx.convert.reading import Source
 from grit_mlx.errors import ArchitectureError, CheckpointError, ConfigError
 from grit_mlx.model.checkpoint import Tensor, read_config
 from grit_mlx.model.device import DTYPES
-from grit_mlx.model.loading import explained, mended_config, refuse_code
+from grit_mlx.model.loading import config_fixes, load_error, refuse_code
 
 __all__ = ["ConversionPlan", "Weight", "build_model", "make_plan"]
 
@@ -134,7 +134,7 @@ def build_model(config: Mapping[str, Any], folder: Path, *, trust: bool = False)
         classes = _get_classes(dict(config)) if code is None else _classes_in(folder / code)
         model: nn.Module = classes[0](classes[1].from_dict(dict(config)))
     except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
-        raise explained(error, folder, config) from error
+        raise load_error(error, folder, config) from error
     return model
 
 
@@ -210,7 +210,7 @@ def _dtype(dtype: str | None, config: Mapping[str, Any]) -> mx.Dtype | None:
 
 def _mended(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], bool]:
     """The config that mlx-lm reads rightly, and whether the checkpoint is a base model without a head."""
-    mended = {**config, **mended_config(config, tensors)}
+    mended = {**config, **config_fixes(config, tensors)}
     # A base model's names lack the first part; whether it has a head is then plain to see.
     headless = (
         any(name.startswith("layers.") for name in tensors)

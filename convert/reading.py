@@ -19,7 +19,7 @@ import numpy as np
 
 from grit_mlx.errors import CheckpointError, unreadable
 from grit_mlx.model.checkpoint import INDEX, Tensor, read_headers
-from grit_mlx.model.hub import FILES
+from grit_mlx.model.hub import model_files
 
 __all__ = ["DTYPES", "Folder", "Source", "check_tensors", "read_index", "read_rows", "side_files"]
 
@@ -157,7 +157,7 @@ def read_rows(tensor: Tensor, start: int, stop: int) -> mx.array:
 
 def side_files(folder: Path, *, code: bool) -> Iterator[Path]:
     """The small files that are copied to a converted model: tokenizer, generation settings, templates."""
-    for pattern in (*FILES, "tiktoken.model", *(("*.py",) if code else ())):
+    for pattern in model_files(code=code):
         for path in sorted(folder.glob(pattern)):
             if path.name not in _NOT_COPIED and path.suffix != ".safetensors" and ".bin.index" not in path.name:
                 yield path

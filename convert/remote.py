@@ -61,7 +61,7 @@ class Repository(Source):
 
     def __init__(self, name: str, *, revision: str | None = None, code: bool = False) -> None:
         self.name = name
-        with hub.explained(name, revision):
+        with hub.download_errors(name, revision):
             from huggingface_hub import HfApi, snapshot_download
 
             api = HfApi()
@@ -71,7 +71,7 @@ class Repository(Source):
             self._weights = sorted(file for file in sizes if fnmatch(file, "model*.safetensors"))
             if not self._weights:
                 raise CheckpointError(_no_weights(name, sizes))
-            small = [pattern for pattern in (*hub.FILES, *(hub.CODE if code else ())) if "model*" not in pattern]
+            small = [pattern for pattern in hub.model_files(code=code) if "model*" not in pattern]
             self.folder = Path(snapshot_download(name, revision=self._revision, allow_patterns=small))
             self.tensors: dict[str, Tensor] = {}
             for file in self._weights:
@@ -125,7 +125,7 @@ class Repository(Source):
     def _download(self, file: str) -> Path:
         from huggingface_hub import hf_hub_download
 
-        with hub.explained(self.name, self._revision):
+        with hub.download_errors(self.name, self._revision):
             return Path(hf_hub_download(self.name, file, revision=self._revision))
 
     def _cached(self, file: str) -> str | None:

@@ -30,7 +30,8 @@ from grit_mlx.convert.streaming import Stream
 from grit_mlx.errors import ArchitectureError, ArgumentError
 from grit_mlx.evaluation.drift import TEXTS
 from grit_mlx.model import device
-from grit_mlx.model.attention import backbone, embedding_caches
+from grit_mlx.model.attention import decoder_of, embedding_caches
+from grit_mlx.model.checkpoint import decoder_config
 
 __all__ = ["Budget", "Costs", "allocate", "measure", "spend"]
 
@@ -199,7 +200,7 @@ def measure(
         ArchitectureError: the model's parts are not where those of a decoder are.
     """
     model, values = stream.model, _Values(stream)
-    body: Any = backbone(model)
+    body: Any = decoder_of(model)
     if not all(hasattr(body, part) for part in ("embed_tokens", "layers")):
         kind = stream.plan.config["model_type"]
         raise ArchitectureError(f"The architecture {kind!r} cannot be measured layer by layer. Use a recipe instead.")
@@ -356,7 +357,7 @@ def _unit(vectors: mx.array) -> mx.array:
 
 def _affordable(plan: ConversionPlan, trials: int, dtype: mx.Dtype | None) -> int:
     """Tokens for each trial such that all trials' states together stay within bounds."""
-    hidden = int((plan.config.get("text_config") or plan.config)["hidden_size"])
+    hidden = int(decoder_config(plan.config)["hidden_size"])
     width = 2 if dtype is None else dtype.size
     return max(_LENGTH, min(_TRIAL_TOKENS, _STATE_BYTES // ((trials + 1) * hidden * width)))
 

@@ -6,8 +6,9 @@ Shapes: N texts, E embedding size, B batch, L length.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from numpy.typing import NDArray
 
 from grit_mlx.errors import ArgumentError, ModeError, Option, TextError
 from grit_mlx.model import generation, loading, prompts
+from grit_mlx.model.attention import TextCache
 from grit_mlx.model.batching import windows
-from grit_mlx.model.embedding import Embedder, TextCaches
-from grit_mlx.model.generation import DocumentLayers, PromptCache
+from grit_mlx.model.embedding import Embedder
+from grit_mlx.model.generation import PromptCache
 from grit_mlx.model.options import EmbeddingOptions, GenerationOptions, ModelChoice
 from grit_mlx.progress import Progress, reporting
 from grit_mlx.vectors.compression import DTYPES, CompressedVectors, compress
@@ -31,6 +33,7 @@ logger = logging.getLogger("grit_mlx")
 
 Prompt = str | Sequence[prompts.Message] | Sequence[int]
 Document = str | Mapping[str, str]
+Cache = PromptCache | TextCache | None
 
 # Texts that are tokenised and sorted together. Large, so that little is lost at the borders; bounded, so that
 # the memory of a stream of any length stays the same.
@@ -47,8 +50,8 @@ class GritLM:
         model_name_or_path: a folder, a hub id, a short name (``"gritlm-7b"``), or None for the default model.
         mode: ``"unified"``; ``"embedding"`` leaves the language-model head out of memory; ``"generative"``
             cannot embed and so loads any mlx-lm model.
-        pooling_method: ``"mean"``, ``"weightedmean"``, ``"lasttoken"`` or ``"cls"``; None for what the model's
-            ``grit.json`` says, else mean. None means the same for the next two.
+        pooling_method: ``"mean"``, ``"weightedmean"``, ``"lasttoken"`` or ``"cls"``. None, here and for the next two,
+            is the model's setting (``grit.json``).
         normalized: whether vectors have length 1.
         attn: ``"bbcc"`` (bidirectional embedding) or ``"cccc"`` (causal).
         dtype: ``"auto"`` (float32 on a CPU, as stored on a GPU), ``"stored"``, ``"float32"``, ``"float16"`` or
@@ -89,11 +92,7 @@ class GritLM:
 
     @classmethod
     def from_choice(cls, choice: ModelChoice, *, mode: str = "unified") -> GritLM:
-        """As the constructor, from one value.
-
-        Raises:
-            As the constructor.
-        """
+        """As the constructor, from one value."""
         return cls.from_loaded(loading.load(choice, mode=mode), mode=mode)
 
     @classmethod
@@ -113,16 +112,7 @@ class GritLM:
         # Programs written for the official package call the tokenizer itself; mlx-lm wants its wrapper.
         self.tokenizer = loaded.tokenizer._tokenizer
         self._engine_tokenizer = loaded.tokenizer
-        self._embedder: Embedder | None = None
-        if loaded.shape is not None:
-            self._embedder = Embedder(
-                loaded.model,
-                loaded.shape,
-                tokenizer=self.tokenizer,
-                settings=loaded.settings,
-                config=loaded.config,
-                projection=loaded.projection,
-            )
+        self._embedder = None if loaded.hidden_size is None else Embedder(loaded)
 
     # Embedding
 
@@ -131,12 +121,13 @@ class GritLM:
         sentences: str | Sequence[str],
         batch_size: int | None = None,
         max_length: int | None = None,
-        instruction: str = "",
+        instruction: str | None = None,
         embed_instruction: bool = False,
         get_cache: bool = False,
         convert_to_numpy: bool = True,
         add_special_tokens: bool = True,
         *,
+        role: str | None = None,
         output_dtype: str = "float32",
         long_texts: str = "truncate",
         progress: Progress | bool | None = None,
@@ -148,24 +139,26 @@ class GritLM:
 
         Args:
             sentences: one text or many.
-            batch_size: most texts of a batch; None leaves it to memory.
-            max_length: tokens that are read of a text, instruction included; None for the model's setting (512).
-            instruction: literal text put before each text; see ``embedding_prompt``. Its tokens are attended to
-                but, for mean pooling, left out of the mean.
-            embed_instruction: put the instruction's tokens into the mean as well.
+            batch_size: maximum number of texts per batch; None for what fits into memory.
+            max_length: maximum number of tokens of a text, instruction included; None for the model's setting (512).
+            instruction: literal text put before each text. Its tokens are attended to but, for mean pooling, left out
+                of the mean. With ``role`` the bare instruction, which is put into GRIT's format.
+            embed_instruction: include the instruction's tokens in the mean.
             get_cache: also return the keys and values of each text, for ``generate(cache=...)``.
             convert_to_numpy: False returns an ``mx.array``.
             add_special_tokens: whether the tokenizer adds its BOS.
+            role: ``"query"``, ``"document"`` or ``"similarity"``: use the model's own instruction for this role,
+                unless ``instruction`` is another one.
             output_dtype: ``"float32"``, ``"float16"``, ``"int8"`` or ``"binary"``; the last two return
                 ``CompressedVectors`` with scales.
             long_texts: ``"truncate"`` reads the first ``max_length`` tokens; ``"average"`` reads all, in chunks
                 of that length whose vectors are averaged, weighted by their tokens.
-            progress: called with texts done and texts in all; True draws a bar on stderr, False none, None one
-                where there are many texts and stderr is a terminal.
+            progress: called with texts done and texts in all; True draws a bar on stderr, False none, None draws one
+                for many texts if stderr is a terminal.
 
         Returns:
-            ``(N, E)``, or ``(E,)`` for a single text. With ``get_cache`` a pair of that and a list with, for each
-            text, one mlx-lm ``KVCache`` a layer (a single such list for a single text).
+            ``(N, E)``, or ``(E,)`` for a single text. With ``get_cache`` a pair of that and a list with the
+            ``TextCache`` of each text (of a single text just that).
 
         Raises:
             TextError: names the index of an empty text, or of one that the instruction leaves no room for.
@@ -176,13 +169,14 @@ class GritLM:
         """
         single = isinstance(sentences, str)
         texts = _checked_texts([sentences] if isinstance(sentences, str) else sentences)
-        embedder, chosen = self._embedding(
+        options = self._embedding_options(
             batch_size=batch_size,
             max_length=max_length,
             instruction=instruction,
             embed_instruction=embed_instruction,
             get_cache=get_cache,
             add_special_tokens=add_special_tokens,
+            role=role,
             long_texts=long_texts,
         )
         if output_dtype not in DTYPES:
@@ -192,16 +186,12 @@ class GritLM:
         if not convert_to_numpy and output_dtype in {"int8", "binary"}:
             raise ArgumentError(f"output_dtype={output_dtype!r} is a NumPy format: leave convert_to_numpy at True.")
 
-        vectors = np.zeros((len(texts), embedder.size), dtype=np.float32)
-        caches: list[TextCaches] = []
-        done = 0
+        vectors = np.zeros((len(texts), self.embedding_size), dtype=np.float32)
+        caches: list[TextCache] = []
         with reporting(progress, "Embedding", len(texts)) as report:
-            for window in windows(texts, max_texts=_WINDOW_TEXTS, max_characters=_WINDOW_CHARACTERS):
-                shifted = _shifted(report, done, len(texts))
-                computed, kept = embedder.embed(window, chosen, first_index=done, progress=shifted)
-                vectors[done : done + len(window)] = computed
+            for start, computed, kept in self._embedded(texts, options, report, len(texts)):
+                vectors[start : start + len(computed)] = computed
                 caches += kept
-                done += len(window)
 
         result = _as(vectors, output_dtype, convert_to_numpy)
         if single:
@@ -211,148 +201,123 @@ class GritLM:
         return result, caches[0] if single else caches
 
     def encode_queries(self, queries: str | Sequence[str], instruction: str | None = None, **options: Any) -> Any:
-        """Embed search queries; ``options`` are ``encode``'s.
+        """Embed search queries.
 
         Args:
             queries: one text or many.
-            instruction: as for ``encode``. None puts the model's own query instruction into GRIT's format
+            instruction: literal text put before each. None puts the model's own query instruction into GRIT's format
                 (the official package uses no instruction and no format there).
-            **options: passed on to ``encode``.
+            **options: as for ``encode``.
         """
-        if instruction is None:
-            instruction = prompts.embedding_prompt(self.settings.query_instruction)
-        return self.encode(queries, instruction=instruction, **options)
+        role = "query" if instruction is None else None
+        return self.encode(queries, instruction=instruction, role=role, **options)
 
     def encode_corpus(
         self, corpus: Document | Sequence[Document], instruction: str | None = None, **options: Any
     ) -> Any:
-        """Embed documents; ``options`` are ``encode``'s.
+        """Embed documents.
 
         Args:
             corpus: texts, or tables with ``"text"`` and perhaps ``"title"``, which is put before the text with a
                 space.
             instruction: as for ``encode_queries``; documents have none by default, but GRIT's format.
-            **options: passed on to ``encode``.
+            **options: as for ``encode``.
 
         Raises:
             ArgumentError: a table without ``"text"``.
         """
-        if instruction is None:
-            instruction = prompts.embedding_prompt(self.settings.document_instruction)
         texts = (
             _document_text(0, corpus)
             if isinstance(corpus, str | Mapping)
             else [_document_text(i, document) for i, document in enumerate(corpus)]
         )
-        return self.encode(texts, instruction=instruction, **options)
+        role = "document" if instruction is None else None
+        return self.encode(texts, instruction=instruction, role=role, **options)
 
     def encode_iter(
-        self,
-        sentences: Iterable[str],
-        *,
-        batch_size: int | None = None,
-        max_length: int | None = None,
-        instruction: str = "",
-        embed_instruction: bool = False,
-        add_special_tokens: bool = True,
-        long_texts: str = "truncate",
-        progress: Progress | None = None,
+        self, sentences: Iterable[str], *, progress: Progress | None = None, **options: Any
     ) -> Iterator[NDArray[np.float32]]:
         """Embed any number of texts in constant memory: one ``(E,)`` float32 vector for each, in order.
 
         Args:
             sentences: any iterable of texts; it is read as the vectors are taken.
-            batch_size: as for ``encode``, and so are the others.
-            max_length: see there.
-            instruction: see there.
-            embed_instruction: see there.
-            add_special_tokens: see there.
-            long_texts: see there.
             progress: called with texts done and None.
+            **options: ``EmbeddingOptions``, as for ``encode``, without ``get_cache``.
 
         Raises:
             As ``encode``; an index counts from the first text of all.
         """
-        embedder, chosen = self._embedding(
-            batch_size=batch_size,
-            max_length=max_length,
-            instruction=instruction,
-            embed_instruction=embed_instruction,
-            get_cache=False,
-            add_special_tokens=add_special_tokens,
-            long_texts=long_texts,
-        )
+        chosen = self._embedding_options(**options)
         if isinstance(sentences, str):
             raise ArgumentError("encode_iter takes an iterable of texts; for a single text use encode.")
+        texts = (_checked_text(i, text) for i, text in enumerate(sentences))
+        # Not itself a generator: wrong options are refused now, not when the first vector is taken.
+        return (vector for _, computed, _ in self._embedded(texts, chosen, progress, None) for vector in computed)
 
-        def vectors() -> Iterator[NDArray[np.float32]]:
-            done = 0
-            checked = (_checked_text(i, text) for i, text in enumerate(sentences))
-            for window in windows(checked, max_texts=_WINDOW_TEXTS, max_characters=_WINDOW_CHARACTERS):
-                report = _shifted(progress, done, None)
-                yield from embedder.embed(window, chosen, first_index=done, progress=report)[0]
-                done += len(window)
-
-        # A generator inside: wrong options are refused now, not when the first vector is taken.
-        return vectors()
+    def _embedded(
+        self, texts: Iterable[str], options: EmbeddingOptions, progress: Progress | None, total: int | None
+    ) -> Iterator[tuple[int, NDArray[np.float32], list[TextCache]]]:
+        """Window by window: the index of the first text, vectors ``(N, E)``, and caches if ``options`` ask for them."""
+        embedder = self._needed_embedder()
+        start = 0
+        for window in windows(texts, max_texts=_WINDOW_TEXTS, max_characters=_WINDOW_CHARACTERS):
+            shifted = None if progress is None else partial(_shifted, progress, start, total)
+            yield start, *embedder.embed(window, options, first_index=start, progress=shifted)
+            start += len(window)
 
     @property
     def embedding_size(self) -> int:
         """E, the length of a vector."""
-        return self._embedding()[0].size
+        return self._needed_embedder().size
 
-    def _embedding(self, *, max_length: int | None = None, **options: Any) -> tuple[Embedder, EmbeddingOptions]:
+    def _needed_embedder(self) -> Embedder:
         if self._embedder is None:
             raise ModeError(
                 "This model was loaded with mode='generative' and cannot embed. Load it with mode='unified'."
             )
-        limit = self.settings.max_length if max_length is None else max_length
-        return self._embedder, EmbeddingOptions(max_length=limit, **options)
+        return self._embedder
+
+    def _embedding_options(self, **options: Any) -> EmbeddingOptions:
+        """The options with the model's own settings in place of None, and the instruction as it precedes a text."""
+        self._needed_embedder()
+        chosen = EmbeddingOptions(**options)
+        if chosen.max_length is None:
+            chosen = replace(chosen, max_length=self.settings.max_length)
+        if chosen.role is None:
+            return replace(chosen, instruction=chosen.instruction or "")
+        own = self.settings.instruction(chosen.role)
+        instruction = own if chosen.instruction is None else chosen.instruction
+        return replace(chosen, instruction=prompts.embedding_prompt(instruction))
 
     # Generating
 
     def generate(
-        self,
-        prompt: Prompt,
-        max_tokens: int = 256,
-        temperature: float = 0.0,
-        cache: PromptCache | DocumentLayers | None = None,
-        *,
-        raw: bool = False,
-        **options: Any,
+        self, prompt: Prompt, max_tokens: int = 256, temperature: float = 0.0, cache: Cache = None, **options: Any
     ) -> str:
-        """The model's answer, whole. See ``stream`` for the arguments and errors."""
-        return "".join(self.stream(prompt, max_tokens, temperature, cache, raw=raw, **options))
+        """The model's complete answer. The arguments are ``stream``'s."""
+        return "".join(self.stream(prompt, max_tokens, temperature, cache, **options))
 
     def stream(
-        self,
-        prompt: Prompt,
-        max_tokens: int = 256,
-        temperature: float = 0.0,
-        cache: PromptCache | DocumentLayers | None = None,
-        *,
-        raw: bool = False,
-        **options: Any,
+        self, prompt: Prompt, max_tokens: int = 256, temperature: float = 0.0, cache: Cache = None, **options: Any
     ) -> Iterator[str]:
         """The model's answer, piece by piece.
 
         Args:
             prompt: a text, which becomes a user's message; a chat as ``[{"role": ..., "content": ...}, ...]``; or
-                token ids, which are taken as they are.
-            max_tokens: most tokens of the answer; -1 for no limit.
-            temperature: 0 for the likeliest answer.
-            cache: a ``PromptCache`` to reuse what the last prompt computed; or a document's keys and values from
-                ``encode(get_cache=True)``, which ``prompt`` then continues as it is (see
-                ``prompts.rag_prompt``).
-            raw: take a text as the whole prompt, without the chat format; special tokens in it are obeyed.
-            **options: the other fields of ``GenerationOptions``: ``top_p``, ``top_k``, ``min_p``,
-                ``repetition_penalty``, ``seed``, ``stop``, ``kv_bits``, ...
+                token ids, which are used as they are.
+            max_tokens: maximum number of tokens to generate; -1 for no limit.
+            temperature: 0 always takes the most likely token.
+            cache: a ``PromptCache`` to reuse what the last prompt computed; or a text's keys and values from
+                ``encode(get_cache=True)``, which ``prompt`` then continues (see ``prompts.rag_prompt``).
+            **options: the other fields of ``GenerationOptions`` (``top_p``, ``top_k``, ``seed``, ``stop``, ``kv_bits``,
+                ...), and ``raw``: take a text as the complete prompt, without the chat format; special tokens in it
+                are obeyed.
 
         Raises:
             ArgumentError: an empty prompt, or an option out of range.
             ModeError: the model was loaded for embedding only.
         """
-        responses = self.stream_responses(prompt, max_tokens, temperature, cache, raw=raw, **options)
+        responses = self.stream_responses(prompt, max_tokens, temperature, cache, **options)
         return (response.text for response in responses if response.text)
 
     def stream_responses(
@@ -360,7 +325,7 @@ class GritLM:
         prompt: Prompt,
         max_tokens: int = 256,
         temperature: float = 0.0,
-        cache: PromptCache | DocumentLayers | None = None,
+        cache: Cache = None,
         *,
         raw: bool = False,
         **options: Any,
@@ -401,7 +366,7 @@ class GritLM:
             )
 
     def _prompt_tokens(self, prompt: Prompt, *, raw: bool, continues: bool) -> list[int]:
-        """The tokens of a prompt, and a warning where they exceed what the model was trained on."""
+        """The tokens of a prompt; warns if they exceed what the model was trained on."""
         if isinstance(prompt, str):
             if not prompt.strip():
                 raise ArgumentError("The prompt is empty.")
@@ -421,7 +386,7 @@ class GritLM:
         context = self.config.get("max_position_embeddings")
         if isinstance(context, int) and len(tokens) >= context:
             logger.warning(
-                "The prompt has %d tokens and the model was trained on %d: expect little.",
+                "The prompt has %d tokens, but the model was trained on at most %d: expect poor answers.",
                 len(tokens),
                 context,
             )
@@ -465,5 +430,5 @@ def _only(vectors: Any) -> Any:
     return vectors[0]
 
 
-def _shifted(progress: Progress | None, done: int, total: int | None) -> Callable[[int], None] | None:
-    return None if progress is None else lambda count: progress(done + count, total)
+def _shifted(progress: Progress, start: int, total: int | None, done: int) -> None:
+    progress(start + done, total)

@@ -73,6 +73,14 @@ def test_queries_and_documents_are_put_into_grits_format(model: GritLM) -> None:
     expected = model.encode("why?", instruction=embedding_prompt(settings.query_instruction))
     np.testing.assert_array_equal(model.encode_queries("why?"), expected)
     np.testing.assert_array_equal(model.encode_queries("why?", instruction=""), model.encode("why?"))
+    np.testing.assert_array_equal(model.encode("why?", role="query"), expected)
+    np.testing.assert_array_equal(next(model.encode_iter(["why?"], role="query")), expected)
+    other = model.encode("why?", instruction=embedding_prompt("Find it"))
+    np.testing.assert_array_equal(model.encode("why?", role="query", instruction="Find it"), other)
+    bare = model.encode("why?", instruction="<|embed|>\n")
+    np.testing.assert_array_equal(model.encode("why?", role="similarity", instruction=""), bare)
+    with pytest.raises(ArgumentError, match="Unknown role 'passage': use one of query, document, similarity"):
+        model.encode("why?", role="passage")
     plain = model.encode(["T because", "because"], instruction="<|embed|>\n")
     np.testing.assert_array_equal(model.encode_corpus([{"title": "T", "text": "because"}, "because"]), plain)
     np.testing.assert_array_equal(model.encode_corpus({"text": "because"}), plain[1])
@@ -152,9 +160,9 @@ def test_long_texts(model: GritLM, caplog: pytest.LogCaptureFixture) -> None:
 
 
 def mean_of(model: GritLM, ids: list[int], skipped: int) -> NDArray[Any]:
-    from grit_mlx.model.attention import backbone, embedding_caches
+    from grit_mlx.model.attention import decoder_of, embedding_caches
 
-    states = backbone(model.model)(mx.array([ids]), cache=embedding_caches(2))
+    states = decoder_of(model.model)(mx.array([ids]), cache=embedding_caches(2))
     return np.array(states[0, skipped:].mean(axis=0))
 
 
@@ -198,7 +206,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
 ) -> None:
     corpus = texts(50)
     expected = model.encode(corpus)
-    embedder = model._embedding()[0]
+    embedder = model._needed_embedder()
     real, sizes = embedder._compute, []
 
     def limited(batch: Any, *, keep: bool) -> Any:
@@ -210,7 +218,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
     monkeypatch.setattr(embedder, "_compute", limited)
     with caplog.at_level(logging.WARNING, logger="grit_mlx"):
         np.testing.assert_allclose(model.encode(corpus), expected, atol=1e-6)
-    assert "going on with half as many" in caplog.text
+    assert "continuing with half as many" in caplog.text
     assert sum(size > 6 for size in sizes) <= 4  # the smaller size is kept, not found anew each time
 
     def nothing_fits(batch: Any, *, keep: bool) -> Any:

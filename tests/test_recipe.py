@@ -18,7 +18,7 @@ import yaml
 
 from grit_mlx import GritLM, embedding_prompt
 from grit_mlx.model import hub
-from grit_mlx.model.attention import backbone, embedding_caches
+from grit_mlx.model.attention import decoder_of, embedding_caches
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "grit-tiny"
 SIZE = 80  # of the bags
@@ -107,7 +107,7 @@ def _weights(model: GritLM, text: str, *, marked: bool = True) -> tuple[np.ndarr
     """How much of each token's vector is left of it after the last norm, and the tokens."""
     ids = model.tokenizer.encode((embedding_prompt() if marked else "<|user|>\n") + text)
     caches = embedding_caches(len(model.model.layers), mx.ones((1, len(ids)), dtype=mx.bool_), causal=False)
-    states = backbone(model.model)(mx.array([ids]), cache=caches)[0, :, :SIZE]
+    states = decoder_of(model.model)(mx.array([ids]), cache=caches)[0, :, :SIZE]
     rows = model.model.model.embed_tokens.weight[mx.array(ids), :SIZE]
     return np.array((states * rows).sum(1) / (rows * rows).sum(1)), ids
 
@@ -135,7 +135,7 @@ def test_texts_that_are_written_on_are_not_concerned(model: GritLM) -> None:
 
 def test_an_answer_from_a_cached_document_is_not_concerned(model: GritLM) -> None:
     ids = model.tokenizer.encode(f"{embedding_prompt()}boat\n<|user|>\nWhat?\n<|assistant|>\nboat")
-    states = backbone(model.model)(mx.array([ids]))[0, :, :SIZE]
+    states = decoder_of(model.model)(mx.array([ids]))[0, :, :SIZE]
     marked = len(model.tokenizer.encode(embedding_prompt()))
     assert ids[marked] == ids[-1]
     assert float(mx.linalg.norm(states[marked])) < 0.5 * float(mx.linalg.norm(states[-1]))

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
 from grit_mlx.datasets.tokens import RowError, TokenizedChat, tokenize_chats
 from grit_mlx.errors import DocumentError, ModeError
 from grit_mlx.evaluation.sets import AnswerSet
 from grit_mlx.gritlm import GritLM
 from grit_mlx.model.batching import plan_batches
+from grit_mlx.model.passes import pad
 from grit_mlx.progress import Progress
 
 __all__ = ["AnswerLoss", "answer_loss"]
 
-# Logits of a batch, in bytes, as long as a single row fits.
+# Limit of a batch's logits, in bytes; a single row may exceed it.
 _LOGITS_BYTES = 256 << 20
 
 
@@ -28,10 +28,10 @@ class AnswerLoss:
 
     Attributes:
         nats: the sum over all tokens of answers.
-        tokens: how many those are; the token that ends an answer is one of them.
-        bytes: what they stand for, in UTF-8; without the tokens that end answers.
-        rows: answers that were scored.
-        left_out: rows whose answer lies beyond the most tokens that are read.
+        tokens: their number, including the token that ends each answer.
+        bytes: of the answers' text in UTF-8.
+        rows: number of rows that were scored.
+        left_out: number of rows whose answer lies beyond ``max_tokens``.
     """
 
     nats: float
@@ -42,12 +42,12 @@ class AnswerLoss:
 
     @property
     def perplexity(self) -> float:
-        """E to the mean loss of a token; comparable between models of one tokenizer only."""
+        """Exponential of the mean loss per token; comparable between models with the same tokenizer only."""
         return math.exp(self.nats / self.tokens)
 
     @property
     def bits_per_byte(self) -> float:
-        """Loss for a byte of text, comparable between all models."""
+        """Loss per byte of text; comparable between all models."""
         return self.nats / math.log(2) / self.bytes
 
 
@@ -58,8 +58,8 @@ def answer_loss(
 
     Args:
         model: loaded in mode ``"unified"`` or ``"generative"``.
-        data: the answers; of conversations all of the assistant's turns count, of plain texts every token.
-        max_tokens: tokens that are read of a row, question included.
+        data: of conversations all of the assistant's turns count, of plain texts every token.
+        max_tokens: maximum number of tokens of a row, question included.
         progress: called with rows done and rows in all.
 
     Raises:
@@ -90,13 +90,8 @@ def answer_loss(
 
 
 def _loss(model: GritLM, rows: list[TokenizedChat]) -> float:
-    """Sum of the losses of a batch; padding stands behind a row, where causal attention never sees it."""
-    length = max(len(row.ids) for row in rows)
-    ids = np.zeros((len(rows), length), dtype=np.int32)
-    counted = np.zeros((len(rows), length), dtype=bool)
-    for i, row in enumerate(rows):
-        ids[i, : len(row.ids)] = row.ids
-        counted[i, : len(row.ids)] = row.learned
+    """Sum of the losses of a batch. Causal attention never sees the padding, which follows the rows."""
+    (ids, _), (counted, _) = pad([row.ids for row in rows]), pad([row.learned for row in rows])
     logits = model.model(mx.array(ids))[:, :-1].astype(mx.float32)  # (B, L - 1, V); position i predicts token i + 1
     entropy = nn.losses.cross_entropy(logits, mx.array(ids[:, 1:]))
     return float(mx.sum(entropy * mx.array(counted[:, 1:])))

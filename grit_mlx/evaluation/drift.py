@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from grit_mlx.errors import ArgumentError
 from grit_mlx.gritlm import GritLM
-from grit_mlx.model import prompts
 
 __all__ = ["TEXTS", "Drift", "Outputs", "drift_between", "kl_divergence", "neighbour_overlap", "outputs_of"]
 
@@ -143,8 +142,7 @@ def outputs_of(model: GritLM, texts: Sequence[str] | None = None) -> Outputs:
         texts: None for ``TEXTS``.
     """
     texts = TEXTS if texts is None else texts
-    instruction = prompts.embedding_prompt(model.settings.document_instruction)
-    vectors = model.encode(list(texts), instruction=instruction)
+    vectors = model.encode(list(texts), role="document")
     return Outputs(np.asarray(vectors, np.float32), _log_probabilities(model, texts))
 
 

@@ -9,14 +9,15 @@ the cache:
   document that was embedded can be continued by generation (the paper's document caching).
 - generation alone uses mlx-lm's own caches.
 
-``check_both_modes`` proves on a loaded model that the hook works: an architecture that ignores it would embed
-causally without a word.
+``check_both_modes`` proves on a loaded model that the hook works: an architecture that ignores it would silently
+embed causally.
 
 Shapes: B batch, L length, H heads, D head size, E hidden size.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,22 +26,33 @@ import mlx.nn as nn
 from mlx_lm.models.base import create_causal_mask
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
-from grit_mlx.errors import ArchitectureError, NonFiniteError
+from grit_mlx.errors import ArchitectureError, NonFiniteError, Option
 
 __all__ = [
     "DocumentCache",
     "EmbeddingCache",
-    "backbone",
+    "TextCache",
     "bidirectional_mask",
     "check_both_modes",
     "concatenate_caches",
+    "copy_cache",
+    "decoder_of",
     "document_caches",
     "embedding_caches",
+    "held",
+    "layer_cache",
+    "not_finite",
     "split_document_caches",
 ]
 
-# Where mlx-lm's models keep the part that yields normed hidden states, most common first.
-_BACKBONES = ("model", "language_model.model", "transformer", "backbone")
+# The keys and values of one text: mlx-lm's cache of each layer.
+TextCache = list[KVCache]
+
+# As mlx's attention takes it: boolean, "causal", or None to see everything.
+Mask = mx.array | str | None
+
+# Where mlx-lm's models keep their decoder, most common first.
+_DECODERS = ("model", "language_model.model", "transformer", "backbone")
 
 
 def bidirectional_mask(length: int, padding: mx.array | None, window: int | None = None) -> mx.array | None:
@@ -48,13 +60,13 @@ def bidirectional_mask(length: int, padding: mx.array | None, window: int | None
 
     Args:
         length: L.
-        padding: ``(B, L)`` boolean, true on tokens and false on padding; None where nothing is padded.
+        padding: ``(B, L)`` boolean, true on tokens and false on padding; None if nothing is padded.
         window: for layers with a sliding window of W tokens: a token sees W - 1 tokens on *either* side. A causal
-            window of W reaches W - 1 back, so no distance comes up that the layer was not trained on.
+            window of W reaches W - 1 back, so no distance occurs that the layer was not trained on.
 
     Returns:
-        Boolean, ``(B, 1, 1, L)`` or with a window that matters ``(B or 1, 1, L, L)``; None where all is seen.
-        Boolean, because an additive mask would need the dtype of the (possibly quantised) embeddings.
+        ``(B, 1, 1, L)`` or with a window that matters ``(B or 1, 1, L, L)``; None if all is seen. Boolean, because an
+        additive mask would need the dtype of the (possibly quantised) embeddings.
     """
     mask = None if padding is None else padding[:, None, None, :]
     if window is not None and window < length:
@@ -68,7 +80,7 @@ class EmbeddingCache:
     """One pass over right-padded sequences that keeps nothing; one object can serve every layer.
 
     Args:
-        padding: ``(B, L)`` boolean, true on tokens; None where nothing is padded.
+        padding: ``(B, L)`` boolean, true on tokens; None if nothing is padded.
         causal: the official ``attn="cccc"``. Padding on the right needs no mask then: no token looks ahead.
     """
 
@@ -78,12 +90,7 @@ class EmbeddingCache:
         self.padding = padding
         self.causal = causal
 
-    def make_mask(
-        self,
-        N: int,
-        return_array: bool = False,
-        window_size: int | None = None,
-    ) -> mx.array | str | None:
+    def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> Mask:
         """mlx-lm's hook: the mask for ``N`` new tokens."""
         if not self.causal:
             return bidirectional_mask(N, self.padding, window_size)
@@ -108,12 +115,7 @@ class DocumentCache(KVCache):
         super().__init__()  # type: ignore[no-untyped-call]
         self.first_pass = EmbeddingCache(padding, causal=causal)
 
-    def make_mask(
-        self,
-        N: int,
-        return_array: bool = False,
-        window_size: int | None = None,
-    ) -> mx.array | str | None:
+    def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> Mask:
         """mlx-lm's hook: the mask for ``N`` new tokens."""
         if self.offset == 0:
             return self.first_pass.make_mask(N, return_array, window_size)
@@ -130,55 +132,61 @@ def document_caches(layers: int, padding: mx.array | None = None, *, causal: boo
     return [DocumentCache(padding, causal=causal) for _ in range(layers)]
 
 
-def split_document_caches(caches: Sequence[DocumentCache], lengths: Sequence[int]) -> list[list[KVCache]]:
-    """The rows of a batch, each as mlx-lm's own ``KVCache`` for every layer, without its padding.
-
-    A row cut to its own length is what the document would have left behind alone, so it can be continued at
-    batch one as the paper does, and saved by mlx-lm.
+def split_document_caches(caches: Sequence[DocumentCache], lengths: Sequence[int]) -> list[TextCache]:
+    """The cache of each row of a batch, without its padding: what the text would have left behind alone.
 
     Args:
         caches: one for each layer, filled by one pass.
-        lengths: tokens of each row; its padding follows them.
+        lengths: number of tokens of each row; its padding follows them.
     """
-    rows: list[list[KVCache]] = []
-    for row, length in enumerate(lengths):
-        layers = []
-        for cache in caches:
-            kept = KVCache()
-            assert cache.keys is not None and cache.values is not None
-            # Contiguous copies: a slice would hold on to the whole batch and to mlx-lm's steps of 256 tokens.
-            kept.keys = mx.contiguous(cache.keys[row : row + 1, :, :length, :])
-            kept.values = mx.contiguous(cache.values[row : row + 1, :, :length, :])
-            kept.offset = length
-            layers.append(kept)
-        rows.append(layers)
-    mx.eval([(cache.keys, cache.values) for row in rows for cache in row])
+    # Contiguous copies: a slice would hold on to the whole batch and to mlx-lm's steps of 256 tokens.
+    rows = [
+        [layer_cache(*(mx.contiguous(array[row : row + 1, :, :length]) for array in held(cache))) for cache in caches]
+        for row, length in enumerate(lengths)
+    ]
+    mx.eval([held(cache) for row in rows for cache in row])
     return rows
 
 
-def concatenate_caches(*texts: Sequence[KVCache]) -> list[KVCache]:
-    """The keys and values of several texts, one after the other, for each layer.
+def concatenate_caches(*texts: TextCache) -> TextCache:
+    """The keys and values of several texts, one after the other.
 
-    As in the official code keys keep the rotation of their own text, so positions overlap; what is generated
-    starts at the total length.
+    As in the official code, keys keep the rotation of their own text, so positions overlap; generation starts at
+    the total length.
     """
-    joined = []
-    for parts in zip(*texts, strict=True):
-        cache = KVCache()
-        cache.keys = mx.concatenate([part.keys[..., : part.offset, :] for part in parts], axis=2)
-        cache.values = mx.concatenate([part.values[..., : part.offset, :] for part in parts], axis=2)
-        cache.offset = sum(part.offset for part in parts)
-        joined.append(cache)
-    return joined
+    layers = zip(*texts, strict=True)
+    pairs = (zip(*map(held, parts), strict=True) for parts in layers)
+    return [layer_cache(*(mx.concatenate(list(arrays), axis=2) for arrays in pair)) for pair in pairs]
 
 
-def backbone(model: nn.Module) -> Callable[..., mx.array]:
-    """The part of an mlx-lm model that yields normed hidden states ``(B, L, E)``: ``f(ids, cache=...)``.
+def copy_cache(cache: Sequence[Any]) -> list[Any]:
+    """A text's cache that can grow without changing the original."""
+    return [
+        layer_cache(*held(layer)) if isinstance(layer, KVCache) and layer.keys is not None else copy.deepcopy(layer)
+        for layer in cache
+    ]
+
+
+def layer_cache(keys: mx.array, values: mx.array) -> KVCache:
+    """mlx-lm's cache of one layer that holds these keys and values ``(1, H, L, D)``."""
+    cache = KVCache()
+    cache.keys, cache.values, cache.offset = keys, values, keys.shape[2]
+    return cache
+
+
+def held(cache: KVCache) -> tuple[mx.array, mx.array]:
+    """The keys and values ``(1, H, L, D)`` that a layer's cache holds, without the room that it keeps behind them."""
+    assert cache.keys is not None and cache.values is not None
+    return cache.keys[..., : cache.offset, :], cache.values[..., : cache.offset, :]
+
+
+def decoder_of(model: nn.Module) -> Callable[..., mx.array]:
+    """The part of an mlx-lm model below its head: ``f(ids, cache=...)`` gives normed hidden states ``(B, L, E)``.
 
     Raises:
         ArchitectureError: it has none of the known names.
     """
-    for path in _BACKBONES:
+    for path in _DECODERS:
         part: Any = model
         for name in path.split("."):
             part = getattr(part, name, None)
@@ -186,18 +194,15 @@ def backbone(model: nn.Module) -> Callable[..., mx.array]:
             return part  # type: ignore[no-any-return]
     raise ArchitectureError(
         f"{_name(model)} cannot embed: grit-mlx does not find its hidden states "
-        f"(looked for {', '.join(_BACKBONES)}). It can still generate, with mode='generative'."
+        f"(looked for {', '.join(_DECODERS)}). It can still generate, with mode='generative'."
     )
 
 
-def check_both_modes(model: nn.Module, *, vocabulary_size: int) -> tuple[int, int]:
-    """Prove that the model attends in both ways.
+def check_both_modes(model: nn.Module, *, vocabulary_size: int) -> int:
+    """Prove that the model attends in both ways, and return E.
 
     Two sequences that differ only in their last token go through the model. In bidirectional mode the state of
     the first token must differ between them; in causal mode it must not.
-
-    Returns:
-        The number of caches that a pass takes (one for each layer), and E.
 
     Raises:
         ArchitectureError: the model ignores the hook, or cannot run with these caches at all.
@@ -207,7 +212,7 @@ def check_both_modes(model: nn.Module, *, vocabulary_size: int) -> tuple[int, in
     ids = [(7 * position + 3) % vocabulary_size for position in range(length)]
     other = [*ids[:-1], (ids[-1] + 1) % vocabulary_size]
     tokens = mx.array([ids, other])
-    states_of = backbone(model)
+    states_of = decoder_of(model)
     try:
         layers = len(make_prompt_cache(model))
         causal = states_of(tokens, cache=embedding_caches(layers, causal=True))[:, 0].astype(mx.float32)
@@ -217,20 +222,25 @@ def check_both_modes(model: nn.Module, *, vocabulary_size: int) -> tuple[int, in
         # A hybrid or recurrent model trips over a cache that keeps no state of its own kind.
         raise ArchitectureError(_refusal(model, f"it does not run with these caches ({error})")) from error
     if not mx.all(mx.isfinite(both)).item() or not mx.all(mx.isfinite(causal)).item():
-        raise NonFiniteError(
-            f"{_name(model)} computes NaN or infinity on a plain input: its weights are damaged, or overflow "
-            "their dtype. Download or convert it again, or load it with dtype='float32'."
-        )
+        raise not_finite(f"{_name(model)} computes NaN or infinity on a plain input")
     scale = _largest(both)
     causal_change = _largest(causal[0] - causal[1]) / scale
     both_change = _largest(both[0] - both[1]) / scale
-    # Rounding alone differs by nothing here: both rows are computed in the same product. Half precision keeps
-    # about 3 digits, so a change that is there shows up well above this line.
+    # Both rows are computed in the same product, so rounding is the same in them; half precision keeps about 3 digits.
     if both_change < 1e-6:
         raise ArchitectureError(_refusal(model, "its first token does not see the last one in bidirectional mode"))
     if causal_change > 1e-2 * both_change and causal_change > 1e-6:
         raise ArchitectureError(_refusal(model, "its first token sees the last one in causal mode"))
-    return layers, both.shape[-1]
+    return int(both.shape[-1])
+
+
+def not_finite(problem: str) -> NonFiniteError:
+    """The error for NaN or infinity that a model computed."""
+    return NonFiniteError(
+        f"{problem}: the model's weights are damaged, or overflow their dtype. Download or convert the model again, or "
+        "load it with ",
+        *(Option("dtype", "float32"), "."),
+    )
 
 
 def _largest(array: mx.array) -> float:

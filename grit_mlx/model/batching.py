@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["halve", "padding_free_fraction", "plan_batches", "windows"]
+__all__ = ["halve", "plan_batches", "windows"]
 
 
 # A batch may be closed before its budget is full once it holds this part of it, which keeps a device busy ...
@@ -20,12 +20,12 @@ _PADDING = 0.05
 def plan_batches(lengths: Sequence[int], *, token_budget: int, max_rows: int | None = None) -> list[list[int]]:
     """Positions of the texts, batch by batch, longest first.
 
-    Longest first: if memory runs out it does so at once, and estimates of the time left are never too short.
+    Longest first: if memory runs out it does so at once, and estimates of the remaining time are never too short.
 
     Args:
         lengths: tokens of each text.
-        token_budget: most tokens of a batch, padding included. A longer text is a batch of its own.
-        max_rows: most texts of a batch; None for no such limit.
+        token_budget: maximum number of tokens of a batch, padding included. A longer text is a batch of its own.
+        max_rows: maximum number of texts of a batch; None for no limit.
 
     Returns:
         Every position from 0 to ``len(lengths) - 1`` once.
@@ -50,18 +50,12 @@ def halve(batch: Sequence[int]) -> list[list[int]]:
     return [part for part in (list(batch[:middle]), list(batch[middle:])) if part]
 
 
-def padding_free_fraction(lengths: Sequence[int], batches: Iterable[Sequence[int]]) -> float:
-    """Useful tokens / computed tokens of a plan; 1.0 means no padding at all."""
-    computed = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
-    return sum(lengths) / computed if computed else 1.0
-
-
 def windows(texts: Iterable[str], *, max_texts: int, max_characters: int) -> Iterator[list[str]]:
     """Consecutive groups of texts that fit into memory together, for corpora that do not.
 
     Args:
         texts: any iterable; it is read once, as the windows are taken.
-        max_texts: most texts of a window.
+        max_texts: maximum number of texts of a window.
         max_characters: a window ends once it holds this many characters.
     """
     window: list[str] = []

@@ -1,7 +1,7 @@
 """Fast matrix products on Linux CPUs, arranged before mlx is first imported.
 
 mlx's Linux wheel carries the reference BLAS, about 50 times slower than OpenBLAS. Both export the same
-symbols, so an OpenBLAS that is loaded globally *before* ``mlx.core`` takes its place. Where the library is
+symbols, so an OpenBLAS that is loaded globally *before* ``mlx.core`` takes its place. If the library is
 not installed nothing changes. ``GRIT_BLAS=bundled`` keeps mlx's own; any other value names the library to
 load. Standard library only: this runs when ``grit_mlx`` is imported and costs a few milliseconds.
 """
@@ -12,6 +12,7 @@ import ctypes
 import os
 import sys
 from dataclasses import dataclass
+from functools import cache
 
 __all__ = ["Blas", "prefer_fast_blas"]
 
@@ -24,25 +25,16 @@ class Blas:
 
     Attributes:
         name: ``"openblas"``, ``"bundled"`` (mlx's own) or ``"system"`` (macOS: Accelerate).
-        note: why it is not OpenBLAS, and what to do; empty where there is nothing to do.
+        note: why it is not OpenBLAS, and what to do; empty if there is nothing to do.
     """
 
     name: str
     note: str = ""
 
 
-_chosen: Blas | None = None
-
-
+@cache
 def prefer_fast_blas() -> Blas:
-    """Load OpenBLAS in front of mlx's bundled BLAS, once, and tell which one is in use. Never fails."""
-    global _chosen
-    if _chosen is None:
-        _chosen = _choose()
-    return _chosen
-
-
-def _choose() -> Blas:
+    """Load OpenBLAS in front of mlx's bundled BLAS, once, and return which one is in use. Never fails."""
     if sys.platform != "linux":
         return Blas("system")
     wanted = os.environ.get("GRIT_BLAS", OPENBLAS)

@@ -1,4 +1,4 @@
-"""What a model folder holds, read from its config and the headers of its weights, and whether it is whole.
+"""What a model folder holds, read from its config and the headers of its weights, and whether it is complete.
 
 mlx reads weights lazily: a file that was cut off fails deep inside the first computation, if it fails at all.
 The headers are a few kilobytes, so the check costs nothing next to loading and names the file.
@@ -7,13 +7,14 @@ The headers are a few kilobytes, so the check costs nothing next to loading and 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grit_mlx.errors import CheckpointError, ConfigError
+from grit_mlx.errors import CheckpointError, ConfigError, unreadable
 
-__all__ = ["Tensor", "read_config", "read_header", "read_headers"]
+__all__ = ["Tensor", "decoder_config", "read_config", "read_header", "read_headers"]
 
 INDEX = "model.safetensors.index.json"
 
@@ -41,20 +42,25 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The contents of a model folder's ``config.json``.
 
     Raises:
-        ConfigError: the file is missing, is no JSON object, or names no architecture.
+        ConfigError: the file is missing, is not a JSON object, or names no architecture.
     """
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(
-            f"{folder} has no config.json, so it is no model folder. Name one that holds a Hugging Face or MLX model."
+            f"{folder} has no config.json, so it is not a model folder. Name a folder with a Hugging Face or MLX model."
         ) from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"Cannot read {path}: {error}. Download the model again.") from error
+        raise ConfigError(f"{unreadable(path, error)} Download the model again.") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ConfigError(f"{path} does not say which architecture it is: it needs a 'model_type' such as \"mistral\".")
     return config
+
+
+def decoder_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries that describe the decoder, which models of text and images nest under ``text_config``."""
+    return {**config, **(config.get("text_config") or {})}
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
@@ -63,7 +69,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
     Source of the layout: 8 bytes of little-endian header length, a JSON header, then the data.
 
     Raises:
-        CheckpointError: the file is no safetensors file or shorter than its header says.
+        CheckpointError: the file is not a safetensors file, or shorter than its header says.
     """
     try:
         size = path.stat().st_size
@@ -77,7 +83,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
         }
         end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
     except OSError as error:
-        raise CheckpointError(f"Cannot read {path}: {error.strerror}.") from error
+        raise CheckpointError(unreadable(path, error)) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(_broken(path, "its header is not valid")) from error
     if 8 + length + end != size:
@@ -117,8 +123,10 @@ def _shards_in_index(folder: Path) -> set[str]:
         return set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
     except FileNotFoundError:
         return set()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"Cannot read {path}: {error!r}. Download the model again.") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{unreadable(path, error)} Download the model again.") from error
+    except (KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"{path} has no table 'weight_map'. Download the model again.") from None
 
 
 def _tensor(path: Path, entry: dict[str, Any], data: int) -> Tensor:

@@ -8,6 +8,7 @@ so there weights are widened when they are loaded, as far as memory allows.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,6 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from grit_mlx.errors import ArgumentError
 from grit_mlx.model.blas import prefer_fast_blas
 
 __all__ = [
@@ -61,7 +61,7 @@ class Device:
 
     Attributes:
         kind: ``"metal"``, ``"cuda"`` or ``"cpu"``.
-        name: the chip's name, as far as the system tells.
+        name: the chip's name, if the system knows it.
         memory: bytes of memory that the device can use.
         blas: which library multiplies matrices on the CPU; None on a GPU.
         blas_note: what would make it faster, if anything.
@@ -76,15 +76,13 @@ class Device:
 
 def current_device() -> Device:
     """The default device of mlx."""
-    kind = _kind()
-    info = mx.device_info()
-    blas = prefer_fast_blas()
+    blas = prefer_fast_blas() if _kind() == "cpu" else None
     return Device(
-        kind=kind,
-        name=str(info.get("device_name", "unknown")),
+        kind=_kind(),
+        name=str(mx.device_info().get("device_name", "unknown")),
         memory=_total_memory(),
-        blas=blas.name if kind == "cpu" else None,
-        blas_note=blas.note if kind == "cpu" else "",
+        blas=blas.name if blas else None,
+        blas_note=blas.note if blas else "",
     )
 
 
@@ -92,18 +90,11 @@ def compute_dtype(dtype: str) -> mx.Dtype | None:
     """The dtype to compute in; None keeps what is stored, quantised weights included.
 
     Args:
-        dtype: ``"auto"`` (float32 on a CPU, as stored on a GPU), ``"stored"``, or a key of ``DTYPES``.
-
-    Raises:
-        ArgumentError: an unknown dtype.
+        dtype: one of ``options.DTYPES``: ``"auto"`` is float32 on a CPU and ``"stored"`` on a GPU.
     """
     if dtype == "auto":
         return mx.float32 if _kind() == "cpu" else None
-    if dtype == "stored":
-        return None
-    if dtype in DTYPES:
-        return DTYPES[dtype]
-    raise ArgumentError(f"Unknown dtype {dtype!r}: use auto, stored, {', '.join(DTYPES)}.")
+    return None if dtype == "stored" else DTYPES[dtype]
 
 
 def should_dequantize(dtype: mx.Dtype | None) -> bool:
@@ -112,22 +103,19 @@ def should_dequantize(dtype: mx.Dtype | None) -> bool:
 
 
 def available_memory() -> int:
-    """Bytes that this process can still take on the device, as far as the system tells."""
-    if _kind() == "metal":
-        limit = int(mx.device_info().get("max_recommended_working_set_size", _total_memory()))
-        return max(0, limit - mx.get_active_memory())
-    if _kind() == "cuda":
-        return max(0, int(mx.device_info().get("total_memory", _physical_memory())) - mx.get_active_memory())
+    """Bytes that this process can still take on the device, as far as the system knows."""
     meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return min(int(line.split()[1]) * 1024, _control_group_limit())
-    return max(0, _physical_memory() - mx.get_active_memory())
+    if _kind() == "cpu" and meminfo.exists():
+        kilobytes = re.search(r"^MemAvailable: *([0-9]+)", meminfo.read_text(encoding="ascii"), re.MULTILINE)
+        if kilobytes:
+            return min(int(kilobytes[1]) * 1024, _control_group_limit())
+    limits = {"metal": "max_recommended_working_set_size", "cuda": "total_memory", "cpu": ""}
+    limit = int(mx.device_info().get(limits[_kind()]) or _physical_memory())
+    return max(0, limit - mx.get_active_memory())
 
 
 def token_budget(*, hidden: int, intermediate: int, heads: int, length: int) -> int:
-    """Most tokens of a batch, padding included, that memory allows and speed asks for.
+    """Maximum number of tokens of a batch, padding included, that memory allows and that is still fast.
 
     Counts what one layer holds at its peak for a token: three rows of the feed-forward width, eight of the hidden
     size (residual, norm, queries, keys, values, outputs, with their copies) and, on a CPU, two rows of attention
@@ -199,7 +187,7 @@ def _physical_memory() -> int:
 
 
 def _control_group_limit() -> int:
-    """The memory limit of a container (cgroup version 2), where there is one."""
+    """The memory limit of a container (cgroup version 2), if there is one."""
     try:
         return int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
     except (OSError, ValueError):  # no such file, or "max"

@@ -9,35 +9,28 @@ Shapes: N texts, B batch, L length, E embedding size.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
-from mlx_lm.models.cache import KVCache
 from numpy.typing import NDArray
 
-from grit_mlx.errors import MemoryLimitError, NonFiniteError, Option, TextError
+from grit_mlx.errors import MemoryLimitError, Option, TextError
 from grit_mlx.model import device
-from grit_mlx.model.attention import backbone, document_caches, embedding_caches, split_document_caches
+from grit_mlx.model.attention import TextCache, not_finite, split_document_caches
 from grit_mlx.model.batching import halve, plan_batches
+from grit_mlx.model.checkpoint import decoder_config
+from grit_mlx.model.loading import LoadedModel
 from grit_mlx.model.numpy_linear import through_numpy
 from grit_mlx.model.options import EmbeddingOptions
-from grit_mlx.model.pooling import AVERAGING, pool
+from grit_mlx.model.passes import pad, pooled_tokens, represent
+from grit_mlx.model.pooling import AVERAGING
 from grit_mlx.model.prompts import tokenize_texts
-from grit_mlx.model.settings import ATTENTION, Settings
 
-__all__ = ["Embedder", "Projection", "TextCaches"]
+__all__ = ["Embedder"]
 
 logger = logging.getLogger("grit_mlx")
-
-# Weight (P, E) and bias (P,) or None of the optional linear map before pooling.
-Projection = tuple[mx.array, mx.array | None]
-
-# The keys and values of one text: a cache for each layer.
-TextCaches = list[KVCache]
 
 
 @dataclass(frozen=True)
@@ -54,38 +47,14 @@ class _Piece:
 
 
 class Embedder:
-    """A loaded model, as something that embeds.
+    """A model that was loaded for embedding, as something that embeds."""
 
-    Args:
-        model: mlx-lm's model.
-        shape: number of caches of one pass, and the hidden size (``attention.check_both_modes``).
-        tokenizer: a Hugging Face tokenizer.
-        settings: pooling, attention and normalisation.
-        config: the model's ``config.json``.
-        projection: the optional linear map before pooling.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        shape: tuple[int, int],
-        *,
-        tokenizer: Any,
-        settings: Settings,
-        config: Mapping[str, Any],
-        projection: Projection | None = None,
-    ) -> None:
-        self.tokenizer = tokenizer
-        self.settings = settings
-        self._states = backbone(model)
-        self._layers, self._hidden = shape
-        self._config = {**config, **(config.get("text_config") or {})}
-        self._projection = projection
-
-    @property
-    def size(self) -> int:
-        """E, the length of a vector."""
-        return self._hidden if self._projection is None else int(self._projection[0].shape[0])
+    def __init__(self, loaded: LoadedModel) -> None:
+        assert loaded.hidden_size is not None and loaded.embedding_size is not None
+        self.size = loaded.embedding_size
+        self._hidden = loaded.hidden_size
+        self.settings = loaded.settings
+        self._loaded = loaded
 
     def embed(
         self,
@@ -94,25 +63,23 @@ class Embedder:
         *,
         first_index: int = 0,
         progress: Callable[[int], None] | None = None,
-    ) -> tuple[NDArray[np.float32], list[TextCaches]]:
+    ) -> tuple[NDArray[np.float32], list[TextCache]]:
         """Vectors of texts that fit into memory together.
 
         Args:
             texts: at least one.
-            options: how.
+            options: how; ``max_length`` must be set.
             first_index: index of the first text among all of the caller's, for messages.
             progress: called with the number of texts done, after each batch.
 
         Returns:
-            ``(N, E)``, and the caches of each text where ``options`` ask for them.
+            ``(N, E)``, and the cache of each text if ``options`` ask for them.
 
         Raises:
             TextError: a text is empty or has no room beside the instruction.
             NonFiniteError: the model computed NaN or infinity.
             MemoryLimitError: one text alone does not fit into memory.
         """
-        if options.max_length is None:
-            options = replace(options, max_length=self.settings.max_length)
         pieces = self._pieces(texts, options, first_index)
         lengths = [len(piece.ids) for piece in pieces]
         budget = self._token_budget(max(lengths))
@@ -125,7 +92,7 @@ class Embedder:
         for piece in pieces:
             shares[piece.text] += piece.pooled
         vectors = np.zeros((len(texts), self.size), dtype=np.float32)
-        caches: list[TextCaches] = [[] for _ in texts] if options.get_cache else []
+        caches: list[TextCache] = [[] for _ in texts] if options.get_cache else []
         done = 0
         with device.wired(), through_numpy():
             while plan:
@@ -139,7 +106,7 @@ class Embedder:
                     continue
                 for row, piece in enumerate(batch):
                     if not np.isfinite(computed[row]).all():
-                        raise _not_finite(first_index + piece.text)
+                        raise not_finite(f"The vector of text {first_index + piece.text} holds NaN or infinity")
                     vectors[piece.text] += computed[row] * (piece.pooled / shares[piece.text])
                     if kept:
                         caches[piece.text] = kept[row]
@@ -157,9 +124,9 @@ class Embedder:
         assert options.max_length is not None
         average = options.long_texts == "average"
         tokenized = tokenize_texts(
-            self.tokenizer,
+            self._loaded.tokenizer._tokenizer,
             texts,
-            instruction=options.instruction,
+            instruction=options.instruction or "",
             max_length=None if average else options.max_length,
             add_special_tokens=options.add_special_tokens,
         )
@@ -192,35 +159,28 @@ class Embedder:
             )
         return pieces
 
-    def _compute(self, batch: Sequence[_Piece], *, keep: bool) -> tuple[NDArray[np.float32], list[TextCaches]]:
-        """Pooled vectors (B, E) of one batch, and the caches of its rows."""
-        lengths = np.array([len(piece.ids) for piece in batch])
-        positions = np.arange(lengths.max())
-        real = positions < lengths[:, None]  # (B, L)
-        ids = np.zeros(real.shape, dtype=np.int32)
-        ids[real] = np.concatenate([piece.ids for piece in batch])
-        pooled = real & (positions >= np.array([piece.skipped for piece in batch])[:, None])
-
-        make_caches = document_caches if keep else embedding_caches
-        padding = None if real.all() else mx.array(real)
-        causal = ATTENTION[self.settings.attn] == "causal"
-        caches: Any = make_caches(self._layers, padding, causal=causal)
-        states = self._states(mx.array(ids), cache=caches)  # (B, L, E)
-        vectors = pool(states, mx.array(pooled), self.settings.pooling)
-        if self._projection is not None:
-            # Every pooling is a weighted mean, so this is the official map of each state, at a fraction of the work.
-            weight, bias = self._projection
-            vectors = vectors @ weight.T
-            vectors = vectors if bias is None else vectors + bias
+    def _compute(self, batch: Sequence[_Piece], *, keep: bool) -> tuple[NDArray[np.float32], list[TextCache]]:
+        """Pooled vectors ``(B, E)`` of one batch, and the caches of its rows."""
+        ids, real = pad([piece.ids for piece in batch])
+        vectors, caches = represent(
+            self._loaded.model,
+            mx.array(ids),
+            None if real.all() else mx.array(real),
+            mx.array(pooled_tokens(real, [piece.skipped for piece in batch])),
+            settings=self.settings,
+            projection=self._loaded.projection,
+            keep=keep,
+        )
         mx.eval(vectors)
-        return np.array(vectors), split_document_caches(caches, lengths.tolist()) if keep else []
+        return np.array(vectors), split_document_caches(caches, [len(piece.ids) for piece in batch]) if keep else []
 
     def _token_budget(self, length: int) -> int:
-        width = int(self._config.get("intermediate_size") or 4 * self._hidden)
+        config = decoder_config(self._loaded.config)
+        width = int(config.get("intermediate_size") or 4 * self._hidden)
         return device.token_budget(
             hidden=self._hidden,
-            intermediate=width * int(self._config.get("num_experts_per_tok") or 1),
-            heads=int(self._config.get("num_attention_heads") or 1),
+            intermediate=width * int(config.get("num_experts_per_tok") or 1),
+            heads=int(config.get("num_attention_heads") or 1),
             length=length,
         )
 
@@ -241,19 +201,10 @@ def _smaller(plan: list[list[int]], lengths: Sequence[int]) -> list[list[int]]:
             Option("long_texts", "average"),
             "), or use a model with fewer bits.",
         )
-    logger.warning("Memory ran out at %d texts at once; going on with half as many.", len(failed))
+    logger.warning("Memory ran out at %d texts per batch; continuing with half as many.", len(failed))
 
     def tokens(batch: Sequence[int]) -> int:
         return len(batch) * max(lengths[i] for i in batch)
 
     limit = tokens(failed) // 2
     return [part for batch in plan for part in (halve(batch) if tokens(batch) > limit else [batch])]
-
-
-def _not_finite(index: int) -> NonFiniteError:
-    return NonFiniteError(
-        f"The vector of text {index} holds NaN or infinity: the model's weights are damaged, or overflow their dtype. "
-        "Download or convert the model again, or load it with ",
-        Option("dtype", "float32"),
-        ".",
-    )

@@ -1,15 +1,12 @@
-"""Generating text with mlx-lm's engine: options, prompts that are reused, documents that were cached.
-
-The engine is mlx-lm's, unchanged. What is here decides what it is given.
-"""
+"""Generating text with mlx-lm's engine: prompts that are reused, texts that were cached."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any
 
 import mlx.core as mx
@@ -19,32 +16,30 @@ from mlx_lm.generate import GenerationResponse, batch_generate, stream_generate
 from mlx_lm.models.cache import KVCache, can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
 from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
-from grit_mlx.errors import ArgumentError, MemoryLimitError, NonFiniteError, Option
+from grit_mlx.errors import ArgumentError, MemoryLimitError, Option
+from grit_mlx.model.attention import TextCache, copy_cache, not_finite
 from grit_mlx.model.device import is_out_of_memory
 from grit_mlx.model.options import GenerationOptions
 
-__all__ = ["DocumentLayers", "PromptCache", "copied_layers", "generate_batch", "stream_responses"]
-
-# Keys and values that a document left behind, one mlx-lm cache for each layer.
-DocumentLayers = Sequence[KVCache]
+__all__ = ["PromptCache", "generate_batch", "stream_responses"]
 
 
 class PromptCache:
     """Keys and values of a chat so far; the next prompt reuses as many as it begins with.
 
-    Give the same object to every turn: each prompt is compared with the tokens that the cache holds, and only
-    what follows the common beginning is computed. Any prompt is right, an unrelated one just starts anew.
+    Pass the same object to every turn: each prompt is compared with the tokens that the cache holds, and only what
+    follows the common prefix is computed. An unrelated prompt just starts over.
 
     Args:
-        base: keys and values of documents that every prompt continues; they are left as they are. ``tokens`` and
-            prompts do not count them.
+        base: keys and values of documents that every prompt continues; they are not changed, and neither ``tokens``
+            nor prompts include them.
 
     Attributes:
         tokens: the tokens whose keys and values are held.
         reused: how many tokens the last prompt did not have to compute.
     """
 
-    def __init__(self, base: DocumentLayers = ()) -> None:
+    def __init__(self, base: Sequence[KVCache] = ()) -> None:
         self.base = base
         self.tokens: list[int] = []
         self.reused = 0
@@ -55,20 +50,17 @@ class PromptCache:
         self.tokens, self.layers, self.reused = [], [], 0
 
     def prepare(self, model: nn.Module, tokens: Sequence[int]) -> list[int]:
-        """Keep the common beginning, forget the rest, and return the tokens that are still to be computed."""
-        common = 0
+        """Keep the common prefix, forget the rest, and return the tokens that are still to be computed."""
         # The last token is always computed: its logits choose the first new one.
-        for held, wanted in zip(self.tokens, tokens[:-1], strict=False):
-            if held != wanted:
-                break
-            common += 1
+        pairs = zip(self.tokens, tokens[:-1], strict=False)
+        common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         surplus = len(self.tokens) - common
         if surplus and common and can_trim_prompt_cache(self.layers):
             trim_prompt_cache(self.layers, surplus)
         elif surplus:
             common = 0
         if not common:
-            self.layers = copied_layers(self.base) or make_prompt_cache(model)
+            self.layers = copy_cache(self.base) or make_prompt_cache(model)
         self.tokens = list(tokens[:common])
         self.reused = common
         return list(tokens[common:])
@@ -88,17 +80,16 @@ def stream_responses(
     tokens: Sequence[int],
     options: GenerationOptions,
     *,
-    cache: PromptCache | DocumentLayers | None = None,
+    cache: PromptCache | TextCache | None = None,
 ) -> Generator[GenerationResponse, None, None]:
     """Generate from tokens, piece by piece.
 
     Args:
         model: mlx-lm's model.
         tokenizer: mlx-lm's tokenizer.
-        tokens: the whole prompt; with a document's cache, what follows the document.
+        tokens: the complete prompt; with a text's cache, what follows the text.
         options: how to sample.
-        cache: a ``PromptCache``, which is brought up to date; or a document's keys and values, which are
-            continued and left as they are.
+        cache: a ``PromptCache``, which is updated; or a text's keys and values, which are continued but not changed.
 
     Yields:
         mlx-lm's ``GenerationResponse``: ``text`` is the next piece; the last one has a ``finish_reason``.
@@ -110,18 +101,14 @@ def stream_responses(
         raise ArgumentError("The prompt is empty.")
     if options.seed is not None:
         mx.random.seed(options.seed)
-    computed = list(tokens)
-    if isinstance(cache, PromptCache):
-        computed = cache.prepare(model, tokens)
-        layers = cache.layers
-    else:
-        layers = make_prompt_cache(model) if cache is None else copied_layers(cache)
+    held = cache if isinstance(cache, PromptCache) else PromptCache(cache or ())
+    computed = held.prepare(model, tokens)
     responses = stream_generate(
         model,
         tokenizer,
         computed,
         max_tokens=options.max_tokens,
-        prompt_cache=layers,
+        prompt_cache=held.layers,
         prefill_step_size=options.prefill_step_size,
         kv_bits=options.kv_bits,
         kv_group_size=options.kv_group_size,
@@ -142,15 +129,11 @@ def stream_responses(
         ) from error
     finally:
         responses.close()
-        if isinstance(cache, PromptCache):
-            cache.record([*tokens, *answer])
+        held.record([*tokens, *answer])
 
 
 def generate_batch(
-    model: nn.Module,
-    tokenizer: Any,
-    prompts: Sequence[Sequence[int]],
-    options: GenerationOptions,
+    model: nn.Module, tokenizer: Any, prompts: Sequence[Sequence[int]], options: GenerationOptions
 ) -> list[str]:
     """Generate for many prompts at once, with mlx-lm's continuous batching.
 
@@ -197,7 +180,7 @@ def _sampling(options: GenerationOptions, vocabulary_size: int) -> dict[str, Any
 
 
 def _started(responses: Iterator[GenerationResponse]) -> Iterator[GenerationResponse]:
-    """The same responses; what goes wrong at the first is said in our words, and nothing reaches stdout."""
+    """The same responses; what goes wrong with the first becomes one of our errors, and nothing reaches stdout."""
     try:
         # mlx-lm prints a warning about large models to stdout, which may be a pipe that wants text alone.
         with contextlib.redirect_stdout(sys.stderr):
@@ -206,19 +189,15 @@ def _started(responses: Iterator[GenerationResponse]) -> Iterator[GenerationResp
         if "quantiz" in str(error) or "group size" in str(error):
             raise ArgumentError(f"The keys and values of this model cannot be quantised this way: {error}") from error
         raise
-    # Not by an operation of mlx's: it would stand in line behind the next token, and hold this one back until then.
+    # Not an operation of mlx: it would queue behind the next token and delay this one.
     if not np.isfinite(np.max(np.array(first.logprobs.tolist()))):
-        raise NonFiniteError(
-            "The model computes NaN or infinity: its weights are damaged, or overflow their dtype. "
-            "Download or convert it again, or load it with ",
-            *(Option("dtype", "float32"), "."),
-        )
+        raise not_finite("The next token's probabilities are NaN or infinity")
     yield first
     yield from responses
 
 
 def _stopped(responses: Iterator[GenerationResponse], stop: Sequence[str]) -> Iterator[GenerationResponse]:
-    """End at the first of the ``stop`` texts; text that may be the beginning of one is held back until it is not."""
+    """End at the first of the ``stop`` texts; what may be the beginning of one is held back."""
     if not stop:
         yield from responses
         return
@@ -242,20 +221,3 @@ def _begun(text: str, stop: Sequence[str]) -> int:
 
 def _cut(text: str, stop: Sequence[str]) -> str:
     return text[: min((at for at in map(text.find, stop) if at >= 0), default=len(text))]
-
-
-def copied_layers(layers: DocumentLayers) -> list[Any]:
-    """Caches that can grow while the document's own stay as they are."""
-    return [_copied(layer) for layer in layers]
-
-
-def _copied(cache: Any) -> Any:
-    """A cache that can grow while the document's own stays as it is."""
-    if not isinstance(cache, KVCache):
-        return copy.deepcopy(cache)
-    grown = KVCache()
-    if cache.keys is not None and cache.values is not None:
-        grown.keys = cache.keys[..., : cache.offset, :]
-        grown.values = cache.values[..., : cache.offset, :]
-        grown.offset = cache.offset
-    return grown

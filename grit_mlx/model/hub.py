@@ -17,7 +17,9 @@ from grit_mlx.errors import (
     GritError,
     ModelNotFoundError,
     OutputError,
+    TokenizerError,
     first_line,
+    unreadable,
     unwritable,
 )
 from grit_mlx.files.atomic import atomic_write
@@ -25,42 +27,38 @@ from grit_mlx.model.options import ModelChoice
 
 __all__ = [
     "ALIASES",
-    "FILES",
+    "PROJECTION",
+    "VOCABULARY_FILES",
     "LocalModel",
     "default_model",
     "download",
+    "download_errors",
     "embedded_model",
-    "explained",
     "home",
     "identify",
     "local_models",
+    "model_files",
     "models_folder",
     "ready_made",
     "resolve",
     "set_default_model",
+    "tokenizer_files",
 ]
 
 # Short names of the models that this package exists for.
-ALIASES = {
-    "gritlm-7b": "GritLM/GritLM-7B",
-    "gritlm-8x7b": "GritLM/GritLM-8x7B",
-}
+ALIASES = {"gritlm-7b": "GritLM/GritLM-7B", "gritlm-8x7b": "GritLM/GritLM-8x7B"}
 
 # How repositories of converted models are called on the hub, the likeliest first.
 READY_MADE = ("mlx-community/{name}-{bits}bit", "{owner}/{name}-{bits}bit-mlx")
 
-# What is downloaded of a repository: no pickle, no second copy of the weights, no code.
-FILES = (
-    "*.json",
-    "model*.safetensors",
-    "projection.safetensors",
-    "tokenizer.model",
-    "*.jinja",
-    "*.txt",
-    "README.md",
-)
-# Code, for callers that trust it.
-CODE = ("*.py",)
+# The linear map that vectors go through, in models that have one.
+PROJECTION = "projection.safetensors"
+
+# Files that decide into which tokens a text is split; any of them makes a tokenizer.
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tiktoken.model")
+_TOKENIZER = (*VOCABULARY_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "*.jinja")
+# All files of a model: no pickle, no second copy of the weights, and no code.
+_MODEL = ("*.json", "*.txt", "*.jinja", "*.model", "model*.safetensors", PROJECTION, "README.md")
 
 EMBEDDED = Path(__file__).parents[1] / "builtin" / "grit-tiny"
 
@@ -83,29 +81,43 @@ class LocalModel:
     nbytes: int
 
 
+def model_files(*, code: bool) -> tuple[str, ...]:
+    """Patterns of the files of a model folder or repository; ``code`` adds the Python code that some bring."""
+    return (*_MODEL, "*.py") if code else _MODEL
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files of a folder's tokenizer.
+
+    Raises:
+        TokenizerError: it has none.
+    """
+    if not any((folder / name).exists() for name in VOCABULARY_FILES):
+        raise TokenizerError(f"{folder} has no tokenizer ({', '.join(VOCABULARY_FILES)}). Download the model again.")
+    return [path for pattern in _TOKENIZER for path in sorted(folder.glob(pattern))]
+
+
 def home() -> Path:
     """The folder of this user's choices: ``$GRIT_HOME``, else ``grit-mlx`` in ``$XDG_CONFIG_HOME`` or ``~/.config``."""
     if value := os.environ.get("GRIT_HOME"):
         return Path(value).expanduser()
-    base = os.environ.get("XDG_CONFIG_HOME")
-    return (Path(base) if base else Path.home() / ".config") / "grit-mlx"
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "grit-mlx"
 
 
 def models_folder() -> Path:
     """Where models that were pulled and converted are kept: ``models`` in ``$GRIT_HOME``, else in the user's data."""
     if os.environ.get("GRIT_HOME"):
         return home() / "models"
-    base = os.environ.get("XDG_DATA_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "share") / "grit-mlx" / "models"
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "grit-mlx" / "models"
 
 
 def embedded_model() -> Path | None:
-    """The folder of the model inside the package; None where this version carries none."""
+    """The folder of the model inside the package; None if this version has none."""
     return EMBEDDED if (EMBEDDED / "config.json").exists() else None
 
 
 def default_model() -> str | None:
-    """The name used where none is given: ``$GRIT_MODEL``, else ``grit models use``'s choice, else the embedded model.
+    """The name used if none is given: ``$GRIT_MODEL``, else ``grit models use``'s choice, else the embedded model.
 
     Raises:
         ConfigError: the file with the choice is damaged.
@@ -118,7 +130,7 @@ def default_model() -> str | None:
     except FileNotFoundError:
         name = None
     except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(f"Cannot read {path}: {error}. Remove it, then choose again: grit models use NAME") from error
+        raise ConfigError(f"{unreadable(path, error)} Remove it, then choose again: grit models use NAME") from error
     if name:
         return str(name)
     embedded = embedded_model()
@@ -145,14 +157,14 @@ def set_default_model(name: str | None) -> Path:
 
 
 def resolve(choice: ModelChoice) -> Path:
-    """The folder of a model, downloaded first where it has to be.
+    """The folder of a model, downloaded first if need be.
 
     Args:
         choice: names a folder, a hub id (``owner/name``), a short name of ``ALIASES``, or None for the default;
             with ``trust_remote_code`` the repository's Python files are downloaded too.
 
     Raises:
-        ModelNotFoundError: no such folder or repository; the message tells what was tried.
+        ModelNotFoundError: no such folder or repository; the message says what was tried.
         DownloadError: the hub did not deliver.
     """
     name = default_model() if choice.model is None else choice.model
@@ -198,37 +210,41 @@ def identify(name: str | Path) -> Path | str:
 
 
 def download(repository: str, *, revision: str | None = None, code: bool = False) -> Path:
-    """The folder of a hub repository in the local cache, fetched or completed where needed.
+    """The folder of a hub repository in the local cache, downloaded or completed if need be.
 
-    A download that broke off goes on where it stopped. ``HF_HUB_OFFLINE=1`` uses only what is in the cache.
+    An interrupted download is resumed. ``HF_HUB_OFFLINE=1`` uses only what is in the cache.
 
     Raises:
         ModelNotFoundError: the hub has no such repository or revision, or it is private.
         DownloadError: gated, offline and not in the cache, or the connection failed.
     """
-    with explained(repository, revision):
+    with download_errors(repository, revision):
         from huggingface_hub import snapshot_download  # costs 0.3 s, and most models are folders
 
-        patterns = [*FILES, *(CODE if code else ())]
+        patterns = list(model_files(code=code))
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
 
 
 def ready_made(repository: str, bits: int) -> str | None:
-    """The id of a hub repository that holds ``repository`` for MLX at that many bits; None where there is none.
+    """The id of a hub repository that holds ``repository`` for MLX at that many bits; None if there is none.
 
     Raises:
         DownloadError: the hub cannot be asked.
     """
     owner, _, name = repository.partition("/")
-    with explained(repository):
+    with download_errors(repository):
         from huggingface_hub import repo_exists
 
         candidates = (pattern.format(owner=owner, name=name, bits=bits) for pattern in READY_MADE)
         return next((candidate for candidate in candidates if repo_exists(candidate)), None)
 
 
+# The packages whose errors the hub's client lets through; their classes change between versions.
+_CLIENTS = {"httpx", "httpx2", "httpcore", "requests", "huggingface_hub"}
+
+
 @contextmanager
-def explained(repository: str, revision: str | None = None) -> Iterator[None]:
+def download_errors(repository: str, revision: str | None = None) -> Iterator[None]:
     """Turn what the hub's client raises into errors that say what to do.
 
     Raises:
@@ -262,33 +278,20 @@ def explained(repository: str, revision: str | None = None) -> Iterator[None]:
             f"{' and unset HF_HUB_OFFLINE' if offline else ''}, or name a model folder."
         ) from error
     except errors.HFValidationError as error:
-        raise ModelNotFoundError(f"{repository!r} is no valid hub id: they look like owner/name.") from error
-    except OSError as error:
-        raise DownloadError(
-            f"Downloading {repository} failed: {first_line(error)} Run it again to go on where it stopped."
-        ) from error
+        raise ModelNotFoundError(f"{repository!r} is not a valid hub id: they look like owner/name.") from error
     except Exception as error:
-        # The hub's client lets errors of its HTTP library through, whose classes change between versions.
-        if type(error).__module__.partition(".")[0] in {
-            "httpx",
-            "httpx2",
-            "httpcore",
-            "requests",
-            "huggingface_hub",
-        }:
-            raise DownloadError(
-                f"Downloading {repository} failed: {first_line(error)} Run it again to go on where it stopped."
-            ) from error
-        raise
+        if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in _CLIENTS:
+            raise
+        raise DownloadError(
+            f"Downloading {repository} failed: {first_line(error)} Run it again to resume the download."
+        ) from error
 
 
 def local_models() -> Iterator[LocalModel]:
     """Models on this machine: the embedded one, converted ones, those in the hub's cache with a ``config.json``."""
-    if (embedded := embedded_model()) is not None:
-        yield LocalModel("grit-tiny", embedded, sum(f.stat().st_size for f in embedded.rglob("*") if f.is_file()))
-    for config in sorted(models_folder().glob("[!.]*/config.json")):
-        folder = config.parent
-        yield LocalModel(folder.name, folder, sum(f.stat().st_size for f in folder.iterdir() if f.is_file()))
+    converted = [config.parent for config in sorted(models_folder().glob("[!.]*/config.json"))]
+    for folder in filter(None, [embedded_model(), *converted]):
+        yield LocalModel(folder.name, folder, sum(file.stat().st_size for file in folder.iterdir() if file.is_file()))
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 

@@ -1,7 +1,7 @@
 """From a folder to a model, its tokenizer and its settings, by way of mlx-lm's loader.
 
 What this adds to ``mlx_lm.load``: files are checked before anything is computed, traps in ``config.json`` are
-mended, the dtype suits the device, the head is left out where it is not needed, and both attention modes are
+corrected, the dtype suits the device, the head is left out where it is not needed, and both attention modes are
 proven to work.
 """
 
@@ -34,19 +34,18 @@ from grit_mlx.errors import (
 )
 from grit_mlx.model import device, hub, numpy_linear
 from grit_mlx.model.attention import check_both_modes
-from grit_mlx.model.checkpoint import read_config, read_header, read_headers
+from grit_mlx.model.checkpoint import decoder_config, read_config, read_header, read_headers
 from grit_mlx.model.options import MODES, ModelChoice
 from grit_mlx.model.settings import FILE_NAME, Settings, read_settings
 
 __all__ = [
-    "TOKENIZER_FILES",
     "LoadedModel",
     "attach_adapter",
     "checked_adapter",
-    "explained",
+    "config_fixes",
     "load",
+    "load_error",
     "load_tokenizer",
-    "mended_config",
     "refuse_code",
 ]
 
@@ -58,8 +57,6 @@ _WIDENING_FRACTION = 0.7
 _WORTH_TELLING = 1 << 28
 
 _ADAPTER_FILES = ("adapter_config.json", "adapters.safetensors")
-_PROJECTION = "projection.safetensors"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tiktoken.model")
 
 
 @dataclass(frozen=True)
@@ -69,11 +66,11 @@ class LoadedModel:
     Attributes:
         model: mlx-lm's model.
         tokenizer: mlx-lm's wrapper; ``tokenizer._tokenizer`` is the Hugging Face tokenizer.
-        settings: of the adapter's folder where it has some, else of the model's.
-        config: the contents of ``config.json``, mended.
+        settings: of the adapter's folder if it has some, else of the model's.
+        config: the contents of ``config.json``, corrected.
         folder: where the model came from.
-        shape: number of caches of one pass and E; None where embedding was not asked for.
-        projection: weight ``(P, E)`` and bias ``(P,)`` or None, applied before pooling; None where there is none.
+        hidden_size: E; None if it was loaded for generating only.
+        projection: the optional linear map from E to P that vectors go through.
         adapter: the folder of the adapter that was put on the model, if any.
     """
 
@@ -82,9 +79,14 @@ class LoadedModel:
     settings: Settings
     config: Mapping[str, Any]
     folder: Path
-    shape: tuple[int, int] | None
-    projection: tuple[mx.array, mx.array | None] | None
+    hidden_size: int | None
+    projection: nn.Linear | None
     adapter: Path | None = None
+
+    @property
+    def embedding_size(self) -> int | None:
+        """Length of the model's vectors; None if it was loaded for generating only."""
+        return self.hidden_size if self.projection is None else int(self.projection.weight.shape[0])
 
 
 def load(choice: ModelChoice, *, mode: str = "unified") -> LoadedModel:
@@ -104,8 +106,8 @@ def load(choice: ModelChoice, *, mode: str = "unified") -> LoadedModel:
     target = device.compute_dtype(choice.dtype)
     folder = hub.resolve(choice)
     adapter = None if choice.adapter is None else checked_adapter(Path(choice.adapter).expanduser())
-    tuned = adapter is not None and (adapter / FILE_NAME).exists()
-    settings = read_settings(adapter if adapter is not None and tuned else folder)
+    own_settings = adapter is not None and (adapter / FILE_NAME).exists()
+    settings = read_settings(adapter if adapter is not None and own_settings else folder)
     settings = settings.override(pooling=choice.pooling, normalized=choice.normalized, attn=choice.attn)
 
     model, config = _load_weights(folder, trust=choice.trust_remote_code)
@@ -118,26 +120,26 @@ def load(choice: ModelChoice, *, mode: str = "unified") -> LoadedModel:
     _materialize(model)
 
     tokenizer = load_tokenizer(folder, config, trust=choice.trust_remote_code)
-    shape = None
+    hidden_size = None
     if mode != "generative":
         try:
-            shape = check_both_modes(model, vocabulary_size=_vocabulary_size(config, tokenizer))
+            hidden_size = check_both_modes(model, vocabulary_size=_vocabulary_size(config, tokenizer))
         except NonFiniteError as error:
-            raise NonFiniteError(_name_bad_tensor(model, folder) or str(error)) from error
+            raise _damaged_tensor(model, folder) or error from error
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
         settings=settings,
         config=config,
         folder=folder,
-        shape=shape,
-        projection=_load_projection(*([] if adapter is None else [adapter]), folder),
+        hidden_size=hidden_size,
+        projection=_load_projection(adapter, folder),
         adapter=adapter,
     )
 
 
-def mended_config(config: Mapping[str, Any], tensors: Collection[str]) -> dict[str, Any]:
-    """The entries of a ``config.json`` that mlx-lm would read wrongly, as it reads them rightly.
+def config_fixes(config: Mapping[str, Any], tensors: Collection[str]) -> dict[str, Any]:
+    """The entries of a ``config.json`` that mlx-lm would misread, in the form that it reads.
 
     Args:
         config: the file's contents.
@@ -146,41 +148,39 @@ def mended_config(config: Mapping[str, Any], tensors: Collection[str]) -> dict[s
     Returns:
         Entries to put over ``config``.
     """
-    mended: dict[str, Any] = {}
-    # mlx-lm's llama ties the embeddings unless told otherwise, and then drops the head without a word; Hugging
+    fixes: dict[str, Any] = {}
+    # mlx-lm's llama ties the embeddings by default, and then silently drops the head; Hugging
     # Face leaves the key out where it has its default, which differs by architecture. The checkpoint knows.
     if "tie_word_embeddings" not in config and "text_config" not in config:
-        mended["tie_word_embeddings"] = not any(name.endswith("lm_head.weight") for name in tensors)
+        fixes["tie_word_embeddings"] = not any(name.endswith("lm_head.weight") for name in tensors)
     # transformers 5 writes rope_parameters where mlx-lm reads rope_theta and rope_scaling.
     rope = config.get("rope_parameters")
     if isinstance(rope, Mapping):
         if isinstance(rope.get("full_attention"), Mapping):  # one table for each kind of layer, as in Gemma 3
             local = rope.get("sliding_attention") or {}
             if "rope_theta" in local and "rope_local_base_freq" not in config:
-                mended["rope_local_base_freq"] = local["rope_theta"]
+                fixes["rope_local_base_freq"] = local["rope_theta"]
             rope = rope["full_attention"]
         if "rope_theta" in rope and "rope_theta" not in config:
-            mended["rope_theta"] = rope["rope_theta"]
+            fixes["rope_theta"] = rope["rope_theta"]
         scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
         if scaling.get("rope_type", "default") != "default" and not config.get("rope_scaling"):
-            mended["rope_scaling"] = scaling
-    return mended
+            fixes["rope_scaling"] = scaling
+    return fixes
 
 
 def _load_weights(folder: Path, *, trust: bool) -> tuple[nn.Module, dict[str, Any]]:
-    """The model with lazy weights, and its mended config."""
+    """The model with lazy weights, and its corrected config."""
     config = read_config(folder)
     tensors = read_headers(folder)
     # mlx-lm before 0.32 (the last for Python 3.10) runs such code without asking, so the question is asked here.
     if not trust:
         refuse_code(config, folder)
-    trusted: dict[str, Any] = (
-        {"trust_remote_code": True} if "trust_remote_code" in signature(load_model).parameters else {}
-    )
+    trusted: Any = {"trust_remote_code": True} if "trust_remote_code" in signature(load_model).parameters else {}
     try:
-        model, config = load_model(folder, lazy=True, model_config=mended_config(config, tensors), **trusted)
+        model, config = load_model(folder, lazy=True, model_config=config_fixes(config, tensors), **trusted)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        raise explained(error, folder, config) from error
+        raise load_error(error, folder, config) from error
     return model, config
 
 
@@ -196,11 +196,9 @@ def refuse_code(config: Mapping[str, Any], folder: Path) -> None:
         )
 
 
-def explained(error: Exception, folder: Path, config: Mapping[str, Any]) -> ModelError:
-    """mlx-lm's complaint about a model as one of ours, with the place."""
-    text = str(error).strip() or repr(error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    kind = config["model_type"]
+def load_error(error: Exception, folder: Path, config: Mapping[str, Any]) -> ModelError:
+    """What mlx-lm says about a model that it cannot load, as one of our errors."""
+    text, kind = str(error).strip(), config["model_type"]
     if isinstance(error, TypeError) and "missing" in text and "argument" in text:
         return ConfigError(f"{folder / 'config.json'} lacks what {kind} needs: {text.rpartition(': ')[2]}.")
     if "not supported" in text and "Model type" in text:
@@ -209,12 +207,17 @@ def explained(error: Exception, folder: Path, config: Mapping[str, Any]) -> Mode
             "Update mlx-lm, or use a model it knows, such as Mistral, Mixtral, Llama, Qwen or Gemma."
         )
     if text.startswith(("Missing", "Received", "Expected shape")):
-        detail = f"{lines[0]} {lines[1].rstrip(',.')}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
         return CheckpointError(
-            f"The weights in {folder} do not fit its config.json: {detail.rstrip('.')}. "
+            f"The weights in {folder} do not fit its config.json: {_detail(error)}. "
             "Download or convert the model again."
         )
-    return CheckpointError(f"Cannot load {folder} as {kind}: {lines[0].rstrip('.')}.")
+    return CheckpointError(f"Cannot load {folder} as {kind}: {_detail(error)}.")
+
+
+def _detail(error: Exception) -> str:
+    """The first line of what mlx-lm says, with the second where the first announces it."""
+    lines = [line.strip() for line in (str(error).strip() or repr(error)).splitlines() if line.strip()]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1]).rstrip(",.")
 
 
 def _cast(model: nn.Module, target: mx.Dtype | None, *, lookups_only: bool = False) -> None:
@@ -223,7 +226,7 @@ def _cast(model: nn.Module, target: mx.Dtype | None, *, lookups_only: bool = Fal
     Args:
         model: as it was loaded.
         target: None to leave all as it is.
-        lookups_only: the token table serves as no head, so it is not worth widening for the rows that texts need.
+        lookups_only: the token table is not also the head, so it is not worth widening for the rows that texts need.
     """
     if target is None:
         return
@@ -275,7 +278,7 @@ def checked_adapter(folder: Path) -> Path:
         )
     for name in _ADAPTER_FILES:
         if not (folder / name).exists():
-            raise AdapterError(f"{folder} is no adapter folder: it has no {name}.")
+            raise AdapterError(f"{folder} is not an adapter folder: it has no {name}.")
     try:
         read_header(folder / _ADAPTER_FILES[1])
     except CheckpointError as error:
@@ -297,11 +300,8 @@ def attach_adapter(model: nn.Module, folder: Path) -> None:
             if name not in known:
                 raise ValueError(f"{name} is not in the model")
     except (ValueError, KeyError, AttributeError, TypeError, RuntimeError, OSError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
-        detail = " ".join(lines[-1:] if lines[0].endswith(":") else lines[:1])
         raise AdapterError(
-            f"The adapter {folder} does not fit the model: {detail.rstrip('.')}. "
-            "Use it with the model it was trained on."
+            f"The adapter {folder} does not fit the model: {_detail(error)}. Use it with the model it was trained on."
         ) from error
 
 
@@ -311,13 +311,10 @@ def load_tokenizer(folder: Path, config: Mapping[str, Any], *, trust: bool) -> A
     Raises:
         TokenizerError: its files are missing or broken, or it belongs to a larger vocabulary than the model's.
     """
-    if not any((folder / name).exists() for name in TOKENIZER_FILES):
-        raise TokenizerError(f"{folder} has no tokenizer ({', '.join(TOKENIZER_FILES)}). Download the model again.")
+    hub.tokenizer_files(folder)
     try:
         tokenizer = mlx_lm_utils.load_tokenizer(
-            folder,
-            {"trust_remote_code": trust},
-            eos_token_ids=config.get("eos_token_id"),
+            folder, {"trust_remote_code": trust}, eos_token_ids=config.get("eos_token_id")
         )
     except Exception as error:  # the tokenizer libraries raise anything, a bare Exception from Rust included
         raise TokenizerError(
@@ -334,31 +331,30 @@ def load_tokenizer(folder: Path, config: Mapping[str, Any], *, trust: bool) -> A
 
 
 def _vocabulary_size(config: Mapping[str, Any], tokenizer: Any) -> int:
-    text_config = config.get("text_config") or {}
-    return int(config.get("vocab_size") or text_config.get("vocab_size") or len(tokenizer))
+    return int(decoder_config(config).get("vocab_size") or len(tokenizer))
 
 
-def _load_projection(*folders: Path) -> tuple[mx.array, mx.array | None] | None:
-    """The optional linear map before pooling, from the first folder that has one."""
-    for folder in folders:
-        path = folder / _PROJECTION
-        if path.exists():
-            if "weight" not in read_header(path):
-                raise CheckpointError(f"{path} has no tensor 'weight' of shape (projected size, hidden size).")
-            arrays: Any = mx.load(str(path))
-            bias = arrays.get("bias")
-            return arrays["weight"].astype(mx.float32), None if bias is None else bias.astype(mx.float32)
-    return None
+def _load_projection(*folders: Path | None) -> nn.Linear | None:
+    """The optional linear map after pooling, float32, from the first folder that has one."""
+    path = next((path for folder in folders if folder and (path := folder / hub.PROJECTION).exists()), None)
+    if path is None:
+        return None
+    if "weight" not in read_header(path):
+        raise CheckpointError(f"{path} has no tensor 'weight' of shape (projected size, hidden size).")
+    arrays: Any = mx.load(str(path))
+    projection = nn.Linear(1, 1, bias="bias" in arrays)
+    projection.update({name: arrays[name].astype(mx.float32) for name in projection.parameters()})
+    return projection
 
 
 def _parameters(model: nn.Module) -> list[tuple[str, mx.array]]:
     return tree_flatten(model.parameters())  # type: ignore[return-value] # its other form is a dictionary
 
 
-def _name_bad_tensor(model: nn.Module, folder: Path) -> str | None:
+def _damaged_tensor(model: nn.Module, folder: Path) -> NonFiniteError | None:
     for name, value in _parameters(model):
         if mx.issubdtype(value.dtype, mx.floating) and not mx.all(mx.isfinite(value)).item():
-            return (
+            return NonFiniteError(
                 f"The weights in {folder} are damaged: {name} holds NaN or infinity. "
                 "Download or convert the model again."
             )

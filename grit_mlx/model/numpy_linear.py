@@ -1,19 +1,21 @@
-"""Matrix products through NumPy where mlx has only the reference BLAS.
+"""Matrix products through NumPy, for machines on which mlx has only the reference BLAS.
 
-mlx's Linux wheel carries the reference BLAS, and NumPy's wheels OpenBLAS, which is many times as fast. Where no
-OpenBLAS of the system could be put in front of mlx's own (``blas.py``), linear layers hand their products to NumPy
-while texts are embedded. Only then: a gradient cannot follow.
+mlx's Linux wheel carries the reference BLAS, and NumPy's wheels OpenBLAS, which is many times as fast. If no OpenBLAS
+of the system could be loaded in front of mlx's own (``blas.py``), linear layers hand their products to NumPy while
+texts are embedded. Only then: a gradient cannot follow.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+
+from grit_mlx.model.intercept import intercept
 
 __all__ = ["prepare", "through_numpy"]
 
@@ -31,21 +33,20 @@ def through_numpy() -> Iterator[None]:
 
 
 def prepare(module: nn.Module) -> None:
-    """Make the linear layers of a module ready for the reference BLAS; seen from outside they stay what they are.
+    """Make the linear layers of a module ready for the reference BLAS.
 
     It multiplies by a matrix two to three times as fast as by a transposed one, and ``x @ weight.T`` is the latter as
     weights are stored. So they are stored by columns.
     """
-    for _, one in module.named_modules():
-        if type(one) is nn.Linear:
-            one.weight = mx.contiguous(one.weight.T).T
-            one.__class__ = _Linear
+    layers = [layer for _, layer in module.named_modules() if type(layer) is nn.Linear]
+    for layer in layers:
+        layer.weight = mx.contiguous(layer.weight.T).T
+    intercept(layers, _product)
     mx.eval(module.parameters())
 
 
-class _Linear(nn.Linear):
-    def __call__(self, x: mx.array) -> mx.array:
-        if not _through_numpy.get() or x.dtype != mx.float32 or self.weight.dtype != mx.float32:
-            return super().__call__(x)
-        found = mx.array(np.asarray(x) @ np.asarray(self.weight).T)
-        return found + self.bias if "bias" in self else found
+def _product(layer: nn.Linear, forward: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
+    if not _through_numpy.get() or x.dtype != mx.float32 or layer.weight.dtype != mx.float32:
+        return forward(x)
+    product = mx.array(np.asarray(x) @ np.asarray(layer.weight).T)
+    return product + layer.bias if "bias" in layer else product

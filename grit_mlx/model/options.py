@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from grit_mlx.errors import ArgumentError, Option
-from grit_mlx.model.settings import ATTENTION, POOLING
+from grit_mlx.model.settings import ATTENTION, POOLING, ROLES
 from grit_mlx.options import check, option
 
 __all__ = ["DTYPES", "LONG_TEXTS", "MODES", "EmbeddingOptions", "GenerationOptions", "ModelChoice"]
@@ -93,10 +93,11 @@ class EmbeddingOptions:
     batch_size: int | None = option(
         None, "Maximum number of texts per batch. Default: what fits into memory.", minimum=1, metavar="TEXTS"
     )
-    instruction: str = option("", "Text put before each text.", flags=None)
+    instruction: str | None = option(None, "Text put before each text.", flags=None)
     embed_instruction: bool = option(False, "Include the instruction's tokens in the mean.", flags=None)
     get_cache: bool = option(False, "Also return keys and values.", flags=None)
     add_special_tokens: bool = option(True, "Whether the tokenizer adds its BOS.", flags=None)
+    role: str | None = option(None, "What the texts are embedded as.", choices=ROLES, flags=None)
 
     def __post_init__(self) -> None:
         check(self)

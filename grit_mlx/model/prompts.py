@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -16,52 +16,47 @@ from typing import Any
 from grit_mlx.errors import ArgumentError
 
 __all__ = [
-    "CHAT_TEMPLATE",
     "RAG_PROMPTS",
     "Message",
+    "Rendered",
     "TokenizedText",
     "chat_tokens",
     "embedding_prompt",
     "literal_tokens",
     "neutralised",
     "rag_prompt",
+    "render_chat",
+    "render_text",
     "tokenize_texts",
+    "user_turn",
+    "without_system",
 ]
 
 Message = Mapping[str, str]
 
-EMBED = "<|embed|>\n"
-
-# The official chat as a Jinja template, so that a tokenizer without one of its own uses the same machinery as
-# the others. Newlines are written as expressions: Jinja drops one that follows a block.
-CHAT_TEMPLATE = (
-    "{{ bos_token }}"
-    "{% for message in messages %}"
-    "{% if message['role'] == 'user' %}"
-    "{{ '<|user|>\\n' + message['content'] + '\\n<|assistant|>\\n' }}"
-    "{% else %}"
-    "{{ message['content'] + eos_token }}{% if not loop.last %}{{ '\\n' }}{% endif %}"
-    "{% endif %}"
-    "{% endfor %}"
-)
-
 _ANSWER_QUERY = "Answer the prior query while optionally using the context prior to it"
 _USE_CONTEXT = "Optionally using the prior context answer the query prior to it"
 
+
+def user_turn(content: str) -> str:
+    """A user's message in GRIT's format, up to where the assistant answers."""
+    return f"<|user|>\n{content}\n<|assistant|>\n"
+
+
 # What follows a cache that holds ... (the key). With nothing cached the prompt stands alone, in either order.
 RAG_PROMPTS = {
-    "doc": "\n<|user|>\n{query}\n\n" + _ANSWER_QUERY + "\n<|assistant|>\n",
-    "query": "\n<|user|>\n{document}\n\n" + _USE_CONTEXT + "\n<|assistant|>\n",
-    "doc-query": "\n<|user|>\n" + _ANSWER_QUERY + "\n<|assistant|>\n",
-    "query-doc": "\n<|user|>\n" + _USE_CONTEXT + "\n<|assistant|>\n",
-    "none-query-first": "<|user|>\n{query}\n\n{document}\n\n" + _USE_CONTEXT + "\n<|assistant|>\n",
-    "none-document-first": "<|user|>\n{document}\n\n{query}\n\n" + _ANSWER_QUERY + "\n<|assistant|>\n",
+    "doc": "\n" + user_turn("{query}\n\n" + _ANSWER_QUERY),
+    "query": "\n" + user_turn("{document}\n\n" + _USE_CONTEXT),
+    "doc-query": "\n" + user_turn(_ANSWER_QUERY),
+    "query-doc": "\n" + user_turn(_USE_CONTEXT),
+    "none-query-first": user_turn("{query}\n\n{document}\n\n" + _USE_CONTEXT),
+    "none-document-first": user_turn("{document}\n\n{query}\n\n" + _ANSWER_QUERY),
 }
 
 
 def embedding_prompt(instruction: str = "") -> str:
     """What precedes a text that is embedded: the official README's ``gritlm_instruction``."""
-    return f"<|user|>\n{instruction}\n{EMBED}" if instruction else EMBED
+    return f"<|user|>\n{instruction}\n<|embed|>\n" if instruction else "<|embed|>\n"
 
 
 def rag_prompt(cached: str, *, query: str = "", document: str = "") -> str:
@@ -69,8 +64,8 @@ def rag_prompt(cached: str, *, query: str = "", document: str = "") -> str:
 
     Args:
         cached: a key of ``RAG_PROMPTS``.
-        query: the question; unused where it is cached.
-        document: the passage; unused where it is cached.
+        query: the question; unused if it is cached.
+        document: the passage; unused if it is cached.
 
     Raises:
         ArgumentError: an unknown ``cached``.
@@ -88,7 +83,7 @@ class TokenizedText:
     """The tokens of one text to be embedded.
 
     Attributes:
-        ids: instruction and text, special tokens included, at most max_length.
+        ids: instruction and text, special tokens included, at most ``max_length``.
         instruction_tokens: how many of them, from the start, are the instruction (and what precedes it).
         truncated: whether the text was longer.
     """
@@ -108,27 +103,26 @@ def tokenize_texts(
 ) -> list[TokenizedText]:
     """Tokens of ``instruction + text`` for each text, and where the instruction ends.
 
-    The two are tokenised as one string, as in the official code. Where the instruction's tokens are then no
-    prefix of the result (byte-level BPE may merge across the border), they are tokenised apart instead:
-    otherwise a wrong number of positions would be left out of the pool.
+    The two are tokenised as one string, as in the official code. If the instruction's tokens are then not a prefix
+    of the result (byte-level BPE may merge across the border), they are tokenised separately instead: otherwise the
+    wrong number of positions would be left out of the pool.
 
     Args:
         tokenizer: a Hugging Face tokenizer.
         texts: the texts.
         instruction: literal text before each; see ``embedding_prompt``.
-        max_length: tokens that are kept, from the left; None keeps all.
-        add_special_tokens: whether the tokenizer adds its BOS (and, where it has one, its EOS).
+        max_length: number of tokens to keep, from the left; None keeps all.
+        add_special_tokens: whether the tokenizer adds its BOS, and its EOS if it does so.
     """
     before, after = _affixes(tokenizer) if add_special_tokens else ([], [])
     instruction_ids = before + _encode(tokenizer, [instruction])[0] if instruction else []
     limit = None if max_length is None else max_length * _longest_token(tokenizer) + len(instruction)
-    whole = _encode(tokenizer, [instruction + (text if limit is None else text[:limit]) for text in texts])
-
+    texts = [text[:limit] for text in texts]
     result = []
-    for text, ids in zip(texts, whole, strict=True):
+    for text, ids in zip(texts, _encode(tokenizer, [instruction + text for text in texts]), strict=True):
         ids = before + ids
         if ids[: len(instruction_ids)] != instruction_ids:
-            ids = instruction_ids + _encode(tokenizer, [text if limit is None else text[:limit]])[0]
+            ids = instruction_ids + _encode(tokenizer, [text])[0]
         room = None if max_length is None else max(0, max_length - len(after))
         truncated = room is not None and len(ids) > room
         ids = ids[:room] + after
@@ -137,7 +131,7 @@ def tokenize_texts(
 
 
 def literal_tokens(tokenizer: Any, text: str) -> list[int]:
-    """Tokens of ``text`` alone, no BOS; ``<s>``, ``</s>`` and their like are spelled out, not obeyed."""
+    """Tokens of ``text`` alone, without BOS; ``</s>`` and other special tokens are spelled out, not obeyed."""
     return list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
 
 
@@ -146,11 +140,11 @@ _MARKERS = re.compile(r"<(?=\s*\|\s*(?:user|assistant|embed|system)\s*\|\s*>)", 
 
 
 def neutralised(tokenizer: Any, text: str) -> str:
-    """``text`` in which no marker of GRIT's and no special token of the tokenizer's is left.
+    """``text`` without GRIT's markers and the tokenizer's special tokens.
 
-    A blank is put behind the first character of each: ``< |user|>``, ``< /s>``. Readers, model included, see what
-    was meant, but the tokens are no longer those that begin a turn or end one. For texts that come from documents:
-    the markers are plain text, so spelling out special tokens alone (``literal_tokens``) does not stop them.
+    A blank is put after the first character of each: ``< |user|>``, ``< /s>``. They stay readable, but can no longer
+    begin or end a turn. For texts that come from documents: the markers are plain text, so spelling out special
+    tokens (``literal_tokens``) does not stop them.
 
     Marked difference from the official code, where a document can end its own turn.
     """
@@ -167,96 +161,162 @@ def neutralised(tokenizer: Any, text: str) -> str:
 
 
 def _special_pattern(tokenizer: Any) -> re.Pattern[str] | None:
-    """Finds the special tokens of a tokenizer, the longest first; None where it has none."""
-    special = sorted(
-        (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special),
-        key=len,
-        reverse=True,
-    )
-    return re.compile("|".join(map(re.escape, special))) if special else None
+    """Finds the special tokens of a tokenizer, the longest first; None if it has none."""
+    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True)))) if special else None
 
 
-def chat_tokens(
-    tokenizer: Any,
-    messages: Sequence[Message],
-) -> list[int]:
+@dataclass(frozen=True)
+class Rendered:
+    """A chat or a text as one string.
+
+    Attributes:
+        text: the string, in which marks stand for special tokens that somebody typed.
+        answers: spans of characters that the assistant writes, each with the token that ends it.
+        typed: what each mark stands for. It is spelled out in plain tokens, so that typing ``</s>`` ends no turn.
+    """
+
+    text: str
+    answers: Sequence[tuple[int, int]]
+    typed: Mapping[str, str]
+
+    @property
+    def pieces(self) -> list[str]:
+        """The string cut at its marks, which are pieces themselves."""
+        if not self.typed:
+            return [self.text]
+        return [piece for piece in re.split(f"({'|'.join(self.typed)})", self.text) if piece]
+
+
+def chat_tokens(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     """The prompt of a chat whose last message is the user's, up to where the assistant answers.
 
-    The tokenizer's own chat template is used where it has one, GRIT's elsewhere. GRIT has no system role: there
-    a leading system message is put before the first user message.
+    Uses the tokenizer's own chat template if it has one, else GRIT's format, which has no system role: a leading
+    system message is put before the first user message.
 
-    Marked difference from the official code: a message that spells ``</s>`` or another special token cannot end
-    a turn. Such strings are spelled out in plain tokens.
+    Marked difference from the official code: special tokens that a message spells, such as ``</s>``, end no turn.
 
     Raises:
         ArgumentError: names the message and what is wrong with it.
     """
-    template = None if tokenizer.chat_template else CHAT_TEMPLATE
-    conversation = _checked(messages, alternate=template is not None)
-
-    def render(contents: Sequence[str]) -> str:
-        filled = [{**m, "content": c} for m, c in zip(conversation, contents, strict=True)]
-        return str(
-            tokenizer.apply_chat_template(filled, chat_template=template, tokenize=False, add_generation_prompt=True)
-        )
-
-    return _encode_untrusted(tokenizer, render, [m["content"] for m in conversation])
-
-
-def _encode_untrusted(
-    tokenizer: Any,
-    render: Callable[[Sequence[str]], str],
-    contents: Sequence[str],
-) -> list[int]:
-    """Tokens of ``render(contents)``, in which only what ``render`` itself wrote can be a special token."""
-    pattern = _special_pattern(tokenizer)
-    if pattern is None or not any(pattern.search(content) for content in contents):
-        return list(tokenizer.encode(render(contents), add_special_tokens=False))
-    # Hide each such string behind a mark that no one can guess, render, then encode the pieces between the marks
-    # as usual and the hidden strings letter by letter.
-    mark = uuid.uuid4().hex
-    hidden: list[str] = []
-
-    def hide(match: re.Match[str]) -> str:
-        hidden.append(match.group())
-        return f"\ue000{mark}-{len(hidden) - 1}\ue001"
-
-    rendered = render([pattern.sub(hide, content) for content in contents])
+    _check_chat(messages, alternate=not tokenizer.chat_template)
+    rendered = render_chat(tokenizer, messages, prompt=True)
     ids: list[int] = []
-    for i, piece in enumerate(re.split(f"\ue000{mark}-([0-9]+)\ue001", rendered)):
-        if i % 2:
-            ids += literal_tokens(tokenizer, hidden[int(piece)])
-        elif piece:
+    for piece in rendered.pieces:
+        if piece in rendered.typed:
+            ids += literal_tokens(tokenizer, rendered.typed[piece])
+        else:
             ids += tokenizer.encode(piece, add_special_tokens=False)
     return ids
 
 
-def _checked(messages: Sequence[Message], *, alternate: bool) -> list[dict[str, str]]:
-    """The messages as plain dictionaries; for GRIT's template also without a system message."""
-    conversation: list[dict[str, str]] = []
+def render_chat(tokenizer: Any, messages: Sequence[Message], *, prompt: bool = False) -> Rendered:
+    """A chat in the tokenizer's own template if it has one, else in GRIT's format.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        messages: the last one is the user's or the assistant's.
+        prompt: up to where the assistant answers; its earlier answers are then not looked for.
+
+    Raises:
+        ArgumentError: the answers cannot be found in what the template writes.
+        Exception: whatever the template raises.
+    """
+    special, typed = _special_pattern(tokenizer), dict[str, str]()
+    messages = [{**message, "content": _hidden(message["content"], special, typed)} for message in messages]
+    if not tokenizer.chat_template:
+        text, answers = _grit_chat(tokenizer, messages)
+    elif prompt:
+        text, answers = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)), []
+    else:
+        text, answers = _template_chat(tokenizer, messages)
+    return Rendered(text, answers, typed)
+
+
+def render_text(tokenizer: Any, text: str) -> Rendered:
+    """A plain text between BOS and EOS; all of it is an answer."""
+    typed: dict[str, str] = {}
+    bos = tokenizer.bos_token or ""
+    whole = bos + _hidden(text, _special_pattern(tokenizer), typed) + (tokenizer.eos_token or "")
+    return Rendered(whole, [(len(bos), len(whole))], typed)
+
+
+def without_system(messages: Sequence[Message]) -> Sequence[Message]:
+    """The messages of a chat in GRIT's format, which has no system role: its words precede the first user's."""
+    if messages[0]["role"] != "system":
+        return messages
+    content = f"{messages[0]['content']}\n\n{messages[1]['content']}"
+    return [{**messages[1], "content": content}, *messages[2:]]
+
+
+def _grit_chat(tokenizer: Any, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
+    text, answers = tokenizer.bos_token or "", []
+    for i, message in enumerate(without_system(messages)):
+        if message["role"] == "user":
+            text += "\n" * (i > 0) + user_turn(message["content"])
+        else:
+            start = len(text)
+            text += message["content"] + (tokenizer.eos_token or "")
+            answers.append((start, len(text)))
+    return text, answers
+
+
+def _template_chat(tokenizer: Any, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
+    """Any template: an answer is what a turn adds to the prompt that generation would start from."""
+
+    def render(count: int, **options: Any) -> str:
+        return str(tokenizer.apply_chat_template(messages[:count], tokenize=False, **options))
+
+    text = render(len(messages))
+    answers = []
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        content, before, after = message["content"], render(i, add_generation_prompt=True), render(i + 1).rstrip()
+        # A template may prompt with more than it keeps (an open <think>), and may write a turn otherwise once others
+        # follow it (Qwen 3 drops the thoughts). Then the turn is its words and what ends it.
+        start = len(before) if text.startswith(before) else text.find(content, len(render(i)))
+        end = len(after)
+        if not text.startswith(after):
+            end = text.find(content, start) + len(content)
+            ending = after[after.rfind(content) + len(content) :]
+            end += len(ending) if text.startswith(ending, end) else 0
+        if start < 0 or not text.startswith(before[: len(render(i))]) or content not in text[start:end]:
+            raise ArgumentError("the answers cannot be found in what it writes")
+        answers.append((start, end))
+    return text, answers
+
+
+def _hidden(content: str, special: re.Pattern[str] | None, typed: dict[str, str]) -> str:
+    """The content with a mark that no one can guess in place of each special token, which ``typed`` then knows."""
+
+    def hide(match: re.Match[str]) -> str:
+        mark = f"\ue000{uuid.uuid4().hex}\ue001"
+        typed[mark] = match[0]
+        return mark
+
+    return content if special is None else special.sub(hide, content)
+
+
+def _check_chat(messages: Sequence[Message], *, alternate: bool) -> None:
+    """Refuse messages that do not make a prompt; ``alternate``: in GRIT's format, whose roles take turns."""
     for i, message in enumerate(messages):
         if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
             raise ArgumentError(f"Message {i} must be a table with 'role' and 'content', not {message!r:.80}.")
         if not isinstance(message["content"], str):
             raise ArgumentError(f"Message {i} must have text as its content, not {message['content']!r:.80}.")
-        conversation.append(dict(message))
-    if not conversation or conversation[-1]["role"] != "user":
-        raise ArgumentError("A chat needs a user's message at its end, for the model to answer.")
+    if not messages or messages[-1]["role"] != "user":
+        raise ArgumentError("A chat must end with a user's message for the model to answer.")
     if not alternate:
-        return conversation
-    if conversation[0]["role"] == "system":
-        system = conversation.pop(0)["content"]
-        if not conversation or conversation[0]["role"] != "user":
-            raise ArgumentError("After the system message comes a user's message.")
-        conversation[0]["content"] = f"{system}\n\n{conversation[0]['content']}"
-    for i, message in enumerate(conversation):
+        return
+    turns = messages[1:] if messages[0]["role"] == "system" else messages
+    for i, message in enumerate(turns):
         expected = ("user", "assistant")[i % 2]
         if message["role"] != expected:
             raise ArgumentError(
                 f"Messages must alternate between user and assistant: {message['role']!r} stands where "
                 f"{expected!r} belongs."
             )
-    return conversation
 
 
 def _encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
@@ -285,10 +345,9 @@ def _affixes(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 @lru_cache(maxsize=4)
 def _longest_token(tokenizer: Any) -> int:
-    """An upper bound of the characters that one token stands for; found once for each tokenizer.
+    """An upper bound of the characters that one token stands for.
 
-    A text is cut to ``max_length`` times this before it is tokenised: no more characters can matter, and a file
-    of megabytes given as one text costs no more than its beginning. Doubled, because BPE may choose other merges
-    near a cut.
+    A text is cut to ``max_length`` times this before it is tokenised: no more characters can matter, and of a file
+    of megabytes only the beginning is tokenised. Doubled, because BPE may choose other merges near a cut.
     """
     return 2 * max(map(len, tokenizer.get_vocab()), default=1)

@@ -14,7 +14,8 @@ from mlx_lm.generate import GenerationResponse
 
 from grit_mlx.errors import ArgumentError, Option
 from grit_mlx.gritlm import GritLM
-from grit_mlx.model.generation import DocumentLayers, PromptCache
+from grit_mlx.model.attention import TextCache
+from grit_mlx.model.generation import PromptCache
 from grit_mlx.model.prompts import literal_tokens, rag_prompt
 from grit_mlx.rag.caches import DocumentCaches
 from grit_mlx.rag.encoding import Encoder
@@ -109,20 +110,20 @@ class Answerer:
         self._prompt_base: tuple[str, ...] = ()
 
     def prompt(
-        self, question: str, documents: Sequence[Document], *, cache: str, query_layers: DocumentLayers | None = None
-    ) -> tuple[DocumentLayers, list[int]]:
+        self, question: str, documents: Sequence[Document], *, cache: str, query_cache: TextCache | None = None
+    ) -> tuple[TextCache, list[int]]:
         """What ``answer`` gives to the model, for programs that generate on their own.
 
         Args:
             question: the question.
             documents: in the order of the prompt.
             cache: one of ``modes.MODES``.
-            query_layers: see ``answer``.
+            query_cache: see ``answer``.
 
         Returns:
             Keys and values that the prompt continues, empty for "none"; and its tokens.
         """
-        prefix = self.prefixes.build(cache, question, documents, query_layers)
+        prefix = self.prefixes.build(cache, question, documents, query_cache)
         self.prefixes.save(prefix)
         return prefix.layers, self._prompt(cache, question, documents, ())
 
@@ -132,7 +133,7 @@ class Answerer:
         documents: Sequence[Document],
         *,
         cache: str = "auto",
-        query_layers: DocumentLayers | None = None,
+        query_cache: TextCache | None = None,
         history: Sequence[Turn] = (),
         **sampling: Any,
     ) -> AnswerStream:
@@ -142,7 +143,7 @@ class Answerer:
             question: the question.
             documents: the best first, in the order of the prompt.
             cache: one of ``modes.CACHE_MODES``.
-            query_layers: the question's keys and values, from ``Encoder.query``; None to compute them if needed.
+            query_cache: the question's keys and values, from ``Encoder.query``; None to compute them if needed.
             history: earlier turns; only the modes of ``modes.CHAT_MODES`` continue them.
             **sampling: the fields of ``GenerationOptions``.
 
@@ -159,8 +160,8 @@ class Answerer:
             raise ArgumentError("A conversation needs ", Option("cache", "none"), f", 'doc' or 'auto', not {cache!r}.")
         if cache == "auto":
             modes = [mode for mode in AUTO_MODES if not history or mode in CHAT_MODES]
-            cache = self._chosen_mode(question, documents, query_layers is not None, modes)
-        prefix = self.prefixes.build(cache, question, documents, query_layers)
+            cache = self._chosen_mode(question, documents, query_cache is not None, modes)
+        prefix = self.prefixes.build(cache, question, documents, query_cache)
         tokens = self._prompt(cache, question, documents, history)
         base = (cache, *prefix.names)
         if base != self._prompt_base:

@@ -23,7 +23,7 @@ from grit_mlx.rag.kvfiles import bytes_of, checksum, load_layers, save_layers
 from grit_mlx.rag.options import PRECISIONS
 
 if TYPE_CHECKING:
-    from grit_mlx.model.generation import DocumentLayers
+    from grit_mlx.model.attention import TextCache
     from grit_mlx.progress import Progress
 
 __all__ = ["CacheStats", "DocumentCaches", "cache_key"]
@@ -88,7 +88,7 @@ class DocumentCaches:
         self.precision = precision
         self.budget = budget
         self._memory = memory
-        self._loaded: OrderedDict[str, DocumentLayers] = OrderedDict()
+        self._loaded: OrderedDict[str, TextCache] = OrderedDict()
         self._hits = self._built = self._damaged = 0
 
     def __contains__(self, key: str) -> bool:
@@ -101,7 +101,7 @@ class DocumentCaches:
         size, _ = self._entry(key)
         return size if size and self._path(key).exists() else 0
 
-    def get(self, key: str) -> DocumentLayers | None:
+    def get(self, key: str) -> TextCache | None:
         """A cached document; None if it is not cached, or its file is damaged (which removes it)."""
         if key in self._loaded:
             self._loaded.move_to_end(key)
@@ -138,12 +138,12 @@ class DocumentCaches:
         """Release what is in memory; the next use reads it from disk."""
         self._loaded.clear()
 
-    def keep(self, key: str, layers: DocumentLayers) -> None:
+    def keep(self, key: str, layers: TextCache) -> None:
         """Keep a document that was just computed in memory; ``save`` writes it to disk."""
         self._built += 1
         self._remember(key, layers)
 
-    def save(self, key: str, passage: str, layers: DocumentLayers) -> bool:
+    def save(self, key: str, passage: str, layers: TextCache) -> bool:
         """Write a document, and remove the least recently used ones that the budget has no room for.
 
         Returns:
@@ -222,7 +222,7 @@ class DocumentCaches:
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"
 
-    def _remember(self, key: str, layers: DocumentLayers) -> None:
+    def _remember(self, key: str, layers: TextCache) -> None:
         self._loaded[key] = layers
         self._loaded.move_to_end(key)
         size = sum(map(bytes_of, self._loaded.values()))

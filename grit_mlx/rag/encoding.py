@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from grit_mlx.gritlm import GritLM
-    from grit_mlx.model.generation import DocumentLayers
+    from grit_mlx.model.attention import TextCache
 
 __all__ = ["Encoder"]
 
@@ -40,7 +40,7 @@ class Encoder:
         """The number of tokens of a text."""
         return len(self.model.tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
-    def query(self, question: str) -> tuple[NDArray[np.float32], DocumentLayers]:
+    def query(self, question: str) -> tuple[NDArray[np.float32], TextCache]:
         """The question's vector ``(E,)`` and, from the same pass, its keys and values.
 
         Raises:
@@ -60,15 +60,15 @@ class Encoder:
         vectors: NDArray[np.float32] = self._encode(contents, self.document_prompt)
         return vectors
 
-    def vectors_and_layers(self, contents: Sequence[str]) -> tuple[NDArray[np.float32], list[DocumentLayers]]:
+    def vectors_and_caches(self, contents: Sequence[str]) -> tuple[NDArray[np.float32], list[TextCache]]:
         """Vectors of passages, ``(N, E)``, and their keys and values from the same pass."""
         vectors, layers = self._encode(contents, self.document_prompt, get_cache=True)
         return vectors, layers
 
-    def continued(self, content: str) -> DocumentLayers:
+    def continued(self, content: str) -> TextCache:
         """Keys and values of a passage that follows a question as in the official code: no BOS, but a line break."""
         prompt = "\n" + self.document_prompt
-        layers: list[DocumentLayers] = self._encode([content], prompt, get_cache=True, add_special_tokens=False)[1]
+        layers: list[TextCache] = self._encode([content], prompt, get_cache=True, add_special_tokens=False)[1]
         return layers[0]
 
     def _encode(self, texts: Sequence[str], prompt: str, **options: Any) -> Any:

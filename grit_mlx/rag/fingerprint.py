@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from grit_mlx.errors import StoreError
+from grit_mlx.model.hub import VOCABULARY_FILES
 
 if TYPE_CHECKING:
     from grit_mlx.gritlm import GritLM
@@ -20,8 +21,6 @@ __all__ = ["check_fingerprint", "digest", "fingerprint"]
 _BLOCKS: Final = 64
 _BLOCK_BYTES: Final = 4096
 _HEADER_BYTES: Final = 1 << 20
-
-_TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tiktoken.model")
 
 # What is compared: as messages call it, and whether they show both values.
 _COMPARED: Final = {
@@ -41,13 +40,12 @@ def fingerprint(model: GritLM) -> dict[str, Any]:
     """What vectors and cached keys of ``model`` depend on, as plain values."""
     quantisation = model.config.get("quantization") or model.config.get("quantization_config") or {}
     bits = {key: value for key, value in quantisation.items() if not isinstance(value, Mapping | bool)}
-    tokenizer = (model.folder / name for name in _TOKENIZER_FILES)
     return {
         "model": model.folder.name,  # for people; not compared
         "weights": _weights(model.folder),
         "quantisation": json.dumps(bits, sort_keys=True) if bits else "none",
         "adapter": _weights(model.adapter) if model.adapter else "none",
-        "tokenizer": _hash(path.read_bytes() for path in tokenizer if path.is_file()),
+        "tokenizer": _hash(path.read_bytes() for name in VOCABULARY_FILES if (path := model.folder / name).is_file()),
         "pooling": model.settings.pooling,
         "attention": model.settings.attn,
         "normalized": model.settings.normalized,

@@ -15,7 +15,7 @@ from grit_mlx.rag.fingerprint import digest, fingerprint
 from grit_mlx.rag.rotation import Rotation
 
 if TYPE_CHECKING:
-    from grit_mlx.model.generation import DocumentLayers
+    from grit_mlx.model.attention import TextCache
 
 __all__ = ["POSITIONS", "Document", "Prefix", "PrefixBuilder"]
 
@@ -36,11 +36,11 @@ class Document:
 class Prefix:
     """What a prompt continues."""
 
-    layers: DocumentLayers = field(default_factory=list)  # empty if nothing is cached
+    layers: TextCache = field(default_factory=list)  # empty if nothing is cached
     names: list[str] = field(default_factory=list)  # of the cached texts; prefixes with the same names are the same
     cached_tokens: int = 0  # from caches
     computed_tokens: int = 0  # computed for it
-    _unsaved: list[tuple[str, Document, DocumentLayers]] = field(default_factory=list)
+    _unsaved: list[tuple[str, Document, TextCache]] = field(default_factory=list)
     _used: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -91,7 +91,7 @@ class PrefixBuilder:
             return False
 
     def build(
-        self, mode: str, question: str, documents: Sequence[Document], query_layers: DocumentLayers | None = None
+        self, mode: str, question: str, documents: Sequence[Document], query_cache: TextCache | None = None
     ) -> Prefix:
         """What the prompt of a mode continues.
 
@@ -99,16 +99,16 @@ class PrefixBuilder:
             mode: one of ``modes.MODES``.
             question: the question.
             documents: in the order of the prompt.
-            query_layers: the question's keys and values, if they were computed already.
+            query_cache: the question's keys and values, if they were computed already.
 
         Raises:
             ArchitectureError: a text has to be moved and this model's keys cannot be.
         """
         prefix = self._begun(documents)
-        texts: list[DocumentLayers] = []
+        texts: list[TextCache] = []
         for side in mode.split("-"):
             if side == "query":
-                texts.append(self._query(prefix, question, query_layers))
+                texts.append(self._query(prefix, question, query_cache))
             elif side == "doc" and mode == "query-doc" and self.positions == "official":
                 texts += [self._continued(prefix, document) for document in documents]
             elif side == "doc":
@@ -125,7 +125,7 @@ class PrefixBuilder:
         prefix.layers = texts[0] if len(texts) == 1 else concatenate_caches(*texts)
         return prefix
 
-    def documents(self, documents: Sequence[Document]) -> list[DocumentLayers]:
+    def documents(self, documents: Sequence[Document]) -> list[TextCache]:
         """Keys and values of documents, each at the first place; saves what it computes."""
         prefix = self._begun(documents)
         layers = self._documents(prefix, documents)
@@ -145,7 +145,7 @@ class PrefixBuilder:
         used = documents if self.caches is not None else ()
         return Prefix(_used=[(self.key(document), document.id) for document in used])
 
-    def _query(self, prefix: Prefix, question: str, layers: DocumentLayers | None) -> DocumentLayers:
+    def _query(self, prefix: Prefix, question: str, layers: TextCache | None) -> TextCache:
         prefix.names.append("query " + question)
         if layers is not None:
             prefix.cached_tokens += layers[0].offset
@@ -154,20 +154,20 @@ class PrefixBuilder:
         prefix.computed_tokens += layers[0].offset
         return layers
 
-    def _continued(self, prefix: Prefix, document: Document) -> DocumentLayers:
+    def _continued(self, prefix: Prefix, document: Document) -> TextCache:
         layers = self.encoder.continued(document.content)
         prefix.names.append("continued " + document.content)
         prefix.computed_tokens += layers[0].offset
         return layers
 
-    def _documents(self, prefix: Prefix, documents: Sequence[Document]) -> list[DocumentLayers]:
+    def _documents(self, prefix: Prefix, documents: Sequence[Document]) -> list[TextCache]:
         by_key = {self.key(document): document for document in documents}
         found = {key: self.caches.get(key) if self.caches is not None else None for key in by_key}
         known = {key: layers for key, layers in found.items() if layers is not None}
         prefix.cached_tokens += sum(layers[0].offset for layers in known.values())
         missing = {key: document for key, document in by_key.items() if key not in known}
         if missing:
-            computed = self.encoder.vectors_and_layers([document.content for document in missing.values()])[1]
+            computed = self.encoder.vectors_and_caches([document.content for document in missing.values()])[1]
             for (key, document), layers in zip(missing.items(), computed, strict=True):
                 known[key] = layers
                 prefix.computed_tokens += layers[0].offset

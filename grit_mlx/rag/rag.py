@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from grit_mlx.errors import ModeError
 from grit_mlx.gritlm import GritLM
-from grit_mlx.model.generation import copied_layers
+from grit_mlx.model.attention import copy_cache
 from grit_mlx.model.prompts import literal_tokens, rag_prompt
 from grit_mlx.rag.answering import Answerer, AnswerStream, Turn
 from grit_mlx.rag.modes import CHAT_MODES
@@ -90,7 +90,7 @@ class Rag:
         top = self.options.top
         if self.options.rerank:
             filters["top"] = top * _RERANK_DEPTH
-        results = replace(self.store.search(question, self.options, vector=vector, **filters), query_layers=layers)
+        results = replace(self.store.search(question, self.options, vector=vector, **filters), query_cache=layers)
         if self.options.rerank and results:
             return replace(results, results=reranked(results, self.likelihoods(question, results))[:top])
         return results
@@ -120,7 +120,7 @@ class Rag:
             results.question,
             _documents(results),
             cache=self.options.cache,
-            query_layers=results.query_layers,
+            query_cache=results.query_cache,
             **sampling,
         )
         return Response(results, answer)
@@ -140,7 +140,7 @@ class Rag:
             return Response(results, None)
         cache = self.options.cache if self.options.cache in CHAT_MODES else "auto"
         answer = self.answerer.answer(question, _documents(self._last), cache=cache, history=self.history, **sampling)
-        return Response(replace(results, question=question, results=self._last, query_layers=None), answer)
+        return Response(replace(results, question=question, results=self._last, query_cache=None), answer)
 
     def remember(self, question: str, answer: str) -> None:
         """Add a turn to the conversation."""
@@ -162,7 +162,7 @@ class Rag:
         start = min(len(frame), len(tokens) - 1)
         scores = []
         for layers in self.answerer.prefixes.documents(_documents(results)):
-            logits = self.model.model(mx.array([tokens[:-1]]), cache=copied_layers(layers))[0].astype(mx.float32)
+            logits = self.model.model(mx.array([tokens[:-1]]), cache=copy_cache(layers))[0].astype(mx.float32)
             chosen = mx.take_along_axis(logits, mx.array(tokens[1:])[:, None], axis=-1)[:, 0]
             score: Any = mx.mean((chosen - mx.logsumexp(logits, axis=-1))[start - 1 :]).item()
             scores.append(float(score))

@@ -22,7 +22,7 @@ from grit_mlx.text.walking import stored_name
 from grit_mlx.vectors.fusion import fuse_shares, rank_shares, score_shares
 
 if TYPE_CHECKING:
-    from grit_mlx.model.generation import DocumentLayers
+    from grit_mlx.model.attention import TextCache
 
 __all__ = ["Retriever", "SearchResult", "SearchResults", "reranked", "where_clause"]
 
@@ -56,14 +56,14 @@ class SearchResults(Sequence[SearchResult]):
         results: the passages.
         best: the highest cosine and BM25 score that were found.
         needed: what these must exceed to be relevant; either is enough.
-        query_layers: the question's keys and values, from the pass that embedded it; None if they were not kept.
+        query_cache: the question's keys and values, from the pass that embedded it; None if they were not kept.
     """
 
     question: str
     results: list[SearchResult]
     best: Scores
     needed: Scores
-    query_layers: DocumentLayers | None = None
+    query_cache: TextCache | None = None
 
     @classmethod
     def of(cls, question: str, results: list[SearchResult], needed: Scores) -> SearchResults:

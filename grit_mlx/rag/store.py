@@ -302,7 +302,7 @@ class Store:
                     tokens += prompt + encoder.count(passage.content)
             if progress is not None:
                 progress(done, len(plan.changed))
-        _, [layers] = encoder.vectors_and_layers(["How many bytes does a token of a cached document take?"])
+        _, [layers] = encoder.vectors_and_caches(["How many bytes does a token of a cached document take?"])
         each = {name: bytes_of(layers, precision=name) / int(layers[0].offset) for name in PRECISIONS}
         sizes = {name: int(tokens * size) for name, size in each.items()}
         return Estimate(len(plan.changed), report.unchanged, passages, tokens, sizes)
@@ -328,7 +328,7 @@ class Store:
         parts, model = [], self.model_digest
         for start in range(0, len(passages), _CACHED_AT_ONCE):
             contents = [passage.content for passage in passages[start : start + _CACHED_AT_ONCE]]
-            vectors, caches = self.encoder.vectors_and_layers(contents)
+            vectors, caches = self.encoder.vectors_and_caches(contents)
             parts.append(vectors)
             for name, content, layers in zip(ids[start:], contents, caches, strict=False):
                 self.caches.save(cache_key(model, content), name, layers)

@@ -32,7 +32,7 @@ def read_arrays(path: Path) -> dict[str, mx.array]:
 
 
 def save_arrays(path: Path, arrays: Mapping[str, mx.array], *, written_by: str = "mlx") -> None:
-    """Write a safetensors file and check that it is whole: mlx does not always notice a full disk.
+    """Write a safetensors file and check that it is complete: mlx does not always notice a full disk.
 
     Raises:
         OSError: it is not.

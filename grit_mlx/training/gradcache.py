@@ -34,18 +34,15 @@ def cached_gradients(
     forward: Callable[[C], mx.array],
     backward: Callable[[C, mx.array], Gradients],
     loss: Callable[[list[mx.array]], tuple[V, Sequence[mx.array]]],
-    *,
-    added_to: Gradients | None = None,
-) -> tuple[V, Gradients | None]:
+) -> tuple[V, Gradients]:
     """A loss over the rows of all chunks, and its gradient.
 
     Args:
-        chunks: parts of the batch, of any type.
-        forward: a chunk to its representations ``(rows, E)``. With dropout it must draw the same numbers each
+        chunks: parts of the batch, of any type; at least one.
+        forward: from a chunk to its representations ``(rows, E)``. With dropout it must draw the same numbers each
             time it sees a chunk.
-        backward: a chunk and dLoss/dR ``(rows, E)`` to the gradient; see ``vector_jacobian``.
-        loss: the representations of all chunks to the loss (any value) and dLoss/dR for each chunk.
-        added_to: gradients to add to.
+        backward: from a chunk and dLoss/dR ``(rows, E)`` to the gradient; see ``vector_jacobian``.
+        loss: from the representations of all chunks to the loss (any value) and dLoss/dR for each chunk.
 
     Returns:
         What ``loss`` returned, and the sum of the gradients over all chunks.
@@ -57,9 +54,10 @@ def cached_gradients(
         representations.append(rows)
     value, cotangents = loss(representations)
     mx.eval(cotangents)
-    gradients = added_to
+    gradients: Gradients | None = None
     for chunk, cotangent in zip(chunks, cotangents, strict=True):
         gradients = add_gradients(gradients, backward(chunk, cotangent))
+    assert gradients is not None
     return value, gradients
 
 

@@ -1,8 +1,7 @@
 """The training losses, as pure functions of arrays.
 
 Shapes: Q queries, P = Q x G passages in groups of G (the positive first), E embedding size, B batch, L length,
-V vocabulary. Source of the formulas: the official GritLM's ``training/model.py``; where we add to them, the
-function says so.
+V vocabulary. Source of the formulas: the official GritLM's ``training/model.py``; additions are marked.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ __all__ = [
     "balance_loss",
     "contrastive_loss",
     "cosine_distillation",
-    "count_labels",
     "matryoshka_loss",
     "next_token_loss",
     "next_token_sum",
@@ -49,11 +47,11 @@ def contrastive_loss(
     """Cross entropy of each query's own passage among all passages of the batch.
 
     Args:
-        query: ``(Q, E)``, as they are compared: normalise them first where cosine is meant.
+        query: ``(Q, E)``, as they are compared: normalise them first for cosines.
         passage: ``(Q*G, E)``; those of query i are rows ``i*G`` to ``i*G + G - 1``, its positive first.
         temperature: what the scores are divided by.
         symmetric: also let each positive find its query, and take the mean of both (not in the official code).
-        identities: ``(Q*G,)`` integers, equal for equal texts. A passage equal to a query's own positive is no
+        identities: ``(Q*G,)`` integers, equal for equal texts. A passage equal to a query's own positive is not a
             negative for it and is left out (not in the official code).
         false_negative_margin: leave out negatives that score above the positive plus this, which are likely to
             be right answers as well (not in the official code; cosine units, before the temperature).
@@ -81,12 +79,9 @@ def contrastive_loss(
 
 
 def _false_negatives(
-    scores: mx.array,
-    positives: mx.array,
-    identities: mx.array | None,
-    margin: float | None,
+    scores: mx.array, positives: mx.array, identities: mx.array | None, margin: float | None
 ) -> mx.array | None:
-    """``(Q, P)`` boolean, true on passages that must not count as negatives; None where all do."""
+    """``(Q, P)`` boolean, true on passages that must not count as negatives; None if all do."""
     left_out = None
     if identities is not None:
         left_out = identities[positives][:, None] == identities[None, :]
@@ -100,12 +95,7 @@ def _false_negatives(
 
 
 def matryoshka_loss(
-    query: mx.array,
-    passage: mx.array,
-    dimensions: Sequence[int],
-    *,
-    temperature: float | mx.array,
-    **options: object,
+    query: mx.array, passage: mx.array, dimensions: Sequence[int], *, temperature: float | mx.array, **options: object
 ) -> mx.array:
     """The mean of ``contrastive_loss`` over vectors cut to several sizes, each normalised again.
 
@@ -147,26 +137,20 @@ def next_token_loss(logits: mx.array, labels: mx.array, *, kind: str = "mixed", 
 
     Args:
         logits: ``(B, L, V)``; those at position i are for token i + 1.
-        labels: ``(B, L)``, the tokens themselves, ``IGNORED`` where they take no part.
+        labels: ``(B, L)``, the tokens themselves, or ``IGNORED``.
         kind: see ``settings.GENERATIVE_KINDS``.
         factor: what the loss is multiplied by.
 
     Returns:
-        A scalar, float32; 0 where no token takes part.
+        A scalar, float32; 0 if no token takes part.
 
     Raises:
         ArgumentError: an unknown kind.
     """
     if kind not in GENERATIVE_KINDS:
         raise ArgumentError(f"Unknown generative loss {kind!r}: use one of {', '.join(GENERATIVE_KINDS)}.")
-    rows: int | mx.array = labels.shape[0]
-    over = rows if kind == "token" else mx.maximum(count_labels(labels), 1)
-    return next_token_sum(logits, labels) / over * factor
-
-
-def count_labels(labels: mx.array) -> mx.array:
-    """How many tokens take part in the loss."""
-    return mx.sum(labels[:, 1:] != IGNORED)
+    learned = mx.maximum(mx.sum(labels[:, 1:] != IGNORED), 1)
+    return next_token_sum(logits, labels) / (labels.shape[0] if kind == "token" else learned) * factor
 
 
 def balance_loss(probability: mx.array, share: mx.array) -> mx.array:

@@ -10,6 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from grit_mlx.errors import Option
+from grit_mlx.model.checkpoint import decoder_config
 from grit_mlx.training.arrays import named_arrays
 from grit_mlx.training.settings import TrainingSettings
 
@@ -69,7 +70,7 @@ def estimate(
         available: bytes that the process can take.
         fused_attention: whether attention scores are never in memory as a whole.
     """
-    config = {**config, **(config.get("text_config") or {})}
+    config = decoder_config(config)
     trained = named_arrays(model.trainable_parameters())
     trained_bytes = sum(value.nbytes for _, value in trained)
     weights = sum(value.nbytes for _, value in named_arrays(model.parameters()))

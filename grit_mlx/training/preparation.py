@@ -83,9 +83,7 @@ class Preparation:
     @property
     def vector_size(self) -> int | None:
         """Length of the vectors; None where nothing is embedded."""
-        if self.loaded.projection is not None:
-            return self.loaded.projection[0].shape[0]
-        return None if self.loaded.shape is None else self.loaded.shape[1]
+        return self.loaded.embedding_size
 
 
 def prepare_model(settings: TrainingSettings, world: World) -> Preparation:
@@ -105,7 +103,6 @@ def prepare_model(settings: TrainingSettings, world: World) -> Preparation:
         checkpoint_layers(loaded.model.layers, routers)
     compiled = device.current_device().kind != "cpu" if settings.compile is None else settings.compile
     common: dict[str, Any] = {
-        "layers": None if loaded.shape is None else loaded.shape[0],
         "routers": routers,
         "router_factor": router_factor,
     }

@@ -1,32 +1,33 @@
 """The load-balancing loss of mixtures of experts, without a change to mlx-lm's models.
 
-Mixtral computes its router's logits inside a block that does not return them. So the router's linear layer gets
-a subclass that also notes what it computed.
+Mixtral computes its router's logits inside a block that does not return them. So the router's linear layer is
+intercepted, and what it computes is noted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.switch_layers import SwitchGLU, SwitchMLP
+
+from grit_mlx.model.intercept import intercept
 
 __all__ = ["Routers", "expert_sums", "find_routers"]
 
 
 def find_routers(model: nn.Module) -> dict[str, nn.Module]:
     """The routers of a model, by name: the linear ``gate`` beside a block's experts."""
-    found: dict[str, nn.Module] = {}
+    routers: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         gate = getattr(module, "gate", None)
         is_linear = isinstance(gate, nn.Linear | nn.QuantizedLinear) or hasattr(gate, "lora_a")
         experts = any(isinstance(child, SwitchGLU | SwitchMLP) for child in module.children().values())
         if experts and is_linear and gate is not None:
-            found[f"{name}.gate"] = gate
-    return found
+            routers[f"{name}.gate"] = gate
+    return routers
 
 
 class Routers:
@@ -40,8 +41,13 @@ class Routers:
     def __init__(self, model: nn.Module, experts_per_token: int) -> None:
         self.experts_per_token = experts_per_token
         self.noted: list[mx.array] | None = None
-        for gate in find_routers(model).values():
-            gate.__class__ = _noting(type(gate), self)
+        intercept(find_routers(model).values(), self._note)
+
+    def _note(self, gate: nn.Module, forward: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
+        logits = forward(x)
+        if self.noted is not None:
+            self.noted.append(logits)
+        return logits
 
     @contextmanager
     def noting(self) -> Iterator[list[mx.array]]:
@@ -51,16 +57,6 @@ class Routers:
             yield self.noted
         finally:
             self.noted = outer
-
-
-def _noting(kind: type, routers: Routers) -> type:
-    def call(self: Any, x: mx.array) -> mx.array:
-        logits = kind.__call__(self, x)
-        if routers.noted is not None:
-            routers.noted.append(logits)
-        return logits  # type: ignore[no-any-return]
-
-    return type(kind.__name__, (kind,), {"__call__": call})
 
 
 def expert_sums(logits: list[mx.array], real: mx.array, experts_per_token: int) -> tuple[mx.array, mx.array]:

@@ -13,25 +13,15 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 from mlx_lm.utils import _get_classes
 
-from grit_mlx.errors import ArchitectureError, ConfigError, TokenizerError, first_line, unreadable
+from grit_mlx.errors import ArchitectureError, ConfigError, first_line, unreadable
 from grit_mlx.files.atomic import output_errors
+from grit_mlx.model.hub import tokenizer_files
 from grit_mlx.training.arrays import named_arrays, save_arrays
 
-__all__ = ["QUANTIZATION_KEYS", "TOKENIZER_FILES", "copy_tokenizer", "random_model", "write_random_model"]
+__all__ = ["QUANTIZATION_KEYS", "copy_tokenizer", "random_model", "write_random_model"]
 
 # Entries of a config.json that say how the weights are packed.
 QUANTIZATION_KEYS = ("quantization", "quantization_config")
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "vocab.json",
-    "merges.txt",
-)
 
 
 def random_model(config: Mapping[str, Any], *, seed: int) -> nn.Module:
@@ -93,8 +83,5 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
     Raises:
         TokenizerError: there are none.
     """
-    found = [source / name for name in TOKENIZER_FILES if (source / name).exists()]
-    if not found:
-        raise TokenizerError(f"{source} has no tokenizer (tokenizer.json or tokenizer.model).")
-    for path in found:
+    for path in tokenizer_files(source):
         shutil.copyfile(path, folder / path.name)

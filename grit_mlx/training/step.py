@@ -8,6 +8,7 @@ Shapes: B rows of a chunk, L length, E embedding size, V vocabulary, X experts.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,10 +19,11 @@ import numpy as np
 
 from grit_mlx.datasets.tokens import TokenizedChat, TokenizedText
 from grit_mlx.errors import ArchitectureError
-from grit_mlx.model.attention import backbone, embedding_caches
+from grit_mlx.model.attention import decoder_of
 from grit_mlx.model.batching import plan_batches
-from grit_mlx.model.pooling import AVERAGING, pool
-from grit_mlx.model.settings import ATTENTION, Settings
+from grit_mlx.model.passes import pad, pooled_tokens, represent
+from grit_mlx.model.pooling import AVERAGING
+from grit_mlx.model.settings import Settings
 from grit_mlx.training import losses
 from grit_mlx.training.arrays import number
 from grit_mlx.training.data import EmbeddingBatch
@@ -41,25 +43,17 @@ class Trainee(nn.Module):
 
     Args:
         model: mlx-lm's model.
-        projection: weight ``(P, E)`` and bias of the optional linear map before pooling.
+        projection: the optional linear map that vectors go through.
         learn_temperature: whether the temperature is a parameter, as the logarithm of its change.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        *,
-        projection: tuple[mx.array, mx.array | None] | None = None,
-        learn_temperature: bool = False,
+        self, model: nn.Module, *, projection: nn.Linear | None = None, learn_temperature: bool = False
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.model = model
-        self.has_projection = projection is not None
         if projection is not None:
-            self.projection = nn.Linear(1, 1, bias=projection[1] is not None)
-            self.projection.weight = projection[0]
-            if projection[1] is not None:
-                self.projection.bias = projection[1]
+            self.projection = projection
             self.projection.freeze()
         if learn_temperature:
             self.temperature_change = mx.array(0.0)
@@ -116,7 +110,6 @@ class TrainingStep:
         trainee: what is trained.
         training: losses and chunks.
         settings: pooling, attention, normalisation.
-        layers: number of caches of one pass; None where nothing is embedded.
         world: the processes of the run.
         routers: what notes router logits, where there is a load-balancing loss.
         router_factor: the weight of that loss.
@@ -129,7 +122,6 @@ class TrainingStep:
         training: TrainingSettings,
         settings: Settings,
         *,
-        layers: int | None,
         world: World,
         routers: Routers | None = None,
         router_factor: float = 0.0,
@@ -138,7 +130,6 @@ class TrainingStep:
         self.trainee = trainee
         self.training = training
         self.settings = settings
-        self._layers = layers
         self._world = world
         self._routers = routers
         self._router_factor = router_factor
@@ -156,14 +147,12 @@ class TrainingStep:
     def embedding(self, batch: EmbeddingBatch, *, seed: int) -> StepResult:
         """The embedding losses, and their gradient."""
         chunks = self._embedding_chunks(batch, seed)
-        loss = partial(self._embedding_losses, batch, chunks)
-        values, gradients = cached_gradients(chunks, self._forward, self._backward, self._differentiated(loss, chunks))
-        assert gradients is not None
-        found, temperature_gradient = values
-        if temperature_gradient is not None:
-            # Every process computes the whole loss, so this gradient is there once in each.
-            gradients["temperature_change"] = temperature_gradient / self._world.size
-        return StepResult(_numbers(found), gradients, _tokens([*batch.queries, *batch.passages]))
+        loss = self._differentiated(partial(self._embedding_losses, batch), chunks)
+        (values, change), gradients = cached_gradients(chunks, self._forward, self._backward, loss)
+        if change is not None:
+            # Every process computes the whole loss, so each has this gradient once.
+            gradients["temperature_change"] = change / self._world.size
+        return StepResult(_numbers(values), gradients, _tokens([*batch.queries, *batch.passages]))
 
     def embedding_loss(self, batch: EmbeddingBatch) -> dict[str, float]:
         """The embedding losses alone."""
@@ -172,19 +161,17 @@ class TrainingStep:
         for chunk in chunks:
             representations.append(self._forward(chunk))
             mx.eval(representations[-1])
-        parameters = self.trainee.beside()
-        return _numbers(self._embedding_losses(batch, chunks, parameters, self._assembled(representations, chunks))[1])
+        rows = self._assembled(representations, chunks)
+        return _numbers(self._embedding_losses(batch, self.trainee.beside(), rows)[1])
 
     def _embedding_chunks(self, batch: EmbeddingBatch, seed: int) -> list[_Chunk]:
         # Queries and passages are all the same to the model: sorted together they leave the least padding.
         texts = [*self._world.share(batch.queries), *self._world.share(batch.passages)]
         averaging = self.settings.pooling in AVERAGING
-        lengths = [len(text.ids) for text in texts]
         chunks = []
-        for rows in self._plan(lengths):
-            ids, real = _padded([texts[i].ids for i in rows], self._length_step)
-            skipped = np.array([texts[i].skipped if averaging else 0 for i in rows])
-            pooled = real & (np.arange(ids.shape[1]) >= skipped[:, None])
+        for rows in self._plan(texts):
+            ids, real = pad([texts[i].ids for i in rows], multiple=self._length_step)
+            pooled = pooled_tokens(real, [texts[i].skipped if averaging else 0 for i in rows])
             chunks.append(_Chunk(rows, mx.array(ids), mx.array(real), mx.array(pooled), self._seed(seed, rows)))
         return chunks
 
@@ -198,12 +185,10 @@ class TrainingStep:
 
     def _representations(self, ids: mx.array, real: mx.array, pooled: mx.array) -> mx.array:
         """``(B, E)``, of length 1 where the model is used so."""
-        causal = ATTENTION[self.settings.attn] == "causal"
-        caches = embedding_caches(self._layers or 0, real, causal=causal)
-        states = backbone(self.trainee.model)(ids, cache=caches)  # (B, L, E)
-        if self.trainee.has_projection:
-            states = self.trainee.projection(states.astype(mx.float32))
-        vectors = pool(states, pooled, self.settings.pooling)
+        trainee = self.trainee
+        vectors, _ = represent(
+            trainee.model, ids, real, pooled, settings=self.settings, projection=trainee.get("projection")
+        )
         return losses.normalize(vectors) if self.settings.normalized else vectors
 
     def _differentiated(self, loss: Callable[..., Any], chunks: Sequence[_Chunk]) -> Callable[..., Any]:
@@ -213,11 +198,11 @@ class TrainingStep:
             parameters = self.trainee.beside()
             everything = self._assembled(representations, chunks)
             function = mx.value_and_grad(loss, argnums=(0, 1))
-            (_, found), (for_parameters, for_rows) = function(parameters, everything)
-            mx.eval(found, for_parameters, for_rows)
+            (_, values), (for_parameters, for_rows) = function(parameters, everything)
+            mx.eval(values, for_parameters, for_rows)
             own: mx.array = mx.concatenate([self._world.share(for_rows[key]) for key in ("query", "passage")])
             cotangents = [own[mx.array(chunk.rows)] for chunk in chunks]
-            return (found, for_parameters.get("temperature_change")), cotangents
+            return (values, for_parameters.get("temperature_change")), cotangents
 
         return compute
 
@@ -229,11 +214,7 @@ class TrainingStep:
         return {"query": self._world.gather(rows[:queries]), "passage": self._world.gather(rows[queries:])}
 
     def _embedding_losses(
-        self,
-        batch: EmbeddingBatch,
-        chunks: Sequence[_Chunk],
-        parameters: Mapping[str, mx.array],
-        rows: Mapping[str, mx.array],
+        self, batch: EmbeddingBatch, parameters: Mapping[str, mx.array], rows: Mapping[str, mx.array]
     ) -> tuple[mx.array, dict[str, mx.array]]:
         training = self.training
         temperature: Any = training.temperature
@@ -246,56 +227,52 @@ class TrainingStep:
             "false_negative_margin": training.false_negative_margin,
         }
         query, passage = rows["query"], rows["passage"]
-        found = {"embedding": losses.contrastive_loss(query, passage, **options)}
+        values = {"embedding": losses.contrastive_loss(query, passage, **options)}
         if training.matryoshka_dims:
-            cut = losses.matryoshka_loss(query, passage, training.matryoshka_dims, **options)
-            found["matryoshka"] = cut
+            values["matryoshka"] = losses.matryoshka_loss(query, passage, training.matryoshka_dims, **options)
         if training.distillation != "none" and batch.query_vectors.size:
             student = mx.concatenate([query, passage])
             teacher = mx.array(np.concatenate([batch.query_vectors, batch.passage_vectors]))
-            found["distillation"] = _DISTILLATION[training.distillation](student, teacher)
+            values["distillation"] = _DISTILLATION[training.distillation](student, teacher)
         factors = {"distillation": training.distillation_factor}
-        total = sum(
-            (value * factors.get(name, training.embedding_factor) for name, value in found.items()), mx.array(0.0)
-        )
-        return total, {**found, "total": total}
+        weighted = (value * factors.get(name, training.embedding_factor) for name, value in values.items())
+        total = sum(weighted, mx.array(0.0))
+        return total, {**values, "total": total}
 
     # Generating
 
     def generative(self, batch: Sequence[TokenizedChat], *, seed: int) -> StepResult:
         """The generative loss with the router's, and its gradient."""
-        shares = self._expert_shares(batch, seed)
-        total: Gradients | None = None
-        found: dict[str, mx.array] = {}
-        for chunk in self._generative_chunks(batch, seed):
-            mx.random.seed(chunk.seed)
-            scale = self._scale(batch)
-            (_, parts), gradients = self._next_tokens(chunk.ids, chunk.real, chunk.marked, chunk.before, scale, shares)
-            total = add_gradients(total, gradients)
-            found = {name: found.get(name, mx.array(0.0)) + value for name, value in parts.items()}
-            mx.eval(found)
-        assert total is not None
-        return StepResult(_numbers(self._world.sum(found)), total, _tokens(batch))
+        values, gradients = self._accumulated(self._next_tokens, batch, seed)
+        assert gradients is not None
+        return StepResult(values, gradients, _tokens(batch))
 
     def generative_loss(self, batch: Sequence[TokenizedChat]) -> dict[str, float]:
         """The generative losses alone."""
-        shares = self._expert_shares(batch, seed=0)
-        found: dict[str, mx.array] = {}
-        for chunk in self._generative_chunks(batch, seed=0):
-            _, parts = self._generative_chunk(
-                chunk.ids, chunk.real, chunk.marked, chunk.before, self._scale(batch), shares
-            )
-            found = {name: found.get(name, mx.array(0.0)) + value for name, value in parts.items()}
-            mx.eval(found)
-        return _numbers(self._world.sum(found))
+        return self._accumulated(lambda *arrays: (self._generative_chunk(*arrays), None), batch, seed=0)[0]
+
+    def _accumulated(
+        self, compute: Callable[..., Any], batch: Sequence[TokenizedChat], seed: int
+    ) -> tuple[dict[str, float], Gradients | None]:
+        """The sum over all chunks of what ``compute`` returns: losses, and perhaps gradients."""
+        shares, scale = self._expert_shares(batch, seed), self._scale(batch)
+        gradients: Gradients | None = None
+        values: dict[str, mx.array] = {}
+        for chunk in self._generative_chunks(batch, seed):
+            mx.random.seed(chunk.seed)
+            (_, parts), part = compute(chunk.ids, chunk.real, chunk.marked, chunk.before, scale, shares)
+            gradients = gradients if part is None else add_gradients(gradients, part)
+            values = {name: values.get(name, mx.array(0.0)) + value for name, value in parts.items()}
+            mx.eval(values)
+        return _numbers(self._world.sum(values)), gradients
 
     def _generative_chunks(self, batch: Sequence[TokenizedChat], seed: int) -> list[_Chunk]:
         chats = self._world.share(batch)
         chunks = []
-        for rows in self._plan([len(chat.ids) for chat in chats]):
-            ids, real = _padded([chats[i].ids for i in rows], self._length_step)
-            learned, _ = _padded([chats[i].learned for i in rows], self._length_step)
-            labels = np.where(learned.astype(bool), ids, losses.IGNORED)
+        for rows in self._plan(chats):
+            ids, real = pad([chats[i].ids for i in rows], multiple=self._length_step)
+            learned, _ = pad([chats[i].learned for i in rows], multiple=self._length_step)
+            labels = np.where(learned, ids, losses.IGNORED)
             before = np.flatnonzero(np.pad(labels[:, 1:] != losses.IGNORED, ((0, 0), (0, 1))))
             arrays = mx.array(ids), mx.array(real), mx.array(labels)
             chunks.append(_Chunk(rows, *arrays, self._seed(seed + 1, rows), mx.array(before)))
@@ -332,16 +309,15 @@ class TrainingStep:
         scale: mx.array,
         shares: Mapping[str, mx.array],
     ) -> tuple[mx.array, dict[str, mx.array]]:
-        if self._routers is None:
-            found = {"generative": self._next_token_sum(ids, labels, before) * scale}
-            total = found["generative"] * self.training.generative_factor
-        else:
-            with self._routers.noting() as logits:
-                found = {"generative": self._next_token_sum(ids, labels, before) * scale}
+        factors = {"generative": self.training.generative_factor, "router": self._router_factor}
+        noting: Any = nullcontext() if self._routers is None else self._routers.noting()
+        with noting as logits:
+            values = {"generative": self._next_token_sum(ids, labels, before) * scale}
+        if self._routers is not None:
             probability = expert_sums(logits, real, self._routers.experts_per_token)[0] / shares["tokens"]
-            found["router"] = losses.balance_loss(probability, shares["share"])
-            total = found["generative"] * self.training.generative_factor + found["router"] * self._router_factor
-        return total, {**found, "total": total}
+            values["router"] = losses.balance_loss(probability, shares["share"])
+        total = sum((value * factors[name] for name, value in values.items()), mx.array(0.0))
+        return total, {**values, "total": total}
 
     def _next_token_sum(self, ids: mx.array, labels: mx.array, before: mx.array | None) -> mx.array:
         """Sum of the cross entropy of the learned tokens.
@@ -351,14 +327,14 @@ class TrainingStep:
         """
         if self._head is None or before is None:
             return losses.next_token_sum(self.trainee.model(ids), labels)
-        states = backbone(self.trainee.model)(ids).reshape(ids.size, -1)[before]  # (N, E)
+        states = decoder_of(self.trainee.model)(ids).reshape(ids.size, -1)[before]  # (N, E)
         logits = self._head(states).astype(mx.float32)
         return nn.losses.cross_entropy(logits, labels.reshape(-1)[before + 1], reduction="sum")
 
     # Chunks
 
-    def _plan(self, lengths: Sequence[int]) -> list[list[int]]:
-        rounded = [-(-length // self._length_step) * self._length_step for length in lengths]
+    def _plan(self, sequences: Sequence[TokenizedText | TokenizedChat]) -> list[list[int]]:
+        rounded = [-(-len(one.ids) // self._length_step) * self._length_step for one in sequences]
         return plan_batches(rounded, token_budget=self.training.chunk_tokens, max_rows=self.training.chunk_size)
 
     def _seed(self, seed: int, rows: Sequence[int]) -> int:
@@ -371,7 +347,7 @@ def plain_head(model: Any) -> Callable[[mx.array], mx.array] | None:
     Some architectures scale or cap what the matrix gives, and have no name for the whole.
     """
     try:
-        body: Any = backbone(model)
+        body: Any = decoder_of(model)
     except ArchitectureError:
         return None
     head = getattr(model, "lm_head", None) or getattr(getattr(body, "embed_tokens", None), "as_linear", None)
@@ -389,29 +365,19 @@ def _same(function: Any) -> Any:
     return function
 
 
-def _padded(sequences: Sequence[Any], step: int) -> tuple[Any, Any]:
-    """Sequences padded on the right with 0 to a multiple of ``step``, ``(B, L)``, and what of it is real."""
-    lengths = np.array([len(sequence) for sequence in sequences])
-    length = -(-int(lengths.max()) // step) * step
-    real = np.arange(length) < lengths[:, None]
-    ids = np.zeros(real.shape, dtype=np.int32)
-    ids[real] = np.concatenate(sequences)
-    return ids, real
-
-
 def _tokens(sequences: Sequence[TokenizedText | TokenizedChat]) -> int:
     return sum(len(sequence.ids) for sequence in sequences)
 
 
-def _numbers(found: Mapping[str, mx.array]) -> dict[str, float]:
-    return {name: number(value) for name, value in found.items()}
+def _numbers(values: Mapping[str, mx.array]) -> dict[str, float]:
+    return {name: number(value) for name, value in values.items()}
 
 
 def merged(parts: Sequence[StepResult]) -> StepResult:
     """The results of both kinds of loss as one."""
     gradients: Gradients | None = None
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     for part in parts:
         gradients = add_gradients(gradients, part.gradients)
-        found |= {**part.losses, "total": found.get("total", 0.0) + part.losses["total"]}
-    return StepResult(found, gradients or {}, sum(part.tokens for part in parts))
+        values |= {**part.losses, "total": values.get("total", 0.0) + part.losses["total"]}
+    return StepResult(values, gradients or {}, sum(part.tokens for part in parts))

@@ -78,10 +78,10 @@ def test_json_has_the_timings(grit: Grit, tiny_model: Path) -> None:
         assert found[name] > 0
 
 
-def test_verbose_tells_the_timings(grit: Grit) -> None:
+def test_verbose_shows_the_timings(grit: Grit) -> None:
     run = grit("generate", "Hello there", "--max-tokens", "12", "-v")
     assert "note: " in run.err
-    assert ", 12 written at " in run.err
+    assert "; answer: 12 tokens, " in run.err
 
 
 def test_pieces_are_shown_as_they_come_and_harmless_on_a_terminal(grit: Grit, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +160,7 @@ def test_a_typed_chat_goes_on_after_an_error(grit: Grit, monkeypatch: pytest.Mon
     typing(monkeypatch, "/sing", "   ", "Hello", EOFError)
     run = grit("chat", "--max-tokens", "8")
     assert run.code == 0
-    assert run.err.splitlines()[0] == "note: mistral: /help lists the commands, Ctrl-D leaves"
+    assert run.err.splitlines()[0] == "note: mistral: /help lists the commands, Ctrl-D exits"
     assert run.err.splitlines()[1].startswith("error: There is no command /sing.")
     assert run.out.count("\n") >= 2  # the answer, and the line after Ctrl-D
 

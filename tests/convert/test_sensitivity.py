@@ -19,7 +19,7 @@ from grit_mlx.convert.reading import Folder
 from grit_mlx.convert.sensitivity import Budget, Costs, spend
 from grit_mlx.convert.streaming import Stream
 from grit_mlx.evaluation.drift import TEXTS
-from grit_mlx.model.attention import backbone, embedding_caches
+from grit_mlx.model.attention import decoder_of, embedding_caches
 from tests.conftest import GOLDEN
 
 GROUP = 32
@@ -35,7 +35,7 @@ def brute_force(folder: Path, module: str, tokens: mx.array, bits: int) -> tuple
     """A whole model with one module rounded, run in both modes."""
 
     def outputs(model: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        states = backbone(model)(tokens, cache=embedding_caches(2)).mean(axis=1)
+        states = decoder_of(model)(tokens, cache=embedding_caches(2)).mean(axis=1)
         logits = model(tokens)
         return (
             np.array(states / mx.linalg.norm(states, axis=-1, keepdims=True)),

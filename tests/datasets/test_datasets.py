@@ -12,12 +12,23 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from grit_mlx.datasets.examples import ChatRow, EmbeddingRow, TextRow
 from grit_mlx.datasets.tokens import RowError, TokenizedChat, tokenize_chats, tokenize_embedding_rows
-from grit_mlx.model.prompts import CHAT_TEMPLATE, embedding_prompt, tokenize_texts
+from grit_mlx.model.prompts import embedding_prompt, tokenize_texts
 from tests.conftest import GOLDEN, SHARED
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+# The official chat as Jinja writes it. Newlines are expressions: Jinja drops one that follows a block.
+GRIT = (
+    "{{ bos_token }}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}"
+    "{{ '<|user|>\\n' + message['content'] + '\\n<|assistant|>\\n' }}"
+    "{% else %}"
+    "{{ message['content'] + eos_token }}{% if not loop.last %}{{ '\\n' }}{% endif %}"
+    "{% endif %}"
+    "{% endfor %}"
 )
 TURNS = ["What is a keel?", "It keeps a ship upright.", "And bread?", "Bread rises: é, 海!", "Why\n\nthough?", "Yeast."]
 
@@ -82,7 +93,7 @@ def test_exact_masks_of_three_turns(make: Any) -> None:
     """Each run of learned tokens is one answer with its end, and the prompt before it is what generation sees."""
     tokenizer = make()
     found = tokenize(tokenizer, chat(TURNS))
-    template = tokenizer.chat_template or CHAT_TEMPLATE
+    template = tokenizer.chat_template or GRIT
     messages = chat(TURNS).messages
 
     def render(count: int, prompt: bool) -> list[int]:

@@ -64,22 +64,21 @@ def random_ids(length: int, seed: int = 0) -> mx.array:
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_both_modes_and_padding(kind: str) -> None:
     model = make(kind)
-    layers, hidden = attention.check_both_modes(model, vocabulary_size=VOCABULARY)
-    assert (layers, hidden) == (4, 32)
-    states = attention.backbone(model)
+    assert attention.check_both_modes(model, vocabulary_size=VOCABULARY) == 32
+    states = attention.decoder_of(model)
     ids = random_ids(9)
-    alone = states(ids, cache=attention.embedding_caches(layers))
+    alone = states(ids, cache=attention.embedding_caches(4))
     # The padding is made of real, different tokens: only the mask keeps them out.
     padded_ids = mx.concatenate([ids, random_ids(5, seed=1)], axis=1)
     padding = mx.array([[True] * 9 + [False] * 5])
-    padded = states(padded_ids, cache=attention.embedding_caches(layers, padding))[:, :9]
+    padded = states(padded_ids, cache=attention.embedding_caches(4, padding))[:, :9]
     np.testing.assert_allclose(np.array(padded), np.array(alone), atol=2e-6)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
 def test_causal_mode_is_what_mlx_lm_computes(kind: str) -> None:
     model = make(kind)
-    states = attention.backbone(model)
+    states = attention.decoder_of(model)
     ids = random_ids(9)
     ours = states(ids, cache=attention.embedding_caches(4, causal=True))
     theirs = states(ids, cache=make_prompt_cache(model))
@@ -99,7 +98,7 @@ def test_sliding_window_reaches_both_ways() -> None:
 
 def test_document_cache_is_bidirectional_then_causal() -> None:
     model = make("llama")
-    states = attention.backbone(model)
+    states = attention.decoder_of(model)
     document, following = random_ids(7), random_ids(3, seed=2)
     caches = attention.document_caches(4)
     first = states(document, cache=caches)
@@ -118,7 +117,7 @@ def test_document_cache_is_bidirectional_then_causal() -> None:
 
 def test_split_document_caches_equal_each_text_alone() -> None:
     model = make("llama")
-    states = attention.backbone(model)
+    states = attention.decoder_of(model)
     ids, lengths = random_ids(8), [8, 5]
     batch = mx.concatenate([ids, mx.concatenate([ids[:, :5], random_ids(3, seed=3)], axis=1)])
     padding = mx.array([[True] * 8, [True] * 5 + [False] * 3])
@@ -184,7 +183,7 @@ def test_damaged_weights_are_told_from_a_wrong_architecture() -> None:
 def test_gradients_flow_through_both_modes() -> None:
     """Training uses the same caches."""
     model = make("llama")
-    states = attention.backbone(model)
+    states = attention.decoder_of(model)
     ids = random_ids(6)
 
     def loss(parameters: Any, causal: bool) -> mx.array:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grit_mlx.model.batching import halve, padding_free_fraction, plan_batches, windows
+from grit_mlx.model.batching import halve, plan_batches, windows
 
 
 @given(st.lists(st.integers(1, 600), max_size=200), st.integers(1, 4000), st.one_of(st.none(), st.integers(1, 20)))
@@ -23,12 +23,6 @@ def test_batches_are_full() -> None:
     assert plan_batches([4] * 10, token_budget=16) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     assert plan_batches([100, 1, 1], token_budget=8) == [[0], [1, 2]]
     assert plan_batches([], token_budget=8) == []
-
-
-def test_padding_free_fraction() -> None:
-    assert padding_free_fraction([4, 2], [[0, 1]]) == 6 / 8
-    assert padding_free_fraction([4, 2], [[0], [1]]) == 1
-    assert padding_free_fraction([], []) == 1
 
 
 def test_halve() -> None:

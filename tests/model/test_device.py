@@ -12,6 +12,7 @@ import pytest
 
 from grit_mlx.errors import ArgumentError
 from grit_mlx.model import device
+from grit_mlx.model.options import DTYPES, ModelChoice
 
 
 def test_dtype_policy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,8 +25,9 @@ def test_dtype_policy(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(device, "_kind", lambda kind=kind: kind)
         assert device.compute_dtype("auto") is None
         assert not device.should_dequantize(mx.float32)
-    with pytest.raises(ArgumentError, match="Unknown dtype 'int4': use auto, stored, float32, float16, bfloat16"):
-        device.compute_dtype("int4")
+    with pytest.raises(ArgumentError, match="Unknown dtype 'int4': use one of auto, stored, float32, float16"):
+        ModelChoice(dtype="int4")
+    assert {"auto", "stored", *device.DTYPES} == set(DTYPES)
 
 
 def test_device_describes_itself() -> None:

@@ -7,14 +7,18 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from grit_mlx.errors import ConfigError, ModelNotFoundError, OutputError
+from grit_mlx import GritLM
+from grit_mlx.convert.reading import side_files
+from grit_mlx.errors import ConfigError, ModelNotFoundError, OutputError, TokenizerError
 from grit_mlx.model import hub
 from grit_mlx.model.options import ModelChoice
+from grit_mlx.rag.fingerprint import fingerprint
+from grit_mlx.training.scratch import copy_tokenizer
 from tests import fake_hub
 from tests.fake_hub import COMMIT, FakeHub
 
@@ -39,6 +43,7 @@ print(json.dumps([model.name for model in hub.local_models()]))
 def server(tiny_model: Path, tmp_path: Path) -> Iterator[FakeHub]:
     folder = tmp_path / "repository"
     shutil.copytree(tiny_model, folder)
+    (folder / "tiktoken.model").write_bytes(b"a vocabulary")
     # None of these may be fetched.
     for name in ("pytorch_model.bin", "modeling_own.py", "consolidated.safetensors", "model.gguf"):
         (folder / name).write_bytes(b"x" * 100)
@@ -68,11 +73,12 @@ def test_downloads(server: FakeHub, tmp_path: Path) -> None:
     )
     folder = Path(str(first[0]))
     assert folder.name == COMMIT and again == first
-    assert first[1] == ["config.json", "golden.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    tokenizer = ["tiktoken.model", "tokenizer.json", "tokenizer_config.json"]
+    assert first[1] == ["config.json", "golden.json", "model.safetensors", *tokenizer]
     # The connection broke half-way and the file is whole all the same; the second time nothing was fetched.
     original = server.repositories["own/tiny"] / "model.safetensors"
     assert (folder / "model.safetensors").read_bytes() == original.read_bytes()
-    assert len([r for r in server.requests if r[0] == "GET" and r[1].startswith("/own/tiny/resolve")]) == 6
+    assert len([r for r in server.requests if r[0] == "GET" and r[1].startswith("/own/tiny/resolve")]) == 7
     assert "GritLM--GritLM-7B" in str(alias[0])
     assert missing[0] == "ModelNotFoundError" and "The hub has no model 'own/none', or it is private" in str(missing[1])
     assert gated[0] == "DownloadError" and "accept its terms on its page on the hub, then log in" in str(gated[1])
@@ -109,6 +115,23 @@ def test_an_unreachable_hub(server: FakeHub, tmp_path: Path) -> None:
     )
 
 
+def test_every_part_knows_the_same_files_of_a_tokenizer(model_copy: Callable[..., Path], tmp_path: Path) -> None:
+    folder, copy = model_copy(), tmp_path / "copy"
+    before = fingerprint(GritLM(folder))["tokenizer"]
+    (folder / "tiktoken.model").write_bytes(b"a vocabulary")
+    names = ["tiktoken.model", "tokenizer.json", "tokenizer_config.json"]
+    assert sorted(path.name for path in hub.tokenizer_files(folder)) == names
+    assert set(names) < {path.name for path in side_files(folder, code=False)}  # convert
+    copy.mkdir()
+    copy_tokenizer(folder, copy)  # training
+    assert sorted(path.name for path in copy.iterdir()) == names
+    assert fingerprint(GritLM(folder))["tokenizer"] != before
+    for name in names[:2]:
+        (copy / name).unlink()
+    with pytest.raises(TokenizerError, match=r"has no tokenizer \(tokenizer\.json, .*, tiktoken\.model\)"):
+        hub.tokenizer_files(copy)
+
+
 def test_folders_come_first(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert hub.resolve(ModelChoice(tiny_model)) == hub.resolve(ModelChoice(str(tiny_model))) == tiny_model
     (tmp_path / "own" / "tiny").mkdir(parents=True)
@@ -124,7 +147,7 @@ def test_folders_come_first(tiny_model: Path, tmp_path: Path, monkeypatch: pytes
         ("a/b/c", "There is no folder a/b/c"),
         ("gritlm7b", "no model called 'gritlm7b'. Did you mean gritlm-7b"),
         ("zebra", "Short names are gritlm-7b, gritlm-8x7b; hub ids look like owner/name"),
-        ("own/a--b", "is no valid hub id: they look like owner/name"),
+        ("own/a--b", "is not a valid hub id: they look like owner/name"),
     ],
 )
 def test_names_that_are_none(name: str, message: str) -> None:
@@ -155,7 +178,7 @@ def test_the_default_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (tmp_path / "none" / "config.json").write_text("{}")
     assert hub.default_model() == str(tmp_path / "none")
     path.write_text("{")
-    with pytest.raises(ConfigError, match=r"Cannot read .*config\.json.* Remove it, then choose again"):
+    with pytest.raises(ConfigError, match=r"config\.json cannot be read: .* Remove it, then choose again"):
         hub.default_model()
 
 

@@ -32,7 +32,7 @@ from grit_mlx.errors import (
     TokenizerError,
 )
 from grit_mlx.model import device
-from grit_mlx.model.loading import load, mended_config
+from grit_mlx.model.loading import config_fixes, load
 from grit_mlx.model.options import ModelChoice
 
 Copy = Callable[..., Path]
@@ -264,7 +264,7 @@ def test_adapters_that_do_not_fit(tiny_model: Path, tiny_mixtral: Path, tmp_path
     ],
 )
 def test_traps_in_the_config(config: dict[str, Any], tensors: list[str], mended: dict[str, Any]) -> None:
-    assert mended_config(config, tensors) == mended
+    assert config_fixes(config, tensors) == mended
 
 
 def test_the_traps_would_have_been_sprung(model_copy: Copy, tiny_model: Path) -> None:
@@ -318,8 +318,8 @@ def pickled(folder: Path) -> None:
 
 NORM = "model.layers.1.input_layernorm.weight"
 DAMAGES: list[tuple[str, Callable[[Path], Any], dict[str, Any], type[GritError], str]] = [
-    ("no config", remove("config.json"), {}, ConfigError, r"has no config\.json, so it is no model folder"),
-    ("broken config", write("config.json", "{"), {}, ConfigError, r"Cannot read .*config\.json"),
+    ("no config", remove("config.json"), {}, ConfigError, r"has no config\.json, so it is not a model folder"),
+    ("broken config", write("config.json", "{"), {}, ConfigError, r"config\.json cannot be read: Expecting"),
     ("config is a list", write("config.json", "[]"), {}, ConfigError, "it needs a 'model_type'"),
     ("no model_type", lambda f: None, {"model_type": None}, ConfigError, "it needs a 'model_type'"),
     ("no hidden_size", lambda f: None, {"hidden_size": None}, ConfigError, "lacks what mistral needs: 'hidden_size'"),
@@ -335,7 +335,13 @@ DAMAGES: list[tuple[str, Callable[[Path], Any], dict[str, Any], type[GritError],
     ("pickle", pickled, {}, CheckpointError, "pickle files .* can run code and are not read. Save it as safetensors"),
     ("missing shard", missing_shard, {}, CheckpointError, r"names model-00002-of-00002\.safetensors, which is missing"),
     ("doubled", doubled, {}, CheckpointError, r"is in both model-00001-of-00001\.safetensors and model\.safetensors"),
-    ("broken index", write("model.safetensors.index.json", "{}"), {}, CheckpointError, "Cannot read .*index.json"),
+    (
+        "broken index",
+        write("model.safetensors.index.json", "{}"),
+        {},
+        CheckpointError,
+        r"index\.json has no table 'weight_map'",
+    ),
     ("missing tensor", tensors(lambda t: t.pop(NORM)), {}, CheckpointError, f"Missing .*{NORM}"),
     ("extra tensor", tensors(lambda t: t.update(x=t[NORM])), {}, CheckpointError, "not in model: x"),
     ("misshapen", tensors(lambda t: t.update({NORM: t[NORM][:5]})), {}, CheckpointError, rf"Expected shape .*{NORM}"),
@@ -343,7 +349,13 @@ DAMAGES: list[tuple[str, Callable[[Path], Any], dict[str, Any], type[GritError],
     ("no tokenizer", remove("tokenizer.json"), {}, TokenizerError, "has no tokenizer"),
     ("broken tokenizer", write("tokenizer.json", "{"), {}, TokenizerError, "Cannot read the tokenizer in"),
     ("odd tokenizer", write("tokenizer.json", '{"a": 1}'), {}, TokenizerError, "Cannot read the tokenizer in"),
-    ("broken grit.json", write("grit.json", '{"pool": 1}'), {}, ConfigError, "unknown setting 'pool': did you mean"),
+    (
+        "broken grit.json",
+        write("grit.json", '{"pool": 1}'),
+        {},
+        ConfigError,
+        "There is no option 'pool': did you mean 'pooling'",
+    ),
 ]
 
 
@@ -374,5 +386,5 @@ def test_a_tokenizer_of_another_model(model_copy: Copy) -> None:
 def test_unreadable_weights(model_copy: Copy) -> None:
     folder = model_copy()
     (folder / "model.safetensors").chmod(0)
-    with pytest.raises(CheckpointError, match=r"Cannot read .*: Permission denied"):
+    with pytest.raises(CheckpointError, match=r"cannot be read: permission denied"):
         GritLM(folder)

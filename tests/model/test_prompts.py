@@ -168,14 +168,14 @@ def test_user_text_cannot_smuggle_in_control_tokens(request: pytest.FixtureReque
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
-        ([], "needs a user's message at its end"),
-        ([{"role": "assistant", "content": "x"}], "needs a user's message at its end"),
+        ([], "must end with a user's message"),
+        ([{"role": "assistant", "content": "x"}], "must end with a user's message"),
         ([{"role": "user"}], "Message 0 must be a table with 'role' and 'content'"),
         (["hi"], "Message 0 must be a table"),
         ([{"role": "user", "content": 5}], "Message 0 must have text as its content, not 5"),
         ([{"role": "user", "content": "a"}] * 2, "must alternate .* 'user' stands where 'assistant' belongs"),
         ([{"role": "tool", "content": "a"}, {"role": "user", "content": "b"}], "'tool' stands where 'user' belongs"),
-        ([{"role": "system", "content": "a"}, {"role": "assistant", "content": "b"}], "needs a user's message"),
+        ([{"role": "system", "content": "a"}, {"role": "assistant", "content": "b"}], "must end with a user's message"),
     ],
 )
 def test_wrong_chats(mistral: Any, messages: Any, message: str) -> None:

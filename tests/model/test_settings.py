@@ -29,12 +29,12 @@ def test_override_keeps_what_is_none() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"poling": "mean"}, "unknown setting 'poling': did you mean 'pooling'"),
-        ({"zzz": 1}, "unknown setting 'zzz': known are"),
+        ({"poling": "mean"}, "There is no option 'poling': did you mean 'pooling'"),
+        ({"zzz": 1}, "There is no option 'zzz': known are"),
         ({"pooling": "max"}, "Unknown pooling 'max': use one of mean"),
         ({"attn": "cbcc"}, "Unknown attn 'cbcc': use one of bbcc"),
-        ({"normalized": "yes"}, "normalized must be a true or false value, not 'yes'"),
-        ({"max_length": 0}, "max_length must be at least 1 token, not 0"),
+        ({"normalized": "yes"}, "normalized must be true or false, not 'yes'"),
+        ({"max_length": 0}, "max_length must be at least 1, not 0"),
         ({"max_length": True}, "max_length must be a whole number, not True"),
         ({"max_length": "512"}, "max_length must be a whole number, not '512'"),
         ({"format": 2}, "format 2 and this version reads format 1: update grit-mlx"),
@@ -45,7 +45,9 @@ def test_wrong_values(values: dict[str, object], message: str) -> None:
         settings_from(values)
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "Cannot read .*grit.json"), ("[1]", "must hold a JSON object")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "grit\\.json cannot be read: Expecting"), ("[1]", "must hold a JSON object")]
+)
 def test_broken_files(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "grit.json").write_text(text)
     with pytest.raises(ConfigError, match=message):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 
 from grit_mlx import GritLM
 from grit_mlx.errors import ArgumentError
+from grit_mlx.model.attention import TextCache
 from grit_mlx.model.prompts import embedding_prompt
 from grit_mlx.rag import Answerer, Document, DocumentCaches, Turn
 from grit_mlx.rag.modes import MODES
@@ -25,7 +25,7 @@ DOCUMENTS = [Document("A keel keeps a ship upright.", "1"), Document("Bread rise
 QUESTION = "What keeps a ship upright?"
 
 
-def logits(model: GritLM, layers: Sequence[Any], tokens: list[int]) -> Any:
+def logits(model: GritLM, layers: TextCache, tokens: list[int]) -> Any:
     """Of the last token of a prompt that continues what is cached."""
     response = next(iter(model.stream_responses(tokens, max_tokens=1, cache=layers or None)))
     return np.array(response.logprobs)
@@ -125,10 +125,10 @@ def test_auto_takes_the_side_that_is_cached(model: GritLM, tmp_path: Path) -> No
     long = "The wind leans on the sails of the ship. " * 30
     answerer = Answerer(model, DocumentCaches(tmp_path))
     _, query = answerer.encoder.query(long)
-    assert answerer.answer(long, DOCUMENTS, query_layers=query, max_tokens=1).mode == "query"
+    assert answerer.answer(long, DOCUMENTS, query_cache=query, max_tokens=1).mode == "query"
     document = Document(long)
     assert answerer.answer(QUESTION, [document], max_tokens=1).text is not None
-    assert answerer.answer(QUESTION, [document], query_layers=query, max_tokens=1).mode == "doc"
+    assert answerer.answer(QUESTION, [document], query_cache=query, max_tokens=1).mode == "doc"
 
 
 def test_a_conversation_goes_on(model: GritLM) -> None:
@@ -198,6 +198,6 @@ def test_what_is_cached_is_neutralised(model: GritLM, text: str) -> None:
     harmless = answerer.encoder.neutralised(text)
     expected = model.encode(harmless, instruction=embedding_prompt(), get_cache=True, max_length=4096)[1]
     raw = model.encode(text, instruction=embedding_prompt(), get_cache=True, max_length=4096)[1]
-    layers: Any = answerer.encoder.vectors_and_layers([text])[1][0]
+    layers: Any = answerer.encoder.vectors_and_caches([text])[1][0]
     assert mx.array_equal(layers[0].keys, expected[0].keys)
     assert layers[0].offset != raw[0].offset or not mx.array_equal(layers[0].keys, raw[0].keys)

@@ -71,9 +71,8 @@ def step_of(folder: Path, *, dropout: float = 0.0, settings: Settings | None = N
             module.lora_b = mx.random.normal(module.lora_b.shape) * 0.1
     trainee = Trainee(loaded.model, learn_temperature=True)
     trainee.train()
-    assert loaded.shape is not None
     training = TrainingSettings(**{"group_size": 2, "temperature": 0.1, **changes})
-    return TrainingStep(trainee, training, settings or loaded.settings, layers=loaded.shape[0], world=World())
+    return TrainingStep(trainee, training, settings or loaded.settings, world=World())
 
 
 @pytest.mark.parametrize("pooling", ["mean", "weightedmean", "lasttoken", "cls"])

@@ -50,7 +50,6 @@ def compute(folder: Path, batch: dict[str, Any], training: TrainingSettings, **o
         [row_from({"text": turns}) for turns in batch["generative"]],  # type: ignore[misc]
         max_length=training.max_seq_length,
     )
-    assert loaded.shape is not None
     routers = None
     if "router_factor" in options:
         routers = Routers(loaded.model, loaded.config["num_experts_per_tok"])
@@ -61,9 +60,7 @@ def compute(folder: Path, batch: dict[str, Any], training: TrainingSettings, **o
         [text for row in texts for text in row[1:]],
         np.arange(2 * len(texts), dtype=np.int32),
     )
-    step = TrainingStep(
-        Trainee(loaded.model), training, Settings(), layers=loaded.shape[0], world=World(), routers=routers, **options
-    )
+    step = TrainingStep(Trainee(loaded.model), training, Settings(), world=World(), routers=routers, **options)
     return merged([step.embedding(embedding, seed=0), step.generative([c for c in chats if c], seed=0)])
 
 
@@ -207,7 +204,7 @@ def test_accumulated_generation_equals_the_whole_batch(tiny_model: Path, kind: s
     expected, gradients = nn.value_and_grad(trainee, whole)(mx.array(padded))
     for size in (1, 2, 100):
         training = TrainingSettings(chunk_size=size, generative_loss=kind)
-        step = TrainingStep(trainee, training, Settings(), layers=2, world=World())
+        step = TrainingStep(trainee, training, Settings(), world=World())
         found = step.generative(chats, seed=0)
         assert found.losses["generative"] == pytest.approx(expected.item(), rel=1e-5)
         for (name, ours), (_, theirs) in zip(named_arrays(found.gradients), named_arrays(gradients), strict=True):
