@@ -32,7 +32,7 @@ COMMANDS = {
     "embed": "Turn texts into vectors.",
     "search": "Rank the texts of files by meaning, as grep finds words.",
     "similarity": "Compare the meaning of two texts or more.",
-    "generate": "Write an answer to a prompt, as it comes.",
+    "generate": "Answer a prompt.",
     "chat": "Talk with the model.",
     "eval": "Score a model on labelled data: retrieval (nDCG@10), sentence pairs (Spearman), answers (perplexity).",
     "convert": "Convert a model to an MLX folder, quantised or not, in a few hundred megabytes of memory.",

@@ -323,17 +323,17 @@ def model_is_a_file(place: Place) -> list[object]:
     return ["similarity", "a", "b", "-m", place.good]
 
 
-@case(r"{} has no config\.json, so it is no model folder\. Name one that holds a Hugging Face or MLX model\.")
+@case(r"{} has no config\.json, so it is not a model folder\. Name a folder with a Hugging Face or MLX model\.")
 def no_config(place: Place) -> list[object]:
     return ["embed", place.good, "-m", place.folder]
 
 
-@case(r"{} has no config\.json, so it is no model folder\. .*")
+@case(r"{} has no config\.json, so it is not a model folder\. .*")
 def no_config_to_use(place: Place) -> list[object]:
     return ["models", "use", place.folder]
 
 
-@case(r"Cannot read {}/model/config\.json: Expecting .*\. Download the model again\.")
+@case(r"{}/model/config\.json cannot be read: Expecting .*\. Download the model again\.")
 def broken_config(place: Place) -> list[object]:
     folder = place.copy()
     (folder / "config.json").write_text('{"model_type": ')
@@ -451,26 +451,30 @@ def broken_tokenizer(place: Place) -> list[object]:
     return ["embed", place.good, "-m", folder]
 
 
-@case(r"Cannot use {}/model/grit\.json\. It has an unknown setting 'poolin': did you mean 'pooling'\?")
+@case(
+    r"Cannot use {}/model/grit\.json\. There is no option 'poolin': did you mean 'pooling'\? Fix the file, or remove it to use the defaults\."
+)
 def unknown_setting(place: Place) -> list[object]:
     folder = place.copy()
     (folder / "grit.json").write_text('{"poolin": "mean"}')
     return ["embed", place.good, "-m", folder]
 
 
-@case(r"Cannot use {}/model/grit\.json\. max_length must be at least 1 token, not -5\.")
+@case(
+    r"Cannot use {}/model/grit\.json\. max_length must be at least 1, not -5\. Fix the file, or remove it to use the defaults\."
+)
 def impossible_setting(place: Place) -> list[object]:
     folder = place.copy()
     (folder / "grit.json").write_text('{"max_length": -5}')
     return ["models", "info", folder]
 
 
-@case(r"There is no adapter folder {}/none\.")
+@case(r"There is not an adapter folder {}/none\.")
 def no_adapter(place: Place) -> list[object]:
     return ["embed", place.good, "--adapter", place.folder / "none"]
 
 
-@case(r"{}/adapter is no adapter folder: it has no adapter_config\.json\.")
+@case(r"{}/adapter is not an adapter folder: it has no adapter_config\.json\.")
 def adapter_without_config(place: Place) -> list[object]:
     (place.folder / "adapter").mkdir()
     return ["generate", "x", "--adapter", place.folder / "adapter"]
@@ -503,7 +507,7 @@ def info_about_an_absent_model(place: Place) -> list[object]:
     return ["models", "info", "own/none"]
 
 
-@case(r"Cannot read {}/config\.json: .*\. Remove it, then choose again: grit models use NAME")
+@case(r"{}/config\.json cannot be read: .*\. Remove it, then choose again: grit models use NAME")
 def broken_choice(place: Place) -> list[object]:
     place.monkeypatch.delenv("GRIT_MODEL")
     place.monkeypatch.setenv("GRIT_HOME", str(place.folder))

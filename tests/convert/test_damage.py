@@ -238,7 +238,7 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "problem"),
     [
-        ({}, "is no adapter folder"),
+        ({}, "is not an adapter folder"),
         ({"adapter_model.safetensors": b"x"}, "holds a PEFT adapter"),
         ({"adapter_config.json": b"{", "adapters.safetensors": None}, "adapter_config.json"),
     ],

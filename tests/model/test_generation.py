@@ -195,7 +195,7 @@ def test_wrong_prompts(model: GritLM, prompt: Any) -> None:
 def test_damaged_head_is_named(tiny_model: Path) -> None:
     model = GritLM(tiny_model)
     model.model.lm_head.weight = mx.full((384, 32), float("nan"))
-    with pytest.raises(NonFiniteError, match="computes NaN or infinity"):
+    with pytest.raises(NonFiniteError, match="probabilities are NaN or infinity"):
         model.generate(PROMPT)
 
 

@@ -417,7 +417,7 @@ def test_bad_input_is_a_sentence(settings: Make, data: Path, tmp_path: Path) -> 
     assert "optimizer_config does not suit adamw" in refused(settings(optimizer_config={"beta": 1}), ArgumentError)
     (tmp_path / "empty").mkdir()
     message = refused(settings(evaluate=[str(tmp_path / "empty")], steps_per_eval=1), DocumentError)
-    assert "is no set to score: name a folder with corpus.jsonl" in message
+    assert "is not a set to score. A set is a folder with corpus.jsonl" in message
     shutil.rmtree(data / "generative")
     assert "holds no generative data, which mode='unified' needs: add some, or use mode='embedding'." in refused(
         settings(), DocumentError
