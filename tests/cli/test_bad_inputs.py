@@ -469,7 +469,7 @@ def impossible_setting(place: Place) -> list[object]:
     return ["models", "info", folder]
 
 
-@case(r"There is not an adapter folder {}/none\.")
+@case(r"There is no adapter folder {}/none\.")
 def no_adapter(place: Place) -> list[object]:
     return ["embed", place.good, "--adapter", place.folder / "none"]
 
