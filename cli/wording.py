@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import typer
 
+from grit_mlx import options
 from grit_mlx.cli import console
 from grit_mlx.errors import ArgumentError
-from grit_mlx.options import size
 
 __all__ = ["bytes_of_size", "number_of", "one_line", "size_of"]
 
@@ -32,12 +32,12 @@ def size_of(count: int) -> str:
 
 
 def bytes_of_size(text: str, *, option: str) -> int:
-    """As ``grit_mlx.options.size``, for an option of a command's own.
+    """See ``grit_mlx.options``.
 
     Raises:
         BadParameter: it is not a size; names the option.
     """
     try:
-        return size(text)
+        return options.bytes_of_size(text)
     except ArgumentError as error:
         raise typer.BadParameter(str(error), param_hint=option) from error

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from grit_mlx.errors import ArgumentError, Option
-from grit_mlx.options import check, option, size
+from grit_mlx.options import bytes_of_size, check, option
 
 __all__ = ["DTYPES", "MODES", "RECIPES", "ConversionOptions"]
 
@@ -82,7 +82,7 @@ class ConversionOptions:
         minimum=1,
         flags=("--fit",),
         metavar="SIZE",
-        parse=size,
+        parse=bytes_of_size,
     )
     dequantize: bool = option(False, "Dequantise a quantised model.", flags=("--dequantize", "-d"))
     dtype: str | None = option(
@@ -93,7 +93,7 @@ class ConversionOptions:
     )
     force: bool = option(False, "Replace an existing model.", heading="Output")
     upload_repo: str | None = option(None, "Hub repository to upload the model to.", metavar="NAME", heading="Output")
-    shard_bytes: int = option(1 << 30, "Maximum size of a file of weights.", minimum=1, flags=None, parse=size)
+    shard_bytes: int = option(1 << 30, "Maximum size of a file of weights.", minimum=1, flags=None, parse=bytes_of_size)
     verify: bool | None = option(
         None,
         "Embed and continue the same texts with source and result. Default: if the model fits into memory.",

@@ -33,7 +33,7 @@ from typing import Any, TypeVar
 
 from grit_mlx.errors import ArgumentError, Option
 
-__all__ = ["Spec", "check", "from_mapping", "nearest", "option", "size", "spec_of"]
+__all__ = ["Spec", "bytes_of_size", "check", "from_mapping", "nearest", "option", "spec_of"]
 
 T = TypeVar("T")
 
@@ -84,18 +84,6 @@ def spec_of(field: dataclasses.Field[Any]) -> Spec:
     return spec
 
 
-def size(text: str) -> int:
-    """``"16GB"``, ``"1.5 gb"``, ``"0"`` in bytes, by powers of 1000; ``"16GiB"`` by powers of 1024.
-
-    Raises:
-        ArgumentError: it is not a size.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip().lower())
-    if match is None or (match[3] and not match[2]):
-        raise ArgumentError(f"{text!r} is not a size. Write it like 16GB or 500MB.")
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2] or " "))
-
-
 def check(group: Any) -> None:
     """Bring a group's values to their types and refuse those out of range; for ``__post_init__``.
 
@@ -131,6 +119,18 @@ def from_mapping(group: type[T], values: Mapping[str, Any]) -> T:
         if name not in known:
             raise ArgumentError(f"There is no option {str(name)!r}: {nearest(str(name), known)}")
     return group(**values)
+
+
+def bytes_of_size(text: str) -> int:
+    """``"16GB"``, ``"1.5 gb"``, ``"0"`` in bytes, by powers of 1000; ``"16GiB"`` by powers of 1024.
+
+    Raises:
+        ArgumentError: it is not a size.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip().lower())
+    if match is None or (match[3] and not match[2]):
+        raise ArgumentError(f"{text!r} is not a size. Write it like 16GB or 500MB.")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2] or " "))
 
 
 def nearest(name: str, known: Collection[str]) -> str:
