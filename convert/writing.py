@@ -82,12 +82,13 @@ def shards_of(plan: ConversionPlan, limit: int) -> list[Shard]:
     groups: list[list[tuple[Weight, dict[str, Entry]]]] = []
     filled = 0
     for weight in plan.weights:
-        sizes = {name: math.prod(shape) * dtype.size for name, (shape, dtype) in weight.written().items()}
+        written = weight.written()
+        sizes = {name: math.prod(shape) * dtype.size for name, (shape, dtype) in written.items()}
         if not groups or filled + sum(sizes.values()) > limit:
             groups.append([])
             filled = 0
         entries = {}
-        for name, (shape, dtype) in weight.written().items():
+        for name, (shape, dtype) in written.items():
             entries[name] = Entry(_NAMES[dtype], shape, filled, sizes[name])
             filled += sizes[name]
         groups[-1].append((weight, entries))

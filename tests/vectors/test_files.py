@@ -223,13 +223,14 @@ def test_a_failure_leaves_all_as_it_was(tmp_path: Path, suffix: str, error: Base
 
 def test_a_signal_turned_into_an_exception_leaves_nothing(tmp_path: Path) -> None:
     code = """
-import signal, sys
+import signal, sys, time
 from grit_mlx.vectors.files import open_writer
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 with open_writer(sys.argv[1]) as writer:
     writer.write([[1.0]])
     print("written", flush=True)
-    signal.pause()
+    while True:  # not signal.pause(): a signal just before it would be slept through
+        time.sleep(0.05)
 """
     command = [sys.executable, "-c", code, str(tmp_path / "v.npy")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
