@@ -111,7 +111,8 @@ class Output:
 
 
 _Model = Annotated[ModelChoice, Use(without=("pooling", "attn"))]
-_Caches = Annotated[StoreOptions, Use(only=("cache_precision", "cache_budget"))]
+_BUDGET = {"cache_budget": "10GB"}
+_Caches = Annotated[StoreOptions, Use(only=("cache_precision", "cache_budget"), defaults=_BUDGET)]
 _SAMPLING = ("max_tokens", "temperature", "seed")
 
 
@@ -126,7 +127,7 @@ def index(
         ),
     ],
     store: Location = ".grit",
-    chosen: StoreOptions,
+    chosen: Annotated[StoreOptions, Use(defaults=_BUDGET)],
     indexing: IndexOptions,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", rich_help_panel=_STORE, help="Only count files, passages, tokens and bytes.")

@@ -13,7 +13,6 @@ from grit_mlx.rag.modes import CACHE_MODES, CHAT_MODES
 
 __all__ = [
     "METHODS",
-    "NO_LIMIT",
     "PRECISIONS",
     "ChatOptions",
     "IndexOptions",
@@ -32,17 +31,14 @@ METHODS: Final = ("hybrid", "rrf", "dense", "bm25")
 # Bits of a number on disk; None keeps what the model computed.
 PRECISIONS: Final[Mapping[str, int | None]] = {"full": None, "8": 8, "4": 4}
 
-NO_LIMIT: Final = -1
-_CACHE_BUDGET: Final = 10_000_000_000  # bytes: a cached passage of a 7B model takes tens of megabytes
-
 _CACHES: Final = "Cached documents"
 
 Group = TypeVar("Group")
 
 
-def budget_of(text: str) -> int:
-    """The bytes of a size such as "500MB"; ``NO_LIMIT`` for "none"."""
-    return NO_LIMIT if text.strip().lower() == "none" else bytes_of_size(text)
+def budget_of(text: str) -> int | None:
+    """The bytes of a size such as "500MB"; None for "none"."""
+    return None if text.strip().lower() == "none" else bytes_of_size(text)
 
 
 def count_or_all(value: int | str) -> int | str:
@@ -82,7 +78,7 @@ class StoreOptions:
     Attributes:
         exact_bytes: size of the vectors up to which search is exact; None for what memory allows, at most 4 GiB.
         cache_folder: where documents are cached; None for ``caches`` in the store.
-        cache_budget: in bytes; -1 for no limit, None for 10 GB.
+        cache_budget: in bytes; None for no limit. A cached passage of a 7B model takes tens of megabytes.
     """
 
     heading: ClassVar[str] = "Store"
@@ -108,11 +104,10 @@ class StoreOptions:
         heading=_CACHES,
     )
     cache_budget: int | None = option(
-        None,
+        10_000_000_000,
         "Maximum disk space for cached documents, such as 500MB or 0; 'none' for no limit. The least recently used "
-        "are removed. Default: 10GB.",
+        "are removed.",
         minimum=0,
-        also={NO_LIMIT: "for no limit"},
         parse=budget_of,
         heading=_CACHES,
         metavar="SIZE",
@@ -120,8 +115,6 @@ class StoreOptions:
 
     def __post_init__(self) -> None:
         check(self)
-        if self.cache_budget is None:
-            object.__setattr__(self, "cache_budget", _CACHE_BUDGET)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,14 +165,13 @@ class SearchOptions:
     )
     paths: Sequence[str] = option(
         (),
-        "Only this file, folder or pattern such as 'docs/*.md'; can be given several times.",
+        "Only this file, folder or pattern such as 'docs/*.md'.",
         flags=("--path",),
         metavar="PATTERN",
     )
     metadata: Sequence[str] = option(
         (),
-        "Only rows of .jsonl and .csv files with this field, or files of a kind (kind=markdown). Can be given several "
-        "times; all must match.",
+        "Only rows of .jsonl and .csv files with this field, or files of a kind (kind=markdown); all must match.",
         flags=("--where",),
         metavar="KEY=VALUE",
     )

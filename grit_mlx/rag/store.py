@@ -6,7 +6,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike, fspath
@@ -35,7 +35,7 @@ from grit_mlx.rag.fingerprint import check_fingerprint, digest, fingerprint
 from grit_mlx.rag.indexing import IndexReport, PassageWriter, hash_of, plan_index
 from grit_mlx.rag.kvfiles import bytes_of
 from grit_mlx.rag.nearest import fits_in_memory, recall
-from grit_mlx.rag.options import NO_LIMIT, PRECISIONS, IndexOptions, SearchOptions, StoreOptions, check_question, merged
+from grit_mlx.rag.options import PRECISIONS, IndexOptions, SearchOptions, StoreOptions, check_question, merged
 from grit_mlx.rag.relevance import PROBES, Scores, thresholds
 from grit_mlx.rag.retrieval import Retriever, SearchResults, where_clause
 from grit_mlx.rag.schema import StoredPassage
@@ -122,7 +122,7 @@ class Store:
         self.caches = DocumentCaches(
             chosen.cache_folder or self._local / "caches",
             precision=chosen.cache_precision,
-            budget=None if chosen.cache_budget == NO_LIMIT else chosen.cache_budget,
+            budget=chosen.cache_budget,
         )
         self._open()
         self.passage_tokens = self._size("passage_tokens", chosen.passage_tokens, _PASSAGE_TOKENS)
@@ -242,9 +242,7 @@ class Store:
         walked = self._walk(paths)
         report.skipped.update(walked.skipped)
         report.problems += walked.problems
-        with writing(
-            self._local, lock=self._local / "writer.lock", busy=StoreBusyError, wait=chosen.wait, on_wait=on_wait
-        ):
+        with self._writing(chosen.wait, on_wait):
             table = PassageTable(self.uri, published=False)
             if not table.exists:
                 sizes = {"passage_tokens": self.passage_tokens, "overlap": self.overlap}
@@ -306,6 +304,10 @@ class Store:
         each = {name: bytes_of(layers, precision=name) / int(layers[0].offset) for name in PRECISIONS}
         sizes = {name: int(tokens * size) for name, size in each.items()}
         return Estimate(len(plan.changed), report.unchanged, passages, tokens, sizes)
+
+    def _writing(self, wait: float, on_wait: Callable[[str], None] | None = None) -> AbstractContextManager[None]:
+        lock = self._local / "writer.lock"
+        return writing(self._local, lock=lock, busy=StoreBusyError, wait=wait, on_wait=on_wait)
 
     def _walk(self, paths: Sequence[str | PathLike[str]]) -> Walk:
         return walk(paths, without=[] if is_remote(self.uri) else [Path(self.uri)])
@@ -385,7 +387,7 @@ class Store:
         where = where_clause(paths)
         if where is None:
             raise ArgumentError("Name the files to remove.")
-        with writing(self._local, lock=self._local / "writer.lock", busy=StoreBusyError, wait=wait):
+        with self._writing(wait):
             table = PassageTable(self.uri, published=False)
             if table.exists:
                 table.drop_unpublished()

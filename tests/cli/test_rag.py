@@ -15,7 +15,7 @@ import pytest
 
 from grit_mlx.errors import GritError
 from grit_mlx.rag import Answerer, Store, fingerprint, table
-from grit_mlx.rag.options import NO_LIMIT, budget_of
+from grit_mlx.rag.options import StoreOptions, budget_of
 from grit_mlx.rag.table import PassageTable
 
 Grit = Any
@@ -266,10 +266,16 @@ def test_wrong_usage(grit: Grit, folder: Path, args: list[str], message: str) ->
 
 
 @pytest.mark.parametrize(
-    ("text", "count"), [("0", 0), ("500MB", 500_000_000), ("1.5 gb", 1_500_000_000), ("7k", 7000), ("none", NO_LIMIT)]
+    ("text", "count"), [("0", 0), ("500MB", 500_000_000), ("1.5 gb", 1_500_000_000), ("7k", 7000), ("none", None)]
 )
-def test_sizes(text: str, count: int) -> None:
+def test_sizes(text: str, count: int | None) -> None:
     assert budget_of(text) == count
+
+
+def test_the_default_budget_is_the_one_shown(grit: Grit, indexed: Path) -> None:
+    assert budget_of("10GB") == StoreOptions().cache_budget
+    assert grit("rag", "ask", "yeast", "--max-tokens", 1, "--min-score", -1, "--cache-budget", "none").code == 0
+    assert list(Path(".grit/caches").glob("??/*.safetensors"))
 
 
 def test_errors_of_the_library_are_of_one_tree() -> None:
