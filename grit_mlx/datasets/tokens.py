@@ -164,8 +164,8 @@ def _encode(tokenizer: Any, texts: Sequence[prompts.Rendered]) -> list[tuple[lis
 
 def _official_labels(tokenizer: Any, row: ChatRow, length: int) -> NDArray[np.bool_]:
     """What the official code learns of a conversation (``training/data.py``, CustomCollator)."""
-    if tokenizer.chat_template:
-        raise ArgumentError("label_mask='official' is for GRIT's own chat format: this tokenizer has a template.")
+    if not prompts.has_grit_format(tokenizer):
+        raise ArgumentError("label_mask='official' is for GRIT's chat format: this tokenizer's template has another.")
     learned = np.ones(length, dtype=bool)
     at = 0
     for i, message in enumerate(prompts.without_system(row.messages)[:-1]):

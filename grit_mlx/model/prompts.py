@@ -22,6 +22,7 @@ __all__ = [
     "TokenizedText",
     "chat_tokens",
     "embedding_prompt",
+    "has_grit_format",
     "literal_tokens",
     "neutralised",
     "rag_prompt",
@@ -239,6 +240,13 @@ def render_text(tokenizer: Any, text: str) -> Rendered:
     bos = tokenizer.bos_token or ""
     whole = bos + _hidden(text, _special_pattern(tokenizer), typed) + (tokenizer.eos_token or "")
     return Rendered(whole, [(len(bos), len(whole))], typed)
+
+
+def has_grit_format(tokenizer: Any) -> bool:
+    """Whether chats are written in GRIT's format, by the tokenizer's own template or because it has none."""
+    chat = [{"role": role, "content": "a"} for role in ("user", "assistant") * 2]
+    written = tokenizer.chat_template and tokenizer.apply_chat_template(chat, tokenize=False)
+    return not written or written == _grit_chat(tokenizer, chat)[0]
 
 
 def without_system(messages: Sequence[Message]) -> Sequence[Message]:

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from grit_mlx.datasets.examples import ChatRow, EmbeddingRow, TextRow
 from grit_mlx.datasets.tokens import RowError, TokenizedChat, tokenize_chats, tokenize_embedding_rows
+from grit_mlx.errors import ArgumentError
 from grit_mlx.model.prompts import embedding_prompt, tokenize_texts
 from tests.conftest import GOLDEN, SHARED
 
@@ -171,6 +172,11 @@ def test_official_masks_have_the_official_faults(make: Any) -> None:
     joined = chat(["Be brief.\n\n" + TURNS[0], *TURNS[1:]])
     both = [tokenize(tokenizer, row, label_mask="official").learned.tolist() for row in (system, joined)]
     assert both[0] == both[1]
+    tokenizer.chat_template = GRIT
+    assert tokenize(tokenizer, joined, label_mask="official").learned.tolist() == both[1]
+    tokenizer.chat_template = CHATML
+    with pytest.raises(ArgumentError, match="label_mask='official' is for GRIT's chat format"):
+        tokenize(tokenizer, joined, label_mask="official")
 
 
 def test_special_tokens_that_somebody_typed_end_nothing() -> None:
