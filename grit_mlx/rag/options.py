@@ -172,14 +172,13 @@ class SearchOptions:
     )
     paths: Sequence[str] = option(
         (),
-        "Only this file, folder or pattern such as 'docs/*.md'; can be given several times.",
+        "Only this file, folder or pattern such as 'docs/*.md'.",
         flags=("--path",),
         metavar="PATTERN",
     )
     metadata: Sequence[str] = option(
         (),
-        "Only rows of .jsonl and .csv files with this field, or files of a kind (kind=markdown). Can be given several "
-        "times; all must match.",
+        "Only rows of .jsonl and .csv files with this field, or files of a kind (kind=markdown); all must match.",
         flags=("--where",),
         metavar="KEY=VALUE",
     )
