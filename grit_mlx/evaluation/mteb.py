@@ -22,7 +22,6 @@ from grit_mlx.errors import ArgumentError, DownloadError, GritError, first_line
 from grit_mlx.evaluation.instructions import instruction_for
 from grit_mlx.evaluation.scoring import Score
 from grit_mlx.gritlm import GritLM
-from grit_mlx.model.prompts import embedding_prompt
 from grit_mlx.optional import optional
 from grit_mlx.options import nearest
 from grit_mlx.vectors.compression import FloatVectors, cosine, unit
@@ -71,9 +70,11 @@ class GritEncoder:
         full = [i for i, text in enumerate(texts) if text.strip()]
         vectors = np.zeros((len(texts), self.model.embedding_size), dtype=np.float32)
         if full:
-            prompt = embedding_prompt(self.instruction(task_metadata, prompt_type))
             options = {"progress": bool(kwargs.get("show_progress_bar")), **self._options}
-            vectors[full] = self.model.encode([texts[i] for i in full], instruction=prompt, **options)
+            instruction = self.instruction(task_metadata, prompt_type)
+            vectors[full] = self.model.encode(
+                [texts[i] for i in full], role="query", instruction=instruction, **options
+            )
         return vectors
 
     def instruction(self, task: Any, prompt_type: Any = None) -> str:

@@ -9,7 +9,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +17,6 @@ from grit_mlx.errors import DocumentError, ModelError, first_line
 from grit_mlx.evaluation.answers import AnswerLoss, answer_loss
 from grit_mlx.evaluation.sets import AnswerSet, PairSet, RetrievalSet
 from grit_mlx.gritlm import GritLM
-from grit_mlx.model.prompts import embedding_prompt
 from grit_mlx.optional import optional
 from grit_mlx.progress import Progress
 from grit_mlx.vectors.compression import FloatVectors, largest, unit
@@ -33,9 +32,6 @@ Watch = Callable[[str, int], AbstractContextManager[Progress]]
 
 # From W queries to scores ``(W, D)`` of the documents; minus infinity for one that is not a hit.
 _Scorer = Callable[[list[str]], FloatVectors]
-
-# What a text is embedded as; sentences are compared with each other.
-Role = Literal["query", "document", "sentence"]
 
 # Number of queries whose scores are held at once.
 _WINDOW = 256
@@ -117,13 +113,13 @@ class DenseSystem(_Scoring):
         self._kept: tuple[bytes, FloatVectors] = (b"", np.empty((0, 0), np.float32))
 
     @abstractmethod
-    def encode(self, texts: list[str], role: Role, data_name: str, progress: Progress | bool = False) -> FloatVectors:
+    def encode(self, texts: list[str], role: str, data_name: str, progress: Progress | bool = False) -> FloatVectors:
         """Unit vectors of texts, ``(N, E)``.
 
         Args:
-            texts: queries, documents or sentences.
-            role: which of them.
-            data_name: the set that they are from.
+            texts: of the set.
+            role: one of ``settings.ROLES``; "similarity" for sentences.
+            data_name: the set's.
             progress: called with the number of texts done.
         """
 
@@ -131,7 +127,7 @@ class DenseSystem(_Scoring):
         """Cosines, ``(N,)``."""
         texts = list(dict.fromkeys([*data.first, *data.second]))  # many sentences are in several pairs
         with watch(f"{self.name}: {data.name}", len(texts)) as progress:
-            vectors = dict(zip(texts, self.encode(texts, "sentence", data.name, progress), strict=True))
+            vectors = dict(zip(texts, self.encode(texts, "similarity", data.name, progress), strict=True))
         first, second = (np.stack([vectors[text] for text in side]) for side in (data.first, data.second))
         return np.asarray(np.sum(first * second, axis=1))
 
@@ -186,20 +182,16 @@ class GritSystem(DenseSystem):
         super().__init__()
         self.model = model
         self.name = model.folder.name if name is None else name
-        self._instruction = model.settings.query_instruction if instruction is None else instruction
+        self._instruction = instruction
         self._instructions = instructions or {}
         self._options = options or {}
 
-    def encode(self, texts: list[str], role: Role, data_name: str, progress: Progress | bool = False) -> FloatVectors:
+    def encode(self, texts: list[str], role: str, data_name: str, progress: Progress | bool = False) -> FloatVectors:
         """See ``DenseSystem``."""
-        settings = self.model.settings
-        instruction = {
-            "query": self._instructions.get(data_name, self._instruction),
-            "document": settings.document_instruction,
-            "sentence": self._instructions.get(data_name, settings.similarity_instruction),
-        }[role]
-        prompt = embedding_prompt(instruction)
-        return unit(self.model.encode(texts, instruction=prompt, progress=progress, **self._options))
+        instruction = self._instruction if role == "query" else None
+        if role != "document":
+            instruction = self._instructions.get(data_name, instruction)
+        return unit(self.model.encode(texts, role=role, instruction=instruction, progress=progress, **self._options))
 
     def losses(self, data: AnswerSet, watch: Watch = unwatched) -> AnswerLoss | None:
         """See ``System``."""
@@ -213,7 +205,7 @@ class GritSystem(DenseSystem):
             "folder": str(self.model.folder),
             "pooling": used.pooling,
             "attn": used.attn,
-            "query_instruction": self._instruction,
+            "query_instruction": used.query_instruction if self._instruction is None else self._instruction,
             "document_instruction": used.document_instruction,
             "similarity_instruction": used.similarity_instruction,
             "instructions": dict(self._instructions),
@@ -244,9 +236,9 @@ class SentenceTransformerSystem(DenseSystem):
         except Exception as error:  # the library raises whatever its parts raise
             raise ModelError(f"sentence-transformers cannot load {name!r}: {first_line(error)}") from error
 
-    def encode(self, texts: list[str], role: Role, data_name: str, progress: Progress | bool = False) -> FloatVectors:
+    def encode(self, texts: list[str], role: str, data_name: str, progress: Progress | bool = False) -> FloatVectors:
         """See ``DenseSystem``."""
-        method = {"query": "encode_query", "document": "encode_document", "sentence": "encode"}[role]
+        method = "encode" if role == "similarity" else f"encode_{role}"
         # Versions before 5 have encode alone; the others add the prompts that the model was trained with.
         encode = getattr(self._model, method, self._model.encode)
         return unit(np.asarray(encode(texts, convert_to_numpy=True, show_progress_bar=False), dtype=np.float32))
