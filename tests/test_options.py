@@ -184,11 +184,13 @@ def test_flags_are_the_tables(path: str, name: str, group: Any, use: options.Use
         both = bool in alternatives(hints[one.name]) and (use.given or default_of(one) is not False)
         assert flag.secondary_opts == (["--no-" + flag.opts[0][2:]] if both else [])
     values = {one.name: context.params[f"{name}__{one.name}"] for one in taken}
-    for one in taken:  # the flag's default is text, such as 10GB
-        if (parse := spec_of(one).parse) is not None and isinstance(values[one.name], str):
-            values[one.name] = parse(values[one.name])
+    defaults = dict(use.defaults)
+    for one in taken:  # a flag's default may be text, such as 10GB
+        for given in (values, defaults):
+            if (parse := spec_of(one).parse) is not None and isinstance(given.get(one.name), str):
+                given[one.name] = parse(given[one.name])
     values |= {one: dict(value or ()) for one, value in values.items() if options._is_table(hints[one])}
-    assert group(**values) == group(**use.defaults), "what is not given is the default"
+    assert group(**values) == group(**defaults), "what is not given is the default"
 
 
 @pytest.mark.parametrize("name", GROUPS)
