@@ -115,7 +115,7 @@ def plan_index(
         except OSError as error:
             # It may be readable again tomorrow: what is stored of it stays.
             report.skipped["unreadable"] += 1
-            report.problems.append((name, unreadable(name, error).removeprefix(name).strip()))
+            report.problems.append((name, unreadable("", error).lstrip()))
             plan.stale += _unfinished(states, published)
             continue
         kind = kind_of(path)
