@@ -452,7 +452,8 @@ def broken_tokenizer(place: Place) -> list[object]:
 
 
 @case(
-    r"Cannot use {}/model/grit\.json\. There is no option 'poolin': did you mean 'pooling'\? Fix the file, or remove it to use the defaults\."
+    r"Cannot use {}/model/grit\.json\. There is no option 'poolin': did you mean 'pooling'\? "
+    r"Fix the file, or remove it to use the defaults\."
 )
 def unknown_setting(place: Place) -> list[object]:
     folder = place.copy()
@@ -461,7 +462,8 @@ def unknown_setting(place: Place) -> list[object]:
 
 
 @case(
-    r"Cannot use {}/model/grit\.json\. max_length must be at least 1, not -5\. Fix the file, or remove it to use the defaults\."
+    r"Cannot use {}/model/grit\.json\. max_length must be at least 1, not -5\. "
+    r"Fix the file, or remove it to use the defaults\."
 )
 def impossible_setting(place: Place) -> list[object]:
     folder = place.copy()

@@ -423,7 +423,9 @@ def test_bad_input_is_a_sentence(settings: Make, data: Path, tmp_path: Path) -> 
         settings(), DocumentError
     )
     (data / "embedding" / "c.jsonl").write_text('{"query": "a", "pos": ["b"]}\n{"query": "a"}\n')
-    assert "c.jsonl, line 2: there is no field 'pos'; the fields are 'query'" in refused(settings(mode="embedding"), DocumentError)
+    assert "c.jsonl, line 2: there is no field 'pos'; the fields are 'query'" in refused(
+        settings(mode="embedding"), DocumentError
+    )
 
 
 @pytest.mark.parametrize("limit", [0.5, None])
