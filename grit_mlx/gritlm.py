@@ -287,7 +287,7 @@ class GritLM:
             return replace(chosen, instruction=chosen.instruction or "")
         own = self.settings.instruction(chosen.role)
         instruction = own if chosen.instruction is None else chosen.instruction
-        return replace(chosen, instruction=prompts.embedding_prompt(instruction))
+        return replace(chosen, instruction=self.settings.prompt(instruction))
 
     # Generating
 

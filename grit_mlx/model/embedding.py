@@ -130,8 +130,9 @@ class Embedder:
             instruction=options.instruction or "",
             max_length=None if average else options.max_length,
             add_special_tokens=options.add_special_tokens,
+            joint=self.settings.prompt_format == "plain",
         )
-        masked = not options.embed_instruction and self.settings.pooling in AVERAGING
+        masked = not (options.embed_instruction or self.settings.pool_prompt) and self.settings.pooling in AVERAGING
         pieces = []
         for i, (text, tokens) in enumerate(zip(texts, tokenized, strict=True)):
             head, body = tokens.ids[: tokens.instruction_tokens], tokens.ids[tokens.instruction_tokens :]

@@ -16,7 +16,7 @@ class Kind:
 
     Attributes:
         name: the kind that passages carry in their metadata.
-        reader: "lines"; "jsonl", "json", "csv" or "tsv" for rows; "html", "pdf" or "docx".
+        reader: "lines"; "jsonl", "json", "csv", "tsv", "parquet" or "arrow" for rows; "html", "pdf" or "docx".
         unit: what its places count: "line", "page" or "paragraph".
         by: what makes one text by default, as in ``ReadingOptions``.
         headings: whether its paragraphs may begin with Markdown headings.
@@ -54,6 +54,8 @@ _SUFFIXES: Final[dict[str, Kind]] = {
     ".json": Kind("rows", "json"),
     ".csv": Kind("rows", "csv"),
     ".tsv": Kind("rows", "tsv"),
+    ".parquet": Kind("rows", "parquet"),
+    ".arrow": Kind("rows", "arrow"),
     ".pdf": Kind("pdf", "pdf", unit="page", by="paragraph"),
     ".docx": Kind("docx", "docx", unit="paragraph", by="paragraph", headings=True),
 }
@@ -77,9 +79,12 @@ def kind_of(path: str | PathLike[str], *, rows: bool = False) -> Kind:
 
 
 def is_listed(path: str | PathLike[str]) -> bool:
-    """Whether a file is read when only its folder is named. JSON is not: in folders it is mostly settings."""
+    """Whether a file is read when only its folder is named.
+
+    JSON is not, for in folders it is mostly settings; nor are tables that hold anything.
+    """
     kind = _known(path)
-    return kind is not None and kind.reader != "json"
+    return kind is not None and kind.reader not in ("json", "parquet", "arrow")
 
 
 def stem(path: str | PathLike[str]) -> str:

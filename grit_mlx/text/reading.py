@@ -27,7 +27,7 @@ from grit_mlx.text.html import html_paragraphs
 from grit_mlx.text.kinds import Kind, kind_of
 from grit_mlx.text.office import docx_paragraphs, pdf_paragraphs
 from grit_mlx.text.options import ReadingOptions
-from grit_mlx.text.rows import Row, failure, named, objects, texts, with_text
+from grit_mlx.text.rows import Row, failure, named, objects, texts, texts_in, with_text
 from grit_mlx.text.splitting import (
     STDIN,
     Measure,
@@ -38,6 +38,7 @@ from grit_mlx.text.splitting import (
     split_lines,
     split_paragraphs,
 )
+from grit_mlx.text.tables import READERS, table_rows
 
 __all__ = ["read_lines", "read_rows", "read_texts", "texts_of"]
 
@@ -109,6 +110,9 @@ def read_rows(path: str | PathLike[str]) -> Iterator[Row]:
     kind = kind_of(path, rows=True)
     if not kind.rows:
         raise failure(path, None, f"{_NOT_ROWS}")
+    if kind.reader in READERS:
+        _check_file(fspath(path))
+        return table_rows(path, kind.reader)
     return objects(read_lines(path), kind.reader, source=fspath(path))
 
 
@@ -147,7 +151,10 @@ def texts_of(
         return split_chunks(blocks, size=size, overlap=overlap, measure=measure, markdown=kind.headings)
 
     if kind.rows:
-        rows = texts(lines, kind.reader, source=source, field=options.field)
+        if kind.reader in READERS:
+            rows = texts_in(table_rows(source, kind.reader), source=source, field=options.field)
+        else:
+            rows = texts(lines, kind.reader, source=source, field=options.field)
         if by == "line":
             return with_text(rows, skip=options.skip_empty, on_skip=on_skip)
         if by == "file":

@@ -17,7 +17,19 @@ from typing import Any, Final, Literal
 from grit_mlx.errors import DocumentError, Option, first_line
 from grit_mlx.text.splitting import STDIN, Text
 
-__all__ = ["Row", "Source", "failure", "missing", "named", "objects", "table", "text_of", "texts", "with_text"]
+__all__ = [
+    "Row",
+    "Source",
+    "failure",
+    "missing",
+    "named",
+    "objects",
+    "table",
+    "text_of",
+    "texts",
+    "texts_in",
+    "with_text",
+]
 
 Source = str | PathLike[str]
 
@@ -104,7 +116,13 @@ def texts(lines: Iterable[str], reader: str, *, source: str, field: str | None =
         for cells, line, end_line in rows:
             yield Text(cells[index], source, line, end_line, dict(zip(columns, cells, strict=True)))
         return
-    for value, line, end_line in _VALUES[reader](lines, source):
+    yield from texts_in(_VALUES[reader](lines, source), source=source, field=field)
+
+
+def texts_in(rows: Iterable[Row], *, source: str, field: str | None = None) -> Iterator[Text]:
+    """As ``texts``, of rows that are objects or strings."""
+    wanted = "text" if field is None else field
+    for value, line, end_line in rows:
         if isinstance(value, dict):
             yield Text(text_of(value, wanted, source, line, _CHOOSE), source, line, end_line, value)
         elif field is None and isinstance(value, str):

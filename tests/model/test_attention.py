@@ -65,6 +65,7 @@ def random_ids(length: int, seed: int = 0) -> mx.array:
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_both_modes_and_padding(kind: str) -> None:
     model = make(kind)
+    attention.broadcast_masks(model)
     assert attention.check_both_modes(model, vocabulary_size=VOCABULARY) == 32
     states = attention.decoder_of(model)
     ids = random_ids(9)
