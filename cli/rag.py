@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from grit_mlx.cli import console, options
-from grit_mlx.cli.chat import interruptible, piped_lines, typed_lines
+from grit_mlx.cli.chat import Commands, converse, interruptible
 from grit_mlx.cli.generate import show_piece
 from grit_mlx.cli.loader import load_model
 from grit_mlx.cli.options import Use
 from grit_mlx.cli.wording import number_of, one_line, size_of
-from grit_mlx.errors import ArgumentError, GritError
 from grit_mlx.model.options import GenerationOptions, ModelChoice
 from grit_mlx.options import option
 from grit_mlx.rag.options import ChatOptions, IndexOptions, RagOptions, StoreOptions, check_question
@@ -77,12 +76,6 @@ VERIFY_EXAMPLES = """
 Examples:
   grit rag verify
 """
-
-_HELP = """/sources    the sources of the last answer, with their text
-/reset      forget the conversation
-/quit       exit (so does Ctrl-D)
-/help       this list
-Ctrl-C stops an answer."""
 
 _STORE = "Store"
 
@@ -219,26 +212,24 @@ def chat(
     opened = _opened(store, caches)
     opened.require()
     rag = _rag(opened, chosen, model)
-    typed = console.stdin_is_terminal()
-    if typed:
-        console.note(f"{number_of(len(opened), 'passage')}: /help lists the commands, Ctrl-D exits")
     sources: list[SearchResult] = []
-    for line in typed_lines() if typed else piped_lines():
-        try:
-            if line.startswith("/") and line[1:].isalpha():
-                if not _obey(line, rag, sources):
-                    break
-                continue
-            response = rag.chat(line, **asdict(sampling))
-            text = _show_answer(response, opened)
-            if response.answer is not None:
-                rag.remember(line, text)
-                sources = response.sources
-        except GritError as error:
-            # Someone who types can correct it; a script must learn that its turn failed.
-            if not typed:
-                raise
-            console.error(error)
+
+    def turn(question: str) -> None:
+        response = rag.chat(question, **asdict(sampling))
+        text = _show_answer(response, opened)
+        if response.answer is not None:
+            rag.remember(question, text)
+            sources[:] = response.sources
+
+    def reset(_: str) -> None:
+        rag.reset()
+        console.note("the conversation is forgotten")
+
+    commands: Commands = {
+        "/sources": ("the sources of the last answer", lambda _: _show_sources(sources, texts=True)),
+        "/reset": ("forget the conversation", reset),
+    }
+    converse(turn, commands, greeting=number_of(len(opened), "passage"))
 
 
 @options.command
@@ -307,23 +298,6 @@ def _rag(opened: Store, chosen: RagOptions, model: ModelChoice) -> Rag:
     from grit_mlx.rag import Rag
 
     return Rag(grit, opened, chosen)
-
-
-def _obey(line: str, rag: Rag, sources: Sequence[SearchResult]) -> bool:
-    """Do what a line of a chat asks for; returns whether to continue."""
-    name = line[1:].lower()
-    if name in {"quit", "exit", "bye"}:
-        return False
-    if name == "reset":
-        rag.reset()
-        console.note("the conversation is forgotten")
-    elif name == "sources":
-        _show_sources(sources, texts=True)
-    elif name == "help":
-        console.write(_HELP)
-    else:
-        raise ArgumentError(f"There is no command /{name}. These are: /sources, /reset, /quit and /help.")
-    return True
 
 
 # Showing

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import mlx.core as mx
 import numpy as np
@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from grit_mlx.errors import ArgumentError, ModeError, Option, TextError
 from grit_mlx.model import generation, loading, prompts
-from grit_mlx.model.attention import TextCache
 from grit_mlx.model.batching import windows
+from grit_mlx.model.caches import TextCache
 from grit_mlx.model.embedding import Embedder
 from grit_mlx.model.generation import PromptCache
 from grit_mlx.model.options import EmbeddingOptions, GenerationOptions, ModelChoice
@@ -33,7 +33,7 @@ logger = logging.getLogger("grit_mlx")
 
 Prompt = str | Sequence[prompts.Message] | Sequence[int]
 Document = str | Mapping[str, str]
-Cache = PromptCache | TextCache | None
+Cache: TypeAlias = "PromptCache | TextCache | None"
 
 # Texts that are tokenised and sorted together. Large, so that little is lost at the borders; bounded, so that
 # the memory of a stream of any length stays the same.

@@ -17,8 +17,7 @@ Shapes: B batch, L length, H heads, D head size, E hidden size.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -31,22 +30,13 @@ from grit_mlx.errors import ArchitectureError, NonFiniteError, Option
 __all__ = [
     "DocumentCache",
     "EmbeddingCache",
-    "TextCache",
     "bidirectional_mask",
     "check_both_modes",
-    "concatenate_caches",
-    "copy_cache",
     "decoder_of",
     "document_caches",
     "embedding_caches",
-    "held",
-    "layer_cache",
     "not_finite",
-    "split_document_caches",
 ]
-
-# The keys and values of one text: mlx-lm's cache of each layer.
-TextCache = list[KVCache]
 
 # As mlx's attention takes it: boolean, "causal", or None to see everything.
 Mask = mx.array | str | None
@@ -130,54 +120,6 @@ def embedding_caches(layers: int, padding: mx.array | None = None, *, causal: bo
 def document_caches(layers: int, padding: mx.array | None = None, *, causal: bool = False) -> list[DocumentCache]:
     """A cache for each layer, for one embedding pass whose keys and values are kept."""
     return [DocumentCache(padding, causal=causal) for _ in range(layers)]
-
-
-def split_document_caches(caches: Sequence[DocumentCache], lengths: Sequence[int]) -> list[TextCache]:
-    """The cache of each row of a batch, without its padding: what the text would have left behind alone.
-
-    Args:
-        caches: one for each layer, filled by one pass.
-        lengths: number of tokens of each row; its padding follows them.
-    """
-    # Contiguous copies: a slice would hold on to the whole batch and to mlx-lm's steps of 256 tokens.
-    rows = [
-        [layer_cache(*(mx.contiguous(array[row : row + 1, :, :length]) for array in held(cache))) for cache in caches]
-        for row, length in enumerate(lengths)
-    ]
-    mx.eval([held(cache) for row in rows for cache in row])
-    return rows
-
-
-def concatenate_caches(*texts: TextCache) -> TextCache:
-    """The keys and values of several texts, one after the other.
-
-    As in the official code, keys keep the rotation of their own text, so positions overlap; generation starts at
-    the total length.
-    """
-    layers = zip(*texts, strict=True)
-    pairs = (zip(*map(held, parts), strict=True) for parts in layers)
-    return [layer_cache(*(mx.concatenate(list(arrays), axis=2) for arrays in pair)) for pair in pairs]
-
-
-def copy_cache(cache: Sequence[Any]) -> list[Any]:
-    """A text's cache that can grow without changing the original."""
-    return [
-        layer_cache(*held(layer)) if isinstance(layer, KVCache) and layer.keys is not None else copy.deepcopy(layer)
-        for layer in cache
-    ]
-
-
-def layer_cache(keys: mx.array, values: mx.array) -> KVCache:
-    """mlx-lm's cache of one layer that holds these keys and values ``(1, H, L, D)``."""
-    cache = KVCache()
-    cache.keys, cache.values, cache.offset = keys, values, keys.shape[2]
-    return cache
-
-
-def held(cache: KVCache) -> tuple[mx.array, mx.array]:
-    """The keys and values ``(1, H, L, D)`` that a layer's cache holds, without the room that it keeps behind them."""
-    assert cache.keys is not None and cache.values is not None
-    return cache.keys[..., : cache.offset, :], cache.values[..., : cache.offset, :]
 
 
 def decoder_of(model: nn.Module) -> Callable[..., mx.array]:

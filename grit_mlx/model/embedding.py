@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from grit_mlx.errors import MemoryLimitError, Option, TextError
 from grit_mlx.model import device
-from grit_mlx.model.attention import TextCache, not_finite, split_document_caches
+from grit_mlx.model.attention import not_finite
 from grit_mlx.model.batching import halve, plan_batches
+from grit_mlx.model.caches import TextCache, split_rows
 from grit_mlx.model.checkpoint import decoder_config
 from grit_mlx.model.loading import LoadedModel
 from grit_mlx.model.numpy_linear import through_numpy
@@ -172,7 +173,7 @@ class Embedder:
             keep=keep,
         )
         mx.eval(vectors)
-        return np.array(vectors), split_document_caches(caches, [len(piece.ids) for piece in batch]) if keep else []
+        return np.array(vectors), split_rows(caches, [len(piece.ids) for piece in batch]) if keep else []
 
     def _token_budget(self, length: int) -> int:
         config = decoder_config(self._loaded.config)

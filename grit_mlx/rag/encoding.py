@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from grit_mlx.gritlm import GritLM
-    from grit_mlx.model.attention import TextCache
+    from grit_mlx.model.caches import TextCache
 
 __all__ = ["Encoder"]
 
