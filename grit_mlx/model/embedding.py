@@ -1,7 +1,7 @@
-"""Embedding texts in batches that fit: what ``GritLM.encode`` stands on.
+"""Embedding texts in batches that fit into memory.
 
 A window of texts is tokenised, cut into pieces of at most ``max_length`` tokens, sorted by length and computed
-batch by batch within a budget of tokens. Memory that runs out halves the budget and goes on.
+batch by batch within a budget of tokens. If memory runs out the budget is halved.
 
 Shapes: N texts, B batch, L length, E embedding size.
 """

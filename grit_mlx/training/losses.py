@@ -7,6 +7,7 @@ V vocabulary. Source of the formulas: the official GritLM's ``training/model.py`
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -94,23 +95,13 @@ def _false_negatives(
     return left_out & (mx.arange(scores.shape[1])[None, :] != positives[:, None])
 
 
-def matryoshka_loss(
-    query: mx.array, passage: mx.array, dimensions: Sequence[int], *, temperature: float | mx.array, **options: object
-) -> mx.array:
+def matryoshka_loss(query: mx.array, passage: mx.array, dimensions: Sequence[int], **options: Any) -> mx.array:
     """The mean of ``contrastive_loss`` over vectors cut to several sizes, each normalised again.
 
     Source: Kusupati et al. 2022, Matryoshka Representation Learning, with equal weights.
     """
-    parts = [
-        contrastive_loss(
-            normalize(query[:, :size]),
-            normalize(passage[:, :size]),
-            temperature=temperature,
-            **options,  # type: ignore[arg-type]
-        )
-        for size in dimensions
-    ]
-    return mx.stack(parts).mean()
+    cut = [(normalize(query[:, :size]), normalize(passage[:, :size])) for size in dimensions]
+    return mx.stack([contrastive_loss(*pair, **options) for pair in cut]).mean()
 
 
 def cosine_distillation(student: mx.array, teacher: mx.array) -> mx.array:

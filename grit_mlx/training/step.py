@@ -34,7 +34,7 @@ from grit_mlx.training.settings import TrainingSettings
 
 __all__ = ["StepResult", "Trainee", "TrainingStep", "plain_head"]
 
-# Where mx.compile is used, lengths are rounded up to this: each new shape is compiled anew.
+# With mx.compile lengths are rounded up to this: each new shape is compiled anew.
 _COMPILED_LENGTHS = 64
 
 
@@ -111,7 +111,7 @@ class TrainingStep:
         training: losses and chunks.
         settings: pooling, attention, normalisation.
         world: the processes of the run.
-        routers: what notes router logits, where there is a load-balancing loss.
+        routers: what notes router logits, if there is a load-balancing loss.
         router_factor: the weight of that loss.
         compiled: use ``mx.compile``.
     """
