@@ -99,6 +99,18 @@ def test_broken_pages_are_read(page: str) -> None:
     assert "Text that is found" in " ".join(texts(page))
 
 
+@pytest.mark.parametrize(
+    "page",
+    [
+        "<main><p>About ships and the sea.</p><section id='menu'><h2>Menu</h2><p>Bread.</p></section>"
+        "<aside>Note.</aside></main>",
+        "<p>About ships.</p><div class='section' id='related-work'><h2>Menu</h2><p>Bread.</p></div><p>Note.</p>",
+    ],
+)
+def test_sections_with_such_names_are_content(page: str) -> None:
+    assert texts(page)[-3:] == ["Menu", "Bread.", "Note."]
+
+
 @pytest.mark.parametrize("page", ["", "  \n", "<!-- x -->", "<html></html>", "\0"])
 def test_empty_pages_have_no_blocks(page: str) -> None:
     assert blocks(page) == []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import date, datetime, time, timedelta
+from itertools import islice
 from typing import Any, Final
 
 from grit_mlx.optional import optional
@@ -56,7 +57,7 @@ def read_sheets(source: Source) -> Iterator[Block]:
 def _sheet(sheet: Any) -> Iterator[Block]:
     numbered = ((number, list(map(_shown, row))) for number, row in enumerate(sheet.iter_rows(), start=1))
     full = ((number, values) for number, values in numbered if any(values))
-    opening = [row for row, _ in zip(full, range(_OPENING_ROWS), strict=False)]
+    opening = list(islice(full, _OPENING_ROWS))
     header = _header([values for _, values in opening])
     for index, (number, values) in enumerate(opening):
         if header is None or index < header:
