@@ -29,6 +29,7 @@ class Block:
         first: where it begins, in the file's unit (line, page, paragraph, slide, row, ...), from 1.
         last: where it ends, inclusive.
         level: of a heading its level, from 1; 0 for body text.
+        title: of a heading whose text has marks, as in Markdown, the text without them; else empty.
         by_line: whether each newline in the text is a line of the file, so that the place of a part can be counted.
         glue: what joins it to the block before: a blank line, or a newline between the rows of one table.
         header: of a row of a table, the text of the header row above it; empty where there is none.
@@ -40,6 +41,7 @@ class Block:
     first: int
     last: int
     level: int = 0
+    title: str = ""
     by_line: bool = False
     glue: str = PARAGRAPH
     header: str = ""

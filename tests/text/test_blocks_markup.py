@@ -22,7 +22,7 @@ def blocks(tmp_path: Path, name: str, text: str) -> list[Block]:
 
 
 def seen(found: list[Block]) -> list[tuple[str, int, int, int]]:
-    return [(block.text, block.first, block.last, block.level) for block in found]
+    return [(block.title or block.text, block.first, block.last, block.level) for block in found]
 
 
 def test_plain_text(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ x
 )  # fmt: skip
 def test_asciidoc_and_latex(tmp_path: Path, name: str, text: str, headings: list[tuple[str, int]]) -> None:
     found = blocks(tmp_path, name, text)
-    assert [(block.text, block.level) for block in found if block.level] == headings
+    assert [(block.title, block.level) for block in found if block.level] == headings
     assert "text" in [block.text for block in found]
 
 

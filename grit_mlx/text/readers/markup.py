@@ -1,7 +1,7 @@
 """Plain text and the markups that people type: paragraphs of lines, with the headings of each language as data.
 
-The text of a block is that of the file, line for line, so that the place of a part can be counted; only of a heading
-its marks are left out. Fenced and indented code stays in one block, blank lines included.
+The text of a block is that of the file, line for line, so that the place of a part can be counted; a heading's title
+has no marks. Fenced and indented code stays in one block, blank lines included.
 """
 
 from __future__ import annotations
@@ -85,9 +85,10 @@ def _blocks(lines: Iterable[str], language: _Language, *, start: int = 1) -> Ite
         heading = language.heading(window.ahead(line)) if line.strip() else None
         if heading is not None:
             yield from block(number)
-            if heading.title.strip():
-                yield Block(heading.title.strip(), number, number + heading.lines - 1, level=heading.level)
-            window.skip(heading.lines - 1)
+            below = window.taken(heading.lines - 1)
+            if title := heading.title.strip():
+                text, last = "\n".join(map(str.rstrip, (line, *below))), number + heading.lines - 1
+                yield Block(text, number, last, level=heading.level, title=title, by_line=True)
         elif (opened := language.opens(line)) is not None:
             # A listing goes with the paragraph above it where nothing parts them.
             yield from block(number)
@@ -133,10 +134,11 @@ class _Window:
                 break
         return [line, *self._coming[:2]]
 
-    def skip(self, count: int) -> None:
-        for _ in range(count):
-            self._coming.pop(0)
-            self._number += 1
+    def taken(self, count: int) -> list[str]:
+        """The next lines, which are not iterated over any more."""
+        lines, self._coming = self._coming[:count], self._coming[count:]
+        self._number += count
+        return lines
 
 
 def _rows(lines: list[str], first: int) -> Iterator[Block]:
@@ -226,7 +228,8 @@ def _matter(lines: list[str]) -> Iterator[Block]:
         ((number, match[1]) for number, line in enumerate(lines, 1) if (match := _MATTER_TITLE.match(line))), None
     )
     if title:
-        yield Block(title[1], title[0], title[0], level=1)
+        line = lines[title[0] - 1]
+        yield Block(line, title[0], title[0], level=1, title=title[1], by_line=True)
     text = "\n".join(lines[1:-1])
     if text.strip():
         yield Block(text, 2, len(lines) - 1, by_line=True)

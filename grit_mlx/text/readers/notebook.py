@@ -29,7 +29,8 @@ def read_notebook(source: Source) -> Iterator[Block]:
         raise source.failure("cannot be read as a notebook: it is not JSON with cells.") from error
     for number, cell in enumerate(cells, start=1):
         for block in _cell(cell):
-            yield replace(block, first=number, last=number, by_line=False)
+            text = block.title or block.text
+            yield replace(block, text=text, title="", first=number, last=number, by_line=False)
 
 
 def _cell(cell: dict[str, Any]) -> Iterator[Block]:
