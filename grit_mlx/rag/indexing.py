@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from grit_mlx.errors import DependencyError, DocumentError, unreadable
 from grit_mlx.rag.schema import NewPassage, SourceFile, rows
 from grit_mlx.rag.table import FileState, PassageTable
+from grit_mlx.text.blocks import Notes
 from grit_mlx.text.kinds import kind_of
 from grit_mlx.text.passages import Passage
 from grit_mlx.text.walking import Walk, stored_name
@@ -52,8 +53,15 @@ class IndexReport:
     resumed: int = 0  # passages that an interrupted run had embedded
     skipped: Counter[str] = field(default_factory=Counter)  # files that were left out, by the keys of walking.SKIPPED
     problems: list[tuple[str, str]] = field(default_factory=list)  # files that could not be read, with the reason
+    kinds: Counter[str] = field(default_factory=Counter)  # suffixes of files that were left out for their kind
+    notes: Notes = field(default_factory=Notes)  # warnings about files that were read, and what was left out of them
     total: int = 0  # passages in the store now
     seconds: float = 0.0
+
+    @property
+    def failed(self) -> bool:
+        """Whether there were files, and none could be read."""
+        return bool(self.problems) and not (self.added or self.changed or self.unchanged)
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ from grit_mlx.rag.relevance import PROBES, Scores, thresholds
 from grit_mlx.rag.retrieval import Retriever, SearchResults, where_clause
 from grit_mlx.rag.schema import StoredPassage
 from grit_mlx.rag.table import PassageTable, is_remote
+from grit_mlx.text.blocks import Notes
 from grit_mlx.text.passages import Passage, passages_of
 from grit_mlx.text.walking import Walk, walk
 
@@ -212,6 +213,7 @@ class Store:
         options: IndexOptions | None = None,
         *,
         field: str | None = None,
+        encoding: str | None = None,
         on_wait: Callable[[str], None] | None = None,
         progress: Callable[[int, int], None] | None = None,
         **keywords: Any,
@@ -225,6 +227,7 @@ class Store:
             paths: files and folders; what the store holds of other places stays.
             options: how to do it.
             field: in tables, the field or column that holds the text.
+            encoding: of text files; None to find out file by file.
             on_wait: called once with the process that is waited for.
             progress: called with bytes done and bytes in all.
             **keywords: fields of ``IndexOptions``, in place of ``options``.
@@ -242,6 +245,7 @@ class Store:
         walked = self._walk(paths)
         report.skipped.update(walked.skipped)
         report.problems += walked.problems
+        report.kinds.update(walked.kinds)
         with self._writing(chosen.wait, on_wait):
             table = PassageTable(self.uri, published=False)
             if not table.exists:
@@ -257,7 +261,7 @@ class Store:
                 published=None if table.is_published else PassageTable(self.uri).file_keys(),
             )
             embed = self._embed_and_cache if chosen.cache_ahead == "all" else self._embed
-            read = partial(self._read, field=field)
+            read = partial(self._read, field=field, encoding=encoding, notes=report.notes)
             PassageWriter(table, embed, report, read=read, progress=progress).write(plan)
             self._delete(table, plan.stale)
             if not table.is_published:
@@ -277,13 +281,19 @@ class Store:
         return report
 
     def estimate(
-        self, paths: Sequence[str | PathLike[str]], *, field: str | None = None, progress: Progress | None = None
+        self,
+        paths: Sequence[str | PathLike[str]],
+        *,
+        field: str | None = None,
+        encoding: str | None = None,
+        progress: Progress | None = None,
     ) -> Estimate:
         """What ``index`` would do, counted without embedding anything; files that cannot be read are left out.
 
         Args:
             paths: files and folders.
             field: in tables, the field or column that holds the text.
+            encoding: of text files; None to find out file by file.
             progress: called with files done and files in all.
 
         Raises:
@@ -295,7 +305,7 @@ class Store:
         passages = tokens = 0
         for done, changed in enumerate(plan.changed, start=1):
             with suppress(DocumentError, DependencyError):
-                for passage in self._read(changed.path, field):
+                for passage in self._read(changed.path, field=field, encoding=encoding, notes=Notes()):
                     passages += 1
                     tokens += prompt + encoder.count(passage.content)
             if progress is not None:
@@ -312,9 +322,16 @@ class Store:
     def _walk(self, paths: Sequence[str | PathLike[str]]) -> Walk:
         return walk(paths, without=[] if is_remote(self.uri) else [Path(self.uri)])
 
-    def _read(self, path: Path, field: str | None) -> Iterator[Passage]:
-        sizes = {"size": self.passage_tokens, "overlap": self.overlap}
-        return passages_of(path, **sizes, measure=self.encoder.count, field=field)
+    def _read(self, path: Path, *, field: str | None, encoding: str | None, notes: Notes) -> Iterator[Passage]:
+        return passages_of(
+            path,
+            size=self.passage_tokens,
+            overlap=self.overlap,
+            measure=self.encoder.count,
+            field=field,
+            encoding=encoding,
+            notes=notes,
+        )
 
     def _delete(self, table: PassageTable, file_keys: Collection[str]) -> None:
         """Remove passages with their cached documents."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Final
@@ -56,14 +56,18 @@ class Notes:
     Attributes:
         warnings: sentences that begin with the file's name: a guessed encoding, scanned pages, ragged rows.
         left_out: characters of junk that were left out, by its kind (see ``junk``).
+        show: called with each warning as it comes.
     """
 
     warnings: list[str] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
+    show: Callable[[str], object] | None = None
 
     def warn(self, sentence: str) -> None:
         """Note a warning."""
         self.warnings.append(sentence)
+        if self.show is not None:
+            self.show(sentence)
 
 
 # Typographic ligatures, and characters that are not seen: soft hyphens, zero-width spaces, marks of byte order and

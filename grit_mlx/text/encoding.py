@@ -17,19 +17,20 @@ from __future__ import annotations
 import codecs
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, Final, Literal
+from functools import partial
+from typing import IO, Final, Literal
 
 from grit_mlx.errors import DocumentError, Option
 from grit_mlx.text.blocks import Notes
 
-__all__ = ["Declaration", "decode", "decoded", "find_encoding"]
+__all__ = ["Declaration", "check_is_text", "decode", "decoded", "decoded_blocks", "find_encoding"]
 
 # Where a file may declare its encoding: nowhere, in a <meta> or XML declaration, in a comment of its first two lines.
 Declaration = Literal["none", "markup", "cookie"]
 
-_BLOCK_BYTES: Final = 1 << 20
+_BLOCK_BYTES: Final = 1 << 16
 _HEAD_BYTES: Final = 1 << 13
 _SAMPLE_BYTES: Final = 1 << 16
 
@@ -39,6 +40,13 @@ _MARKS: Final = (
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+_FOREIGN_FILES: Final = (
+    (b"%PDF-", "is a PDF, not text. Give it a name that ends in .pdf."),
+    (b"PK\x03\x04", "is a zip archive or an office document, not text. Give it the suffix of its kind."),
+    (b"{\\rtf", "is an RTF document, not text. Give it a name that ends in .rtf."),
+    (b"\x1f\x8b", "holds gzipped data. Give it a name that ends in .gz, or unpack it first."),
 )
 
 _META: Final = re.compile(rb"""<meta\b[^>]*?\bcharset\s*=\s*["']?\s*([\w.:-]+)""", re.IGNORECASE)
@@ -86,7 +94,7 @@ class _Survey:
 
 
 def find_encoding(
-    file: BinaryIO, *, name: str, declared: Declaration = "none", encoding: str | None = None, notes: Notes
+    file: IO[bytes], *, name: str, declared: Declaration = "none", encoding: str | None = None, notes: Notes
 ) -> tuple[str, str]:
     """The name of a file's encoding for Python, and how its decoder treats errors ("strict" or "replace").
 
@@ -102,16 +110,14 @@ def find_encoding(
     """
     head = file.read(_HEAD_BYTES)
     file.seek(0)
+    check_is_text(head, name=name, encoding=encoding or "utf-8", marks=encoding is not None)
     if encoding is not None:
-        found = codecs.lookup(encoding).name
-        return ("utf-8-sig" if found == "utf-8" else found), "strict"
+        return codecs.lookup(encoding).name, "strict"
     for mark, found in _MARKS:
         if head.startswith(mark):
             return found, "strict"
     if wide := _wide(head):
         return wide, "strict"
-    if b"\0" in head:
-        raise DocumentError(f"{name} looks like a binary file (it holds NUL bytes).", path=name)
     survey = _surveyed(file, head)
     file.seek(0)
     label = _declared(head, declared)
@@ -131,7 +137,7 @@ def find_encoding(
 
 
 def decoded(
-    file: BinaryIO, *, name: str, declared: Declaration = "none", encoding: str | None = None, notes: Notes
+    file: IO[bytes], *, name: str, declared: Declaration = "none", encoding: str | None = None, notes: Notes
 ) -> Iterator[str]:
     """The text of a file in blocks, with Unix newlines; see ``find_encoding``.
 
@@ -139,26 +145,80 @@ def decoded(
         DocumentError: the file is not text, or not in the encoding that the caller named.
     """
     found, errors = find_encoding(file, name=name, declared=declared, encoding=encoding, notes=notes)
-    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(found)(errors), translate=True)
+    yield from decoded_blocks(iter(partial(file.read, _BLOCK_BYTES), b""), name=name, encoding=found, errors=errors)
+
+
+def decoded_blocks(
+    blocks: Iterable[bytes], *, name: str, encoding: str | None, errors: str = "strict"
+) -> Iterator[str]:
+    """The text of blocks of bytes, with Unix newlines.
+
+    Args:
+        blocks: of one file.
+        name: what to call it in messages.
+        encoding: of the text; None for UTF-8 that cannot be changed, so that no message proposes to.
+        errors: what the decoder does about damaged bytes.
+
+    Raises:
+        DocumentError: they are not in this encoding; names the line, the byte and its offset.
+    """
+    found = codecs.lookup(encoding or "utf-8").name
+    bytes_decoder = codecs.getincrementaldecoder("utf-8-sig" if found == "utf-8" else found)(errors)
+    decoder = io.IncrementalNewlineDecoder(bytes_decoder, translate=True)
+    shown = found.removesuffix("-sig").upper()
     fed, line = 0, 1
     try:
-        while block := file.read(_BLOCK_BYTES):
+        for block in blocks:
             fed += len(block)
             text = decoder.decode(block)
             line += text.count("\n")
             yield text
         yield decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
+        # error.object is the end of what was fed so far, whatever the decoder had kept back.
         offset = fed - len(error.object) + error.start
         line += error.object[: error.start].replace(b"\r\n", b"\n").replace(b"\r", b"\n").count(b"\n")
-        problem = f"byte 0x{error.object[error.start]:02x} at offset {offset} is not {found.upper()}."
-        raise DocumentError(
-            f"{name}, line {line}: {problem} Name the file's ", Option("encoding"), ".", path=name, line=line
-        ) from error
+        problem = f", line {line}: byte 0x{error.object[error.start]:02x} at offset {offset} is not {shown}"
+        advice = _advice(encoding, "Name the encoding of the file, for example ", "latin-1")
+        raise DocumentError(name + problem, *advice, path=name, line=line) from error
     except UnicodeError as error:
         raise DocumentError(
-            f"{name} is not {found.upper()}: {error}. Name the file's ", Option("encoding"), ".", path=name
+            f"{name} is not {shown}: {error}", *_advice(encoding, "Name another ", None), path=name
         ) from error
+
+
+def check_is_text(head: bytes, *, name: str, encoding: str | None = None, marks: bool = True) -> None:
+    """Refuse the first bytes of a file that is not text.
+
+    Args:
+        head: these.
+        name: what to call it.
+        encoding: that it is read in; None for UTF-8 that cannot be changed.
+        marks: whether a byte order mark of another encoding is an error.
+
+    Raises:
+        DocumentError: it is of another kind, binary, or in another encoding.
+    """
+    if codecs.lookup(encoding or "utf-8").name.startswith(("utf-16", "utf-32")):
+        return  # both are full of NUL bytes
+    for mark, found in _MARKS[1:]:
+        if head.startswith(mark):
+            if not marks:
+                return
+            advice = _advice(encoding, "Read it with ", found)
+            raise DocumentError(f"{name} is encoded in {found.upper()}", *advice, path=name)
+    for magic, problem in _FOREIGN_FILES:
+        if head.startswith(magic):
+            raise DocumentError(f"{name} {problem}", path=name)
+    if b"\0" in head and (marks or not _wide(head)):
+        raise DocumentError(f"{name} looks like a binary file (it holds NUL bytes). Name a text file.", path=name)
+
+
+def _advice(encoding: str | None, start: str, value: str | None) -> tuple[str | Option, ...]:
+    """The end of a message about an encoding: what to choose, or that there is no choice but UTF-8."""
+    if encoding is None:
+        return (". Convert the file to UTF-8.",)
+    return f". {start}", Option("encoding", value), "."
 
 
 def decode(data: bytes, *, name: str, declared: Declaration = "none", encoding: str | None = None, notes: Notes) -> str:
@@ -177,7 +237,7 @@ def _wide(head: bytes) -> str | None:
     return None
 
 
-def _surveyed(file: BinaryIO, head: bytes) -> _Survey:
+def _surveyed(file: IO[bytes], head: bytes) -> _Survey:
     sample = bytearray()
     multibyte = broken = 0
     escapes = False
@@ -240,7 +300,7 @@ def _contradicted(found: str, survey: _Survey) -> bool:
     return not found.startswith(_MULTIBYTE) and survey.multibyte > 0 and not survey.broken
 
 
-def _decodes(file: BinaryIO, encoding: str) -> bool:
+def _decodes(file: IO[bytes], encoding: str) -> bool:
     decoder = codecs.getincrementaldecoder(encoding)()
     try:
         while block := file.read(_BLOCK_BYTES):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from grit_mlx.errors import ArgumentError, Option
-from grit_mlx.text.blocks import PARAGRAPH, ROW, Block
+from grit_mlx.text.blocks import PARAGRAPH, Block
 
 __all__ = ["Chunk", "Measure", "check_chunking", "count_words", "pack"]
 
@@ -46,9 +46,8 @@ def check_chunking(chunk_size: int, overlap: int) -> None:
     if chunk_size < 1:
         raise ArgumentError(Option("chunk_size"), f" must be at least 1, not {chunk_size}.")
     if not 0 <= overlap < chunk_size:
-        raise ArgumentError(
-            Option("overlap"), " must be from 0 to below ", Option("chunk_size"), f" ({chunk_size}), not {overlap}."
-        )
+        limits = " must be at least 0 and below ", Option("chunk_size"), f" ({chunk_size}), not {overlap}."
+        raise ArgumentError(Option("overlap"), *limits)
 
 
 def count_words(text: str) -> int:
@@ -149,9 +148,9 @@ class _Packer:
         return any(not part.repeated for part in self._open)
 
     def _fits(self, part: _Part) -> bool:
-        # The sum of the parts is about what they measure together: far from the limit that is enough.
-        units = self._units + part.units
-        if units <= 0.9 * self.ruler.size or units > 1.5 * self.ruler.size:
+        # Together, parts measure what they do alone, give or take a few units at each joint: usually that settles it.
+        units, parts = self._units + part.units, len(self._open) + 1
+        if units + parts <= self.ruler.size or units - 3 * parts > self.ruler.size:
             return units <= self.ruler.size
         return self.ruler.measure(_joined([*self._open, part])) <= self.ruler.size
 
@@ -219,7 +218,7 @@ class _Packer:
         units = 0
         for part in reversed(self._open):
             block = part.block
-            if block.verbatim or block.level or block.glue == ROW or block.header or part.repeated:
+            if block.verbatim or block.level or block.header or part.repeated:
                 break
             if not part.is_sentence:
                 break

@@ -199,10 +199,10 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_sources(
 def test_ctrl_c_while_indexing(grit: Grit, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Store._read
 
-    def pressed(self: Store, path: Path, field: str | None) -> Any:
+    def pressed(self: Store, path: Path, **how: Any) -> Any:
         if path.name == "ships.md":
             raise KeyboardInterrupt
-        return original(self, path, field)
+        return original(self, path, **how)
 
     monkeypatch.setattr(Store, "_read", pressed)
     run = grit("rag", "index", "notes")

@@ -12,7 +12,7 @@ import pytest
 
 from grit_mlx.errors import DocumentError
 from grit_mlx.rag import passages_of
-from grit_mlx.text.splitting import count_words
+from grit_mlx.text.packing import count_words
 
 Grit = Any
 

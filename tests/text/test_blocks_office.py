@@ -364,9 +364,7 @@ def test_rich_text(tmp_path: Path) -> None:
         texts(tmp_path / "b.rtf")
 
 
-@pytest.mark.parametrize(
-    ("name", "word"), [("a.doc", "docx"), ("a.pages", "Export it"), ("a.xyz", "kind that is not read")]
-)
+@pytest.mark.parametrize(("name", "word"), [("a.doc", "docx"), ("a.pages", "Export it"), ("a.msg", r"as \.eml")])
 def test_kinds_that_are_not_read_are_named(tmp_path: Path, name: str, word: str) -> None:
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(DocumentError, match=rf"{name} is .*{word}"):

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from grit_mlx.text.blocks import Block
-from grit_mlx.text.readers import read, reader_of
+from grit_mlx.text.kinds import kind_of
+from grit_mlx.text.readers import read
 from tests.text import documents
 from tests.text.test_blocks_office import message, styled
 
@@ -55,8 +56,7 @@ def real_files() -> list[Path]:
 
 def test_real_text_files() -> None:
     for path in real_files():
-        reader = reader_of(path)
-        if reader is not None and reader.unit == "line" and reader.name != "html":
+        if kind_of(path).typed:
             check(path, lines_of(path))
 
 

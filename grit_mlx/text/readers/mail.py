@@ -13,7 +13,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import replace
 from email.message import MIMEPart
-from typing import BinaryIO, Final
+from typing import IO, Final
 
 from grit_mlx.text.blocks import Block, cleaned
 from grit_mlx.text.encoding import decode
@@ -46,7 +46,7 @@ def read_mailbox(source: Source) -> Iterator[Block]:
         yield from (replace(block, first=number, last=number) for block in _blocks(message, source))
 
 
-def _messages(file: BinaryIO) -> Iterator[bytes]:
+def _messages(file: IO[bytes]) -> Iterator[bytes]:
     """A line that begins with "From " after a blank one begins a message."""
     gathered = io.BytesIO()
     blank = True

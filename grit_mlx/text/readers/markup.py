@@ -24,6 +24,7 @@ __all__ = [
     "read_rst",
     "read_tex",
     "read_text",
+    "text_blocks",
 ]
 
 # A listing that is not closed would take the rest of the file into one block, in memory.
@@ -56,7 +57,17 @@ class _Language:
 
 
 def _blocks(lines: Iterable[str], language: _Language, *, start: int = 1) -> Iterator[Block]:
-    """The blocks of a document whose first line has a given number: what stands between blank lines, and the rest."""
+    """The blocks of a document whose first line has a given number: what stands between blank lines, and the rest.
+
+    A block that follows another without a blank line is joined to it by a newline.
+    """
+    last = 0
+    for block in _parted(lines, language, start=start):
+        yield replace(block, glue=ROW) if last and block.first == last + 1 else block
+        last = block.last
+
+
+def _parted(lines: Iterable[str], language: _Language, *, start: int) -> Iterator[Block]:
     gathered: list[str] = []
     closes: Callable[[str], bool] | None = None
     begun = 0
@@ -64,15 +75,11 @@ def _blocks(lines: Iterable[str], language: _Language, *, start: int = 1) -> Ite
 
     def block(end: int, *, verbatim: bool = False) -> Iterator[Block]:
         if any(map(str.strip, gathered)):
-            yield from (
-                _rows(gathered, begun)
-                if language.tables and not verbatim
-                else [
-                    Block(
-                        "\n".join(gathered).rstrip(), begun, begun + len(gathered) - 1, by_line=True, verbatim=verbatim
-                    )
-                ]
-            )
+            if language.tables and not verbatim:
+                yield from _rows(gathered, begun)
+            else:
+                text = "\n".join(gathered).rstrip()
+                yield Block(text, begun, begun + text.count("\n"), by_line=True, verbatim=verbatim)
         gathered.clear()
 
     for number, line in window:
@@ -164,9 +171,14 @@ def _rows(lines: list[str], first: int) -> Iterator[Block]:
 # --- plain text and code ------------------------------------------------------------------------------------
 
 
+def text_blocks(lines: Iterable[str]) -> Iterator[Block]:
+    """The paragraphs of lines of plain text."""
+    return _blocks(lines, _Language())
+
+
 def read_text(source: Source) -> Iterator[Block]:
     """The paragraphs of a plain text."""
-    return _blocks(source.lines("cookie"), _Language())
+    return text_blocks(source.lines("cookie"))
 
 
 def read_code(source: Source) -> Iterator[Block]:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import gzip
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import PathLike, fspath
-from pathlib import PurePath
-from typing import BinaryIO, Final, cast
+from pathlib import Path, PurePath
+from typing import IO, Final, cast
 
-from grit_mlx.errors import DocumentError, first_line, unreadable
+from grit_mlx.errors import DocumentError, GritError, first_line, unreadable
 from grit_mlx.text.blocks import Notes
 from grit_mlx.text.encoding import Declaration, decoded
 
-__all__ = ["Source", "opened"]
+__all__ = ["Source", "lines_of", "opened", "unreadable_file"]
 
 # An unpacked file beyond this is taken for a trap.
 _UNPACKED_BYTES: Final = 1 << 32
@@ -34,7 +34,7 @@ class Source:
         encoding: of its text, where the user says so.
     """
 
-    file: BinaryIO
+    file: IO[bytes]
     name: str
     notes: Notes = field(default_factory=Notes)
     encoding: str | None = None
@@ -58,15 +58,20 @@ class Source:
 
     def lines(self, declared: Declaration = "none") -> Iterator[str]:
         """The lines of the text, without their ends."""
-        started: list[str] = []  # parts of a line whose end has not come
-        for block in self.text(declared):
-            head, *rest = block.split("\n")
-            started.append(head)
-            for line in rest:
-                yield "".join(started)
-                started = [line]
-        if last := "".join(started):
-            yield last
+        return lines_of(self.text(declared))
+
+
+def lines_of(blocks: Iterable[str]) -> Iterator[str]:
+    """Blocks of text, cut anywhere, to lines without their ends."""
+    started: list[str] = []  # parts of a line whose end has not come; joined once, however long it gets
+    for block in blocks:
+        head, *rest = block.split("\n")
+        started.append(head)
+        for line in rest:
+            yield "".join(started)
+            started = [line]
+    if last := "".join(started):
+        yield last
 
 
 @contextmanager
@@ -87,25 +92,33 @@ def opened(
     name = fspath(path)
     notes = Notes() if notes is None else notes
     try:
-        if not name.lower().endswith(".gz"):
-            with open(name, "rb") as file:  # noqa: PTH123 - a path may hold bytes that pathlib refuses
+        is_packed = name.lower().endswith(".gz")
+        with _opened(name, is_packed) as file:
+            if at_random and (is_packed or not file.seekable()):
+                with tempfile.TemporaryFile() as unpacked:
+                    _unpack(file, unpacked, name)
+                    yield Source(unpacked, name, notes, encoding)
+            else:
                 yield Source(file, name, notes, encoding)
-            return
-        with gzip.open(name, "rb") as packed:
-            if not at_random:
-                yield Source(cast("BinaryIO", packed), name, notes, encoding)
-                return
-            with tempfile.TemporaryFile() as file:
-                _unpack(cast("BinaryIO", packed), cast("BinaryIO", file), name)
-                yield Source(cast("BinaryIO", file), name, notes, encoding)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        problem = f"{name} is not a complete gzip file ({error}). Make or download it again."
-        raise DocumentError(problem, path=name) from error
-    except (OSError, ValueError) as error:
-        raise DocumentError(unreadable(name, error), path=name) from error
+    except GritError:
+        raise
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise unreadable_file(name, error) from error
 
 
-def _unpack(packed: BinaryIO, file: BinaryIO, name: str) -> None:
+def _opened(name: str, is_packed: bool) -> IO[bytes]:
+    return cast("IO[bytes]", gzip.open(name, "rb")) if is_packed else Path(name).open("rb")
+
+
+def unreadable_file(name: str, error: Exception) -> DocumentError:
+    """What is said of a file that the system, or gzip, does not read."""
+    message = unreadable(name, error)
+    if isinstance(error, IsADirectoryError):
+        message += f" Name the files in it, for example with a shell pattern: {name}/*.txt."
+    return DocumentError(message, path=name)
+
+
+def _unpack(packed: IO[bytes], file: IO[bytes], name: str) -> None:
     while block := packed.read(_BLOCK_BYTES):
         file.write(block)
         if file.tell() > _UNPACKED_BYTES:
