@@ -230,7 +230,7 @@ def compared(path: Path, tools: str | None) -> list[dict[str, Any]]:
                 "seconds": round(result["seconds"], 2),
                 "memory_mb": round(result["memory_mb"]),
                 "printed_bytes": result["printed"],
-                "error": result["error"],
+                "error": result["error"].replace(str(path.parent), "").replace(tools or "", ""),
             }
         )
     return rows
