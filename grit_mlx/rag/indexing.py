@@ -97,7 +97,7 @@ def plan_index(
     stored: Mapping[str, Mapping[str, FileState]],
     report: IndexReport,
     *,
-    field: str | None = None,
+    fields: Mapping[str, str] | None = None,
     keep_missing: bool = False,
     published: Collection[str] | None = None,
 ) -> IndexPlan:
@@ -107,7 +107,7 @@ def plan_index(
         walked: the files.
         stored: ``PassageTable.files``.
         report: counts what is found.
-        field: in tables, the field that holds the text; a table that was read by another one is read again.
+        fields: of tables, by name, the field that holds the text; a table that was read by another one is read again.
         keep_missing: keep the passages of deleted files.
         published: keys of the contents that readers see, if an interrupted run left others. Of files that this run
             does not read only these are kept: incomplete contents must not be published. None if it left nothing.
@@ -127,7 +127,8 @@ def plan_index(
             plan.stale += _unfinished(states, published)
             continue
         kind = kind_of(path)
-        file = SourceFile(_key(name, content_hash, field if kind.rows else None), name, content_hash, kind.unit)
+        key = _key(name, content_hash, (fields or {}).get(name))
+        file = SourceFile(key, name, content_hash, kind.unit)
         plan.stale += [other for other in states if other != file.key]
         state = states.get(file.key)
         if state is not None and state.complete:

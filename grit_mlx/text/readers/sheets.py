@@ -20,6 +20,7 @@ __all__ = ["read_sheets"]
 
 # The header is sought among the first rows.
 _OPENING_ROWS: Final = 20
+_NAME_CHARACTERS: Final = 60
 
 
 def read_sheets(source: Source) -> Iterator[Block]:
@@ -81,9 +82,13 @@ def _header(rows: Sequence[Sequence[str]]) -> int | None:
     """Which row names the columns: the first that fills as many as the fullest row, all of them with words."""
     width = max((_filled(row) for row in rows[1:]), default=0)
     for index, row in enumerate(rows[:-1]):
-        if _filled(row) >= max(1, width - 1) and all(not value or any(map(str.isalpha, value)) for value in row):
+        if _filled(row) >= max(1, width - 1) and all(not value or _is_name(value) for value in row):
             return index if _filled(row) > 1 or width == 1 else None
     return None
+
+
+def _is_name(value: str) -> bool:
+    return len(value) <= _NAME_CHARACTERS and any(map(str.isalpha, value))
 
 
 def _filled(row: Sequence[str]) -> int:
