@@ -103,6 +103,7 @@ class _Ruler:
     def __init__(self, size: int, measure: Measure) -> None:
         self.size = size
         self.measure = measure
+        self._glues: dict[str, int] = {}
 
     def units(self, text: str) -> int | None:
         """How many units a text has; None where they are more than ``size``."""
@@ -114,7 +115,10 @@ class _Ruler:
 
     def part(self, block: Block, units: int | None = None, *, is_sentence: bool = True) -> _Part:
         units = self.measure(block.text) if units is None else units
-        return _Part(block, units + self.measure(block.glue), is_sentence)
+        glue = self._glues.get(block.glue)
+        if glue is None:
+            glue = self._glues[block.glue] = self.measure(block.glue)
+        return _Part(block, units + glue, is_sentence)
 
 
 class _Packer:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import zlib
 from collections.abc import Callable, Iterator
 from os import PathLike, fspath
 
-from grit_mlx.errors import DocumentError
+from grit_mlx.errors import DocumentError, GritError
 from grit_mlx.text.blocks import Block, Notes
 from grit_mlx.text.kinds import Kind, kind_of, why_not
 from grit_mlx.text.readers.source import Source, opened
@@ -33,7 +34,12 @@ def read(
     if problem := why_not(path):
         raise DocumentError(f"{fspath(path)} {problem}", path=fspath(path))
     with opened(path, notes=notes, encoding=encoding, at_random=kind.at_random) as source:
-        yield from reader_of(kind)(source)
+        try:
+            yield from reader_of(kind)(source)
+        except (GritError, OSError, EOFError, zlib.error, MemoryError):  # these are worded where files are opened
+            raise
+        except Exception as error:  # the libraries raise whatever their parsing trips over
+            raise source.damaged(kind.name, error) from error
 
 
 def reader_of(kind: Kind) -> Callable[[Source], Iterator[Block]]:

@@ -23,6 +23,8 @@ from grit_mlx.text.readers.source import Source
 __all__ = ["read_mail", "read_mailbox"]
 
 _SHOWN: Final = ("From", "To", "Cc", "Date")
+# Without one of these a file is not an e-mail.
+_HEADERS: Final = frozenset({"from", "subject", "date", "received", "content-type"})
 _DEPTH: Final = 5  # of messages in messages
 
 
@@ -33,7 +35,7 @@ def read_mail(source: Source) -> Iterator[Block]:
         DocumentError: the file is not an e-mail.
     """
     message = email.message_from_binary_file(source.file, policy=email.policy.default)
-    if not any(message.get(name) for name in ("From", "Subject", "Date", "Received", "Content-Type")):
+    if not {key.lower() for key, _ in message.raw_items()} & _HEADERS:
         raise source.failure("is not an e-mail: it has no header.")
     for number, block in enumerate(_blocks(message, source), start=1):
         yield replace(block, first=number, last=number)
@@ -63,12 +65,21 @@ def _messages(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def _blocks(message: MIMEPart, source: Source, *, level: int = 1) -> Iterator[Block]:
-    if subject := cleaned(str(message.get("Subject", ""))):
-        yield Block(" ".join(subject.split()), 1, 1, level=level)
-    shown = (f"{name}: {cleaned(str(message[name]))}" for name in _SHOWN if message.get(name))
-    if head := "\n".join(shown):
+    if subject := _header(message, "Subject"):
+        yield Block(subject, 1, 1, level=level)
+    shown = ((name, _header(message, name)) for name in _SHOWN)
+    if head := "\n".join(f"{name}: {value}" for name, value in shown if value):
         yield Block(head, 1, 1)
     yield from _part(message, source, level=level)
+
+
+def _header(message: MIMEPart, name: str) -> str:
+    """A header's text on one line; as it stands where it is too broken to be decoded."""
+    try:
+        value = str(message.get(name, ""))
+    except (IndexError, ValueError, LookupError, AttributeError):  # the parser's answers to broken headers
+        value = next((str(raw) for key, raw in message.raw_items() if key.lower() == name.lower()), "")
+    return " ".join(cleaned(value).split())
 
 
 def _part(part: MIMEPart, source: Source, *, level: int) -> Iterator[Block]:

@@ -136,7 +136,7 @@ def opened_package(source: Source, kind: str) -> Iterator[Package]:
         raise _old_or_protected(source, kind)
     try:
         archive = zipfile.ZipFile(source.file)
-    except (zipfile.BadZipFile, ValueError, EOFError, OverflowError) as error:
+    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError) as error:
         raise source.damaged(kind, error) from error
     with archive:
         yield Package(source, archive, kind)
