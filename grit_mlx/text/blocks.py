@@ -7,6 +7,7 @@ A page, a paragraph, a row of a table, a heading: whatever the kind of file, it 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -79,7 +80,9 @@ _UNSEEN: Final = dict.fromkeys(
 _SPACES: Final = dict.fromkeys((0x0C, 0x2028, 0x2029), "\n") | dict.fromkeys((0x09, 0xA0, 0x2007, 0x202F, 0x3000), " ")
 _AROUND_NEWLINE: Final = re.compile(r"[ \t\r]*\n[ \t\r]*")
 _BLANKS: Final = re.compile(r"  +")
-_CLEANED: Final = {**_LIGATURES, **_UNSEEN, **_SPACES}
+# Characters for the radicals of Chinese script, which PDF files show in place of the words that look the same.
+_RADICALS: Final = {code: unicodedata.normalize("NFKC", chr(code)) for code in range(0x2F00, 0x2FD6)}
+_CLEANED: Final = {**_LIGATURES, **_RADICALS, **_UNSEEN, **_SPACES}
 
 
 def cleaned(text: str) -> str:

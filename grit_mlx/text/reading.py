@@ -39,6 +39,9 @@ _DEFAULTS: Final = ReadingOptions(by="line")
 
 _BLOCK_BYTES: Final = 1 << 16
 
+# Damaged rows of a file that are warned of one by one.
+_DAMAGED_SHOWN: Final = 5
+
 _NOT_ROWS: Final = "holds text, not rows. Name a .jsonl, .json, .csv or .tsv file"
 
 
@@ -113,8 +116,19 @@ def row_texts(
         DocumentError: the file cannot be read.
     """
     source = fspath(path)
-    found = _row_texts(source, kind_of(source, rows=True), field, encoding, notes, on_damage=notes.warn)
-    return (row for row in found if row.text.strip())
+    damaged = 0
+
+    def warn(sentence: str) -> None:
+        nonlocal damaged
+        damaged += 1
+        if damaged <= _DAMAGED_SHOWN:
+            notes.warn(sentence)
+
+    for row in _row_texts(source, kind_of(source, rows=True), field, encoding, notes, on_damage=warn):
+        if row.text.strip():
+            yield row
+    if damaged > _DAMAGED_SHOWN:
+        notes.warn(f"{source}: {damaged - _DAMAGED_SHOWN:,} more rows are ragged or damaged.")
 
 
 def read_rows(path: str | PathLike[str]) -> Iterator[Row]:

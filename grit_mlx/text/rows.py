@@ -157,7 +157,8 @@ def _table_texts(
         on_damage(f"{named(source)}: {problem}; all are read.")
     index = columns.index(wanted) if wanted in columns else 0 if len(columns) == 1 else None
     for cells, line, end_line in rows:
-        text = row_text(columns, cells) if index is None else cells[index]
+        # Cells beyond an only column, which is then a title above the table, count as well.
+        text = row_text(columns, cells) if index is None or len(cells) > len(columns) == 1 else cells[index]
         yield Text(text, source, line, end_line, dict(zip(columns, cells, strict=False)))
 
 

@@ -64,6 +64,11 @@ def test_words_that_are_broken_at_the_end_of_a_line_are_joined(tmp_path: Path) -
         assert words in joined, joined
 
 
+def test_the_dots_of_a_table_of_contents_are_one(tmp_path: Path) -> None:
+    lines = [*paragraph("1 Ships . . . . . . . . . . . . 3"), *paragraph("2 Bread ................ 7", top=600)]
+    assert texts(documents.pdf(tmp_path / "a.pdf", [lines])) == ["1 Ships … 3", "2 Bread … 7"]
+
+
 def test_ligatures_are_folded(tmp_path: Path) -> None:
     from reportlab.pdfbase import pdfmetrics
     from reportlab.pdfbase.ttfonts import TTFont

@@ -32,7 +32,9 @@ def read_epub(source: Source) -> Iterator[Block]:
         root = package.xml(name)
         items = {item.get("id"): item for item in root.iter("{*}item")}
         spine = [items[one.get("idref")] for one in root.iter("{*}itemref") if one.get("idref") in items]
-        pages = (one for one in spine if one.get("media-type") in _PAGES and one.get("properties") != "nav")
+        pages = (
+            one for one in spine if one.get("media-type") in _PAGES and "nav" not in one.get("properties", "").split()
+        )
         # Some books list a file once for each of its sections.
         chapters = list(dict.fromkeys(_part(name, page.get("href", "")) for page in pages))
         title = next((one.text.strip() for one in root.iter("{*}title") if one.text and one.text.strip()), "")

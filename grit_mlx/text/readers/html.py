@@ -53,6 +53,8 @@ _AROUND_NAMES: Final = re.compile(
     r"site-?(?:header|footer)|page-?footer|footer)(?:$|[\s_-]|bar|wrapper)",
     re.IGNORECASE,
 )
+# Numbers beside listings, and links that edit a section.
+_FURNITURE: Final = re.compile(r"linenos|lineno|mw-editsection|mw-jump-link")
 _NAMED: Final = frozenset({"div", "ul", "ol", "section", "table", "p", "header", "form", "center", "td"})
 _PERMALINK: Final = re.compile(r"headerlink|anchor-?link|permalink|heading-?link|(?:^|\s)anchor(?:\s|$)", re.IGNORECASE)
 _PERMALINK_TEXTS: Final = frozenset({"¶", "#", "§", "🔗", "link"})
@@ -230,7 +232,7 @@ class _Walk:
         attributes = element.attrib
         if not attributes and name not in _AROUND and name != "header":
             return False
-        if _is_hidden(attributes) or "linenos" in attributes.get("class", ""):
+        if _is_hidden(attributes) or _FURNITURE.search(attributes.get("class", "")) is not None:
             return True
         if name in _INLINE:
             return name == "a" and _is_permalink(element)

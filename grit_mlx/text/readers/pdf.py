@@ -28,6 +28,8 @@ _SENTENCE_END: Final = (".", "!", "?", ":", "”", '"', "。", "！", "？")  # 
 _FULL: Final = 0.8
 _IMAGE_SHARE: Final = 0.25
 _HEADING_CHARACTERS: Final = 160
+# The dots between a title and its page in a table of contents.
+_LEADERS: Final = re.compile(r"(?:[.·] ?){5,}")
 _CJK: Final = re.compile("[\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff\uff00-\uffef]")
 
 
@@ -165,7 +167,7 @@ def _lines(text_page: Any, pdfium: Any) -> Iterator[_Line]:
             end = start + len(stripped.partition(_HYPHEN)[0]) - 1
             first = text_page.get_charbox(start, loose=True)
             last = text_page.get_charbox(max(start, end), loose=True)
-            if line := cleaned(_dehyphenated(stripped, vocabulary)):
+            if line := cleaned(_LEADERS.sub("… ", _dehyphenated(stripped, vocabulary))):
                 right = 1e9 if _HYPHEN in stripped else max(first[2], last[2])
                 yield _Line(line, first[0], right, first[1], max(0.1, first[3] - first[1]))
         position += len(raw_line) + 1
