@@ -13,10 +13,12 @@ from grit_mlx.cli import console
 from grit_mlx.cli.wording import number_of
 from grit_mlx.errors import ArgumentError, DocumentError, TextError
 from grit_mlx.model.options import EmbeddingOptions
+from grit_mlx.text.blocks import Notes
 from grit_mlx.text.options import ReadingOptions
+from grit_mlx.text.packing import Measure, count_words
 from grit_mlx.text.reading import read_texts
 from grit_mlx.text.rows import failure
-from grit_mlx.text.splitting import STDIN, Measure, Text, count_words
+from grit_mlx.text.splitting import STDIN, Text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,7 +61,8 @@ class Inputs:
         chunked = self.reading.by == "chunk"
         reading = replace(self.reading, by="paragraph") if chunked else self.reading
         streams = [name for name in self.files if name == STDIN or (Path(name).exists() and not Path(name).is_file())]
-        texts = [read_texts(name, reading) for name in self.files]  # refuses what is missing
+        # This refuses what is missing. Warnings are for the reading that counts.
+        texts = [read_texts(name, reading, notes=Notes()) for name in self.files]
         if STDIN in self.files and console.stdin_is_terminal():
             console.note("reading from the terminal: one text per line, Ctrl-D ends the input")
         count = sum(1 for name, found in zip(self.files, texts, strict=True) if name not in streams for _ in found)

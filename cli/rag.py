@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -116,7 +116,7 @@ def index(
         list[str],
         typer.Argument(
             metavar="PATH...",
-            help="Files and folders: text, Markdown, HTML, PDF, DOCX, .jsonl, .csv, source code.",
+            help="Files and folders: text, HTML, PDF, office documents, tables, e-books, e-mail, source code.",
         ),
     ],
     store: Location = ".grit",
@@ -125,21 +125,22 @@ def index(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", rich_help_panel=_STORE, help="Only count files, passages, tokens and bytes.")
     ] = False,
-    reading: Annotated[ReadingOptions, Use(only=("field",))],
+    reading: Annotated[ReadingOptions, Use(only=("field", "encoding"))],
     model: _Model,
     json_output: options.JsonFlag = False,
 ) -> None:
     """Make files searchable, or bring a store up to date with them.
 
     Unchanged files are skipped, changed ones replaced, and those deleted from PATH removed, all in one step at the
-    end. Files excluded by .gitignore are left out. The next run resumes an interrupted one.
+    end. Files excluded by .gitignore are left out. The next run resumes an interrupted one. Exits with 1 if there are
+    files and none can be read.
     """
     grit = load_model(model, mode="embedding")
     opened = _opened(store, chosen)
     opened.use(grit)
     if dry_run or indexing.cache_ahead == "all":
         with console.progress("Counting", None) as advance:
-            estimate = opened.estimate(paths, field=reading.field, progress=advance)
+            estimate = opened.estimate(paths, field=reading.field, encoding=reading.encoding, progress=advance)
         if dry_run:
             _show_estimate(estimate, in_json=json_output)
             return
@@ -153,6 +154,7 @@ def index(
                 paths,
                 indexing,
                 field=reading.field,
+                encoding=reading.encoding,
                 on_wait=lambda holder: console.note(f"{holder} is writing to {store}; waiting"),
                 progress=lambda done, total: advance("Indexing", f"{size_of(done)} of {size_of(total)}", done, total),
             )
@@ -160,6 +162,8 @@ def index(
         console.note("stopped; what was embedded is kept, and the same command resumes")
         raise
     _show_report(report, store, in_json=json_output)
+    if report.failed:
+        raise typer.Exit(1)
 
 
 @options.command
@@ -393,15 +397,16 @@ def _show_estimate(estimate: Estimate, *, in_json: bool) -> None:
 
 
 def _show_report(report: IndexReport, store: str, *, in_json: bool) -> None:
-    from grit_mlx.text.walking import SKIPPED
-
     if in_json:
         problems = [{"source": name, "reason": reason} for name, reason in report.problems]
-        values = {**vars(report), "problems": problems, "seconds": round(report.seconds, 3)}
+        notes = {"warnings": report.notes.warnings, "left_out": report.notes.left_out}
+        values = {**vars(report), "problems": problems, "notes": notes, "seconds": round(report.seconds, 3)}
         console.write(console.dumps({"store": store, **values}))
         return
     for name, reason in report.problems:
         console.warn(f"{name}: {reason}")
+    for warning in report.notes.warnings:
+        console.warn(warning)
     counts = {
         "new": report.added,
         "changed": report.changed,
@@ -413,6 +418,18 @@ def _show_report(report: IndexReport, store: str, *, in_json: bool) -> None:
         f"Files: {files}. {number_of(report.passages, 'passage')} embedded in {report.seconds:.1f} s; "
         f"{console.visible(store)} holds {report.total:,}."
     )
-    skipped = ", ".join(f"{count:,} {SKIPPED[kind]}" for kind, count in report.skipped.items() if count)
-    if skipped:
-        console.note(f"skipped: {skipped}")
+    if any(report.skipped.values()):
+        console.note(f"skipped: {', '.join(_skipped(report))}")
+    if left_out := ", ".join(f"{count:,} of {kind}" for kind, count in report.notes.left_out.items() if count):
+        console.note(f"characters left out as junk: {left_out}")
+
+
+def _skipped(report: IndexReport) -> Iterator[str]:
+    """How many files were skipped and why; of other kinds the most frequent suffixes."""
+    from grit_mlx.text.walking import SKIPPED
+
+    for reason, count in report.skipped.items():
+        names = ", ".join(f"{name} {number:,}" for name, number in report.kinds.most_common(6))
+        more = ", ..." if len(report.kinds) > 6 else ""
+        if count:
+            yield f"{count:,} {SKIPPED[reason]}" + (f" ({names}{more})" if reason == "kind" and names else "")

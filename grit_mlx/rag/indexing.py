@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from grit_mlx.errors import DependencyError, DocumentError, unreadable
 from grit_mlx.rag.schema import NewPassage, SourceFile, rows
 from grit_mlx.rag.table import FileState, PassageTable
+from grit_mlx.text.blocks import Notes
 from grit_mlx.text.kinds import kind_of
 from grit_mlx.text.passages import Passage
 from grit_mlx.text.walking import Walk, stored_name
@@ -52,8 +53,15 @@ class IndexReport:
     resumed: int = 0  # passages that an interrupted run had embedded
     skipped: Counter[str] = field(default_factory=Counter)  # files that were left out, by the keys of walking.SKIPPED
     problems: list[tuple[str, str]] = field(default_factory=list)  # files that could not be read, with the reason
+    kinds: Counter[str] = field(default_factory=Counter)  # suffixes of files that were left out for their kind
+    notes: Notes = field(default_factory=Notes)  # warnings about files that were read, and what was left out of them
     total: int = 0  # passages in the store now
     seconds: float = 0.0
+
+    @property
+    def failed(self) -> bool:
+        """Whether there were files, and none could be read."""
+        return bool(self.problems) and not (self.added or self.changed or self.unchanged)
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,7 @@ def plan_index(
     stored: Mapping[str, Mapping[str, FileState]],
     report: IndexReport,
     *,
-    field: str | None = None,
+    fields: Mapping[str, str] | None = None,
     keep_missing: bool = False,
     published: Collection[str] | None = None,
 ) -> IndexPlan:
@@ -99,7 +107,7 @@ def plan_index(
         walked: the files.
         stored: ``PassageTable.files``.
         report: counts what is found.
-        field: in tables, the field that holds the text; a table that was read by another one is read again.
+        fields: of tables, by name, the field that holds the text; a table that was read by another one is read again.
         keep_missing: keep the passages of deleted files.
         published: keys of the contents that readers see, if an interrupted run left others. Of files that this run
             does not read only these are kept: incomplete contents must not be published. None if it left nothing.
@@ -119,7 +127,8 @@ def plan_index(
             plan.stale += _unfinished(states, published)
             continue
         kind = kind_of(path)
-        file = SourceFile(_key(name, content_hash, field if kind.rows else None), name, content_hash, kind.unit)
+        key = _key(name, content_hash, (fields or {}).get(name))
+        file = SourceFile(key, name, content_hash, kind.unit)
         plan.stale += [other for other in states if other != file.key]
         state = states.get(file.key)
         if state is not None and state.complete:

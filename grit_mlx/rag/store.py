@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -40,8 +40,10 @@ from grit_mlx.rag.relevance import PROBES, Scores, thresholds
 from grit_mlx.rag.retrieval import Retriever, SearchResults, where_clause
 from grit_mlx.rag.schema import StoredPassage
 from grit_mlx.rag.table import PassageTable, is_remote
+from grit_mlx.text.blocks import Notes
+from grit_mlx.text.kinds import kind_of
 from grit_mlx.text.passages import Passage, passages_of
-from grit_mlx.text.walking import Walk, walk
+from grit_mlx.text.walking import Walk, stored_name, walk
 
 if TYPE_CHECKING:
     from grit_mlx.gritlm import GritLM
@@ -212,6 +214,7 @@ class Store:
         options: IndexOptions | None = None,
         *,
         field: str | None = None,
+        encoding: str | None = None,
         on_wait: Callable[[str], None] | None = None,
         progress: Callable[[int, int], None] | None = None,
         **keywords: Any,
@@ -224,7 +227,8 @@ class Store:
         Args:
             paths: files and folders; what the store holds of other places stays.
             options: how to do it.
-            field: in tables, the field or column that holds the text.
+            field: in tables, the field or column that holds the text; None for the one that each was indexed with.
+            encoding: of text files; None to find out file by file.
             on_wait: called once with the process that is waited for.
             progress: called with bytes done and bytes in all.
             **keywords: fields of ``IndexOptions``, in place of ``options``.
@@ -242,22 +246,24 @@ class Store:
         walked = self._walk(paths)
         report.skipped.update(walked.skipped)
         report.problems += walked.problems
+        report.kinds.update(walked.kinds)
         with self._writing(chosen.wait, on_wait):
             table = PassageTable(self.uri, published=False)
             if not table.exists:
                 sizes = {"passage_tokens": self.passage_tokens, "overlap": self.overlap}
                 table.create(size, {**self._fingerprint, **sizes})
             check_fingerprint(table.fingerprint, self._fingerprint, uri=self.uri)
+            fields = _fields(walked, table.read_state().get("fields", {}), field)
             plan = plan_index(
                 walked,
                 table.files(),
                 report,
-                field=field,
+                fields=fields,
                 keep_missing=chosen.keep_missing,
                 published=None if table.is_published else PassageTable(self.uri).file_keys(),
             )
             embed = self._embed_and_cache if chosen.cache_ahead == "all" else self._embed
-            read = partial(self._read, field=field)
+            read = partial(self._read, fields=fields, encoding=encoding, notes=report.notes)
             PassageWriter(table, embed, report, read=read, progress=progress).write(plan)
             self._delete(table, plan.stale)
             if not table.is_published:
@@ -265,7 +271,7 @@ class Store:
                 self._index_vectors(table, chosen.approximate)
                 table.publish()
                 self._open()
-                table.write_state(relevance=None, relevance_bm25=None)
+                table.write_state(relevance=None, relevance_bm25=None, fields=fields)
             if table.read_state().get("relevance") is None:  # the last run may have been killed just before this
                 self._measure_thresholds(table)
         if isinstance(chosen.cache_ahead, int):
@@ -277,25 +283,33 @@ class Store:
         return report
 
     def estimate(
-        self, paths: Sequence[str | PathLike[str]], *, field: str | None = None, progress: Progress | None = None
+        self,
+        paths: Sequence[str | PathLike[str]],
+        *,
+        field: str | None = None,
+        encoding: str | None = None,
+        progress: Progress | None = None,
     ) -> Estimate:
         """What ``index`` would do, counted without embedding anything; files that cannot be read are left out.
 
         Args:
             paths: files and folders.
-            field: in tables, the field or column that holds the text.
+            field: in tables, the field or column that holds the text; None for the one that each was indexed with.
+            encoding: of text files; None to find out file by file.
             progress: called with files done and files in all.
 
         Raises:
             DocumentError: one of ``paths`` does not exist.
         """
         encoder, report = self.encoder, IndexReport()
-        plan = plan_index(self._walk(paths), {} if self._table is None else self._table.files(), report, field=field)
+        walked, table = self._walk(paths), self._table
+        fields = _fields(walked, {} if table is None else table.read_state().get("fields", {}), field)
+        plan = plan_index(walked, {} if table is None else table.files(), report, fields=fields)
         prompt = len(encoder.model.tokenizer.encode(encoder.document_prompt))
         passages = tokens = 0
         for done, changed in enumerate(plan.changed, start=1):
             with suppress(DocumentError, DependencyError):
-                for passage in self._read(changed.path, field):
+                for passage in self._read(changed.path, fields=fields, encoding=encoding, notes=Notes()):
                     passages += 1
                     tokens += prompt + encoder.count(passage.content)
             if progress is not None:
@@ -312,9 +326,16 @@ class Store:
     def _walk(self, paths: Sequence[str | PathLike[str]]) -> Walk:
         return walk(paths, without=[] if is_remote(self.uri) else [Path(self.uri)])
 
-    def _read(self, path: Path, field: str | None) -> Iterator[Passage]:
-        sizes = {"size": self.passage_tokens, "overlap": self.overlap}
-        return passages_of(path, **sizes, measure=self.encoder.count, field=field)
+    def _read(self, path: Path, *, fields: Mapping[str, str], encoding: str | None, notes: Notes) -> Iterator[Passage]:
+        return passages_of(
+            path,
+            size=self.passage_tokens,
+            overlap=self.overlap,
+            measure=self.encoder.count,
+            field=fields.get(stored_name(path)),
+            encoding=encoding,
+            notes=notes,
+        )
 
     def _delete(self, table: PassageTable, file_keys: Collection[str]) -> None:
         """Remove passages with their cached documents."""
@@ -501,3 +522,10 @@ def _wrong_vectors(table: PassageTable) -> Iterator[str]:
     damaged = sum(int((~np.isfinite(vectors).all(axis=1)).sum()) for _, vectors in table.vectors())
     if damaged:
         yield f"{damaged} vectors hold NaN or infinity. Index their files into a new store."
+
+
+def _fields(walked: Walk, known: Mapping[str, str], field: str | None) -> dict[str, str]:
+    """The fields that hold the text of tables, by name: as the store remembers, or as now asked for."""
+    if field is None:
+        return dict(known)
+    return {**known, **{stored_name(path): field for path in walked.files if kind_of(path).rows}}

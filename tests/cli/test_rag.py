@@ -199,10 +199,10 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_sources(
 def test_ctrl_c_while_indexing(grit: Grit, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Store._read
 
-    def pressed(self: Store, path: Path, field: str | None) -> Any:
+    def pressed(self: Store, path: Path, **how: Any) -> Any:
         if path.name == "ships.md":
             raise KeyboardInterrupt
-        return original(self, path, field)
+        return original(self, path, **how)
 
     monkeypatch.setattr(Store, "_read", pressed)
     run = grit("rag", "index", "notes")
@@ -282,3 +282,19 @@ def test_errors_of_the_library_are_of_one_tree() -> None:
     from grit_mlx.errors import StoreBusyError, StoreError
 
     assert issubclass(StoreBusyError, StoreError) and issubclass(StoreError, GritError)
+
+
+def test_files_that_fail_are_named_and_a_run_without_any_fails(grit: Grit, tmp_path: Path) -> None:
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    (folder / "a.pdf").write_bytes(b"no pdf")
+    (folder / "b.xyz").write_bytes(b"x")
+    run = grit("rag", "index", folder, "--store", tmp_path / "store")
+    assert run.code == 1 and "a.pdf: is damaged, or not a PDF file." in run.err
+    assert "1 of other kinds (.xyz 1)" in run.err
+    (folder / "c.txt").write_bytes("Москва, столица России".encode("cp866"))
+    run = grit("rag", "index", folder, "--store", tmp_path / "store", "--encoding", "cp866", "--json")
+    report = json.loads(run.out)
+    assert run.code == 0 and report["added"] == 1 and report["kinds"] == {".xyz": 1}
+    assert report["notes"] == {"warnings": [], "left_out": {}}
+    assert [row.text for row in Store(tmp_path / "store").passages()] == ["Москва, столица России"]
