@@ -84,7 +84,7 @@ def check_fields(content: Row, format_name: str) -> None:
         contained = next((one for one in known if one in str(name)), None)  # hard_negatives
         near = f"did you mean {contained!r}?" if contained else nearest(str(name), known)
         raise ArgumentError(
-            f"the field {str(name)!r} is not one of a row with {format_name!r}: {near}. Rename or remove it"
+            f"the field {str(name)!r} is not one of a row with {format_name!r}: {near.rstrip('.')}. Rename or remove it"
         )
 
 

@@ -20,12 +20,13 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import mlx.core as mx
+from typing import TYPE_CHECKING, Any
 
 from grit_mlx.errors import CheckpointError, ConfigError, unreadable
 from grit_mlx.model.checkpoint import decoder_config, read_header
+
+if TYPE_CHECKING:
+    import mlx.core as mx
 
 __all__ = ["Modules", "dense_layers", "read_modules", "settings_of"]
 
@@ -173,6 +174,8 @@ def dense_layers(modules: Modules) -> tuple[mx.array, mx.array | None] | None:
     Raises:
         CheckpointError: their weights are missing or do not fit each other.
     """
+    import mlx.core as mx  # here: settings are read before mlx is needed
+
     weight: mx.array | None = None
     bias: mx.array | None = None
     for place in modules.dense:
