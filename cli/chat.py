@@ -16,8 +16,8 @@ from grit_mlx.cli.loader import load_model, model_name
 from grit_mlx.cli.options import Use
 from grit_mlx.errors import ArgumentError, GritError
 from grit_mlx.model.options import GenerationOptions, ModelChoice
-from grit_mlx.text.reading import read_texts
-from grit_mlx.text.splitting import STDIN
+from grit_mlx.text.reading import read_lines
+from grit_mlx.text.splitting import STDIN, split_lines
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -198,7 +198,7 @@ def _typed_lines() -> Iterator[str]:
 
 def _piped_lines() -> Iterator[str]:
     """Lines of stdin that are not blank."""
-    return (text.text for text in read_texts(STDIN))
+    return (text.text for text in split_lines(read_lines(STDIN)))
 
 
 @contextmanager

@@ -14,9 +14,8 @@ from grit_mlx.cli.options import Use
 from grit_mlx.cli.wording import size_of
 from grit_mlx.errors import ArgumentError
 from grit_mlx.model.options import GenerationOptions, ModelChoice
-from grit_mlx.text.options import ReadingOptions
-from grit_mlx.text.reading import read_texts
-from grit_mlx.text.splitting import STDIN
+from grit_mlx.text.reading import read_lines
+from grit_mlx.text.splitting import STDIN, split_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -97,7 +96,7 @@ def generate(
 
 
 def _from_stdin() -> str:
-    return next((text.text for text in read_texts(STDIN, ReadingOptions(by="file"))), "")
+    return next((text.text for text in split_file(read_lines(STDIN))), "")
 
 
 def show_piece(text: str) -> None:

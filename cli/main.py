@@ -22,7 +22,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from grit_mlx.cli import console, options
-from grit_mlx.errors import GritError
+from grit_mlx.errors import GritError, lost_working_folder
 
 __all__ = ["COMMANDS", "app", "main"]
 
@@ -130,6 +130,11 @@ class Commands(TyperGroup):
             console.flush()
         except GritError as error:
             console.error(error)
+            raise typer.Exit(1) from error
+        except FileNotFoundError as error:
+            if not (lost := lost_working_folder()):
+                raise
+            console.error(lost)
             raise typer.Exit(1) from error
         except BrokenPipeError as error:
             console.silence_stdout()

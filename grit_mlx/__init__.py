@@ -17,6 +17,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from grit_mlx.model.blas import prefer_fast_blas
+from grit_mlx.model.importing import prepare_import
 
 if TYPE_CHECKING:
     from grit_mlx.errors import GritError
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["GritError", "GritLM", "PromptCache", "Settings", "__version__", "embedding_prompt"]
 
-# The one thing done at import time: it has to come before the first import of mlx, wherever that happens.
+# All that is done at import time: it has to come before the first import of mlx and mlx-lm, wherever that happens.
 prefer_fast_blas()
+prepare_import()
 
 _HOME = {
     "GritError": "grit_mlx.errors",

@@ -33,6 +33,7 @@ What the operating system and other libraries raise is worded here as well: ``un
 from __future__ import annotations
 
 import errno
+import os
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Final
@@ -59,6 +60,7 @@ __all__ = [
     "TextError",
     "TokenizerError",
     "first_line",
+    "lost_working_folder",
     "unreadable",
     "unwritable",
 ]
@@ -96,10 +98,20 @@ class GritError(Exception):
     def __str__(self) -> str:
         return "".join(map(str, self.parts))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Between processes errors are pickled, and would be made anew from their parts alone."""
+        return _remade, (type(self), self.parts, self.__dict__)
+
     @property
     def option(self) -> str | None:
         """The name of the first option that the message mentions."""
         return next((part.name for part in self.parts if isinstance(part, Option)), None)
+
+
+def _remade(kind: type[GritError], parts: tuple[str | Option, ...], attributes: dict[str, Any]) -> GritError:
+    error = kind.__new__(kind, *parts)
+    error.__dict__.update(attributes)
+    return error
 
 
 class ArgumentError(GritError, ValueError):
@@ -236,6 +248,15 @@ def unwritable(name: str | PathLike[str], error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno is not None:
         return f"Cannot write {fspath(name)}: {_UNWRITABLE.get(error.errno) or f'{error.strerror or error}.'}"
     return f"Cannot write {fspath(name)}: {first_line(error)}"
+
+
+def lost_working_folder() -> ConfigError | None:
+    """The error of a process whose working folder was deleted; None if it exists."""
+    try:
+        os.getcwd()  # noqa: PTH109 - the call that fails in other libraries
+    except OSError:
+        return ConfigError("The working folder no longer exists. Change to another one: cd")
+    return None
 
 
 def first_line(error: BaseException) -> str:

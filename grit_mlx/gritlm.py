@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,14 +17,16 @@ import numpy as np
 from mlx_lm.generate import GenerationResponse
 from numpy.typing import NDArray
 
-from grit_mlx.errors import ArgumentError, ModeError, Option, TextError
-from grit_mlx.model import generation, loading, prompts
+from grit_mlx.errors import ArgumentError, ModeError, Option
+from grit_mlx.model import generation, inputs, loading, official, prompts
+from grit_mlx.model.attention import table_rows
 from grit_mlx.model.batching import windows
 from grit_mlx.model.caches import TextCache
 from grit_mlx.model.checkpoint import decoder_config
 from grit_mlx.model.embedding import Embedder
 from grit_mlx.model.generation import PromptCache
 from grit_mlx.model.options import EmbeddingOptions, GenerationOptions, ModelChoice
+from grit_mlx.options import check_unicode, from_mapping
 from grit_mlx.progress import Progress, reporting
 from grit_mlx.vectors.compression import DTYPES, CompressedVectors, compress
 
@@ -32,7 +34,7 @@ __all__ = ["GritLM"]
 
 logger = logging.getLogger("grit_mlx")
 
-Prompt = str | Sequence[prompts.Message] | Sequence[int]
+Prompt = str | Sequence[prompts.Message] | Sequence[int] | NDArray[Any] | mx.array | Mapping[str, Any]
 Document = str | Mapping[str, str]
 Cache: TypeAlias = "PromptCache | TextCache | None"
 
@@ -60,6 +62,9 @@ class GritLM:
         adapter_path: a folder with a LoRA or DoRA adapter in mlx-lm's layout.
         revision: branch, tag or commit of a hub repository.
         trust_remote_code: run Python code that comes with the model.
+        projection: for the official package: the length that vectors must have.
+        embed_eos: for the official package: text that is put after each text that is embedded.
+        **options: what the official package passes to transformers; see docs/python.md.
 
     Raises:
         ModelError: the model cannot be found, downloaded, read or used; one of its kinds.
@@ -78,18 +83,26 @@ class GritLM:
         *,
         revision: str | None = None,
         trust_remote_code: bool = False,
+        projection: int | None = None,
+        embed_eos: str = "",
+        **options: Any,
     ) -> None:
         choice = ModelChoice(
             model=model_name_or_path,
             adapter=adapter_path,
             revision=revision,
-            dtype=dtype,
+            dtype=official.dtype_name(official.constructor(options).get("dtype", dtype)),
             trust_remote_code=trust_remote_code,
-            pooling=pooling_method,
+            pooling=pooling_method and pooling_method.replace("_", ""),  # the official README spells weighted_mean
             attn=attn,
             normalized=normalized,
         )
         self._set_up(loading.load(choice, mode=mode), mode)
+        if projection is not None and projection != (self.projection and self.embedding_size):
+            raise ArgumentError(f"{self.folder} has no projection to {projection} dimensions.")
+        if embed_eos and self.tokenizer.convert_tokens_to_ids(embed_eos) in (None, self.tokenizer.unk_token_id):
+            raise ArgumentError(f"The tokenizer has no token {embed_eos!r}, which embed_eos asks for.")
+        self.embed_eos = embed_eos
 
     @classmethod
     def from_choice(cls, choice: ModelChoice, *, mode: str = "unified") -> GritLM:
@@ -112,14 +125,21 @@ class GritLM:
         self.adapter = loaded.adapter
         # Programs written for the official package call the tokenizer itself; mlx-lm wants its wrapper.
         self.tokenizer = loaded.tokenizer._tokenizer
+        official.with_arrays(self.tokenizer)
         self._engine_tokenizer = loaded.tokenizer
+        self._rows = table_rows(loaded.model) or len(self.tokenizer)
+        self.projection = loaded.projection
+        self.embed_eos = ""
         self._embedder = None if loaded.hidden_size is None else Embedder(loaded)
+
+    def __reduce__(self) -> Any:
+        raise ArgumentError("A model cannot be copied or sent to another process: load it in each process by name.")
 
     # Embedding
 
     def encode(
         self,
-        sentences: str | Sequence[str],
+        sentences: str | Iterable[str],
         batch_size: int | None = None,
         max_length: int | None = None,
         instruction: str | None = None,
@@ -132,6 +152,7 @@ class GritLM:
         output_dtype: str = "float32",
         long_texts: str = "truncate",
         progress: Progress | bool | None = None,
+        **other: Any,
     ) -> Any:
         """Embed texts; numbers equal the official package's.
 
@@ -156,6 +177,7 @@ class GritLM:
                 of that length whose vectors are averaged, weighted by their tokens.
             progress: called with texts done and texts in all; True draws a bar on stderr, False none, None draws one
                 for many texts if stderr is a terminal.
+            **other: arguments of the official package; see docs/python.md.
 
         Returns:
             ``(N, E)``, or ``(E,)`` for a single text. With ``get_cache`` a pair of that and a list with the
@@ -168,8 +190,24 @@ class GritLM:
             NonFiniteError: the model computed NaN or infinity.
             MemoryLimitError: one text alone does not fit into memory.
         """
-        single = isinstance(sentences, str)
-        texts = _checked_texts([sentences] if isinstance(sentences, str) else sentences)
+        if other:
+            own = {
+                "batch_size": batch_size,
+                "max_length": max_length,
+                "instruction": instruction,
+                "embed_instruction": embed_instruction,
+                "get_cache": get_cache,
+                "convert_to_numpy": convert_to_numpy,
+                "add_special_tokens": add_special_tokens,
+                "role": role,
+                "output_dtype": output_dtype,
+                "long_texts": long_texts,
+                "progress": progress,
+            }
+            result = self.encode(sentences, **own | official.encode(other, own=own, normalized=self.normalized))
+            return official.as_tensor(result) if other.get("convert_to_tensor") else result
+        single = inputs.is_single(sentences)
+        texts = list(inputs.texts_of([str(sentences)] if single else sentences))
         options = self._embedding_options(
             batch_size=batch_size,
             max_length=max_length,
@@ -201,7 +239,7 @@ class GritLM:
             return result
         return result, caches[0] if single else caches
 
-    def encode_queries(self, queries: str | Sequence[str], instruction: str | None = None, **options: Any) -> Any:
+    def encode_queries(self, queries: str | Iterable[str], instruction: str | None = None, **options: Any) -> Any:
         """Embed search queries.
 
         Args:
@@ -214,7 +252,7 @@ class GritLM:
         return self.encode(queries, instruction=instruction, role=role, **options)
 
     def encode_corpus(
-        self, corpus: Document | Sequence[Document], instruction: str | None = None, **options: Any
+        self, corpus: Document | Iterable[Document] | Any, instruction: str | None = None, **options: Any
     ) -> Any:
         """Embed documents.
 
@@ -227,13 +265,8 @@ class GritLM:
         Raises:
             ArgumentError: a table without ``"text"``.
         """
-        texts = (
-            _document_text(0, corpus)
-            if isinstance(corpus, str | Mapping)
-            else [_document_text(i, document) for i, document in enumerate(corpus)]
-        )
         role = "document" if instruction is None else None
-        return self.encode(texts, instruction=instruction, role=role, **options)
+        return self.encode(inputs.documents_of(corpus), instruction=instruction, role=role, **options)
 
     def encode_iter(
         self, sentences: Iterable[str], *, progress: Progress | None = None, **options: Any
@@ -249,9 +282,9 @@ class GritLM:
             As ``encode``; an index counts from the first text of all.
         """
         chosen = self._embedding_options(**options)
-        if isinstance(sentences, str):
+        if inputs.is_single(sentences):
             raise ArgumentError("encode_iter takes an iterable of texts; for a single text use encode.")
-        texts = (_checked_text(i, text) for i, text in enumerate(sentences))
+        texts = inputs.texts_of(sentences)
         # Not itself a generator: wrong options are refused now, not when the first vector is taken.
         return (vector for _, computed, _ in self._embedded(texts, chosen, progress, None) for vector in computed)
 
@@ -260,6 +293,7 @@ class GritLM:
     ) -> Iterator[tuple[int, NDArray[np.float32], list[TextCache]]]:
         """Window by window: the index of the first text, vectors ``(N, E)``, and caches if ``options`` ask for them."""
         embedder = self._needed_embedder()
+        texts = (text + self.embed_eos for text in texts) if self.embed_eos else texts
         start = 0
         for window in windows(texts, max_texts=_WINDOW_TEXTS, max_characters=_WINDOW_CHARACTERS):
             shifted = None if progress is None else partial(_shifted, progress, start, total)
@@ -271,6 +305,32 @@ class GritLM:
         """E, the length of a vector."""
         return self._needed_embedder().size
 
+    @property
+    def pooling_method(self) -> str:
+        """How token states become a vector."""
+        return self.settings.pooling
+
+    @property
+    def normalized(self) -> bool:
+        """Whether vectors have length 1."""
+        return self.settings.normalized
+
+    @property
+    def attn(self) -> str:
+        """The attention mode."""
+        return self.settings.attn
+
+    @property
+    def device(self) -> str:
+        """Where PyTorch's tensors have to be to be handed over: in the memory that mlx shares with the CPU."""
+        return "cpu"
+
+    def to(self, *_: Any, **__: Any) -> GritLM:
+        """Itself, as ``eval`` does; programs written for the official package call them."""
+        return self
+
+    eval = to
+
     def _needed_embedder(self) -> Embedder:
         if self._embedder is None:
             raise ModeError(
@@ -281,7 +341,8 @@ class GritLM:
     def _embedding_options(self, **options: Any) -> EmbeddingOptions:
         """The options with the model's own settings in place of None, and the instruction as it precedes a text."""
         self._needed_embedder()
-        chosen = EmbeddingOptions(**options)
+        known = {field.name: None for field in fields(EmbeddingOptions)}
+        chosen = from_mapping(EmbeddingOptions, official.encode(options, own=known, normalized=self.normalized))
         if chosen.max_length is None:
             chosen = replace(chosen, max_length=self.settings.max_length)
         if chosen.role is None:
@@ -293,10 +354,33 @@ class GritLM:
     # Generating
 
     def generate(
-        self, prompt: Prompt, max_tokens: int = 256, temperature: float = 0.0, cache: Cache = None, **options: Any
-    ) -> str:
-        """The model's complete answer. The arguments are ``stream``'s."""
-        return "".join(self.stream(prompt, max_tokens, temperature, cache, **options))
+        self,
+        prompt: Prompt | None = None,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        cache: Cache = None,
+        **options: Any,
+    ) -> Any:
+        """The model's complete answer, as a text. The arguments are ``stream``'s.
+
+        As in the official package, ``(B, L)`` token ids (an array, a tensor, or what the tokenizer returns) give an
+        array of the same kind that holds each row and its answer, padded on the right.
+        """
+        prompt = options.pop("input_ids", prompt)
+        rows = official.token_rows(prompt, options.pop("attention_mask", None))
+        if rows is None:
+            return "".join(self.stream(prompt, max_tokens, temperature, cache, **options))
+        if (length := options.pop("max_length", None)) is not None:  # transformers counts the prompt as well
+            max_tokens = max(1, length - max(map(len, rows)))
+        if len(rows) == 1:
+            responses = self.stream_responses(rows[0], max_tokens, temperature, cache, **options)
+            answers = [[response.token for response in responses]]
+        else:
+            chosen, _ = self._generation_options(max_tokens, temperature, cache, options)
+            tokens = [self._prompt_tokens(row, raw=False, continues=False) for row in rows]
+            answers = generation.batch_tokens(self.model, self._engine_tokenizer, tokens, chosen)
+        padding = self.tokenizer.pad_token_id or 0
+        return official.like(prompt, [row + answer for row, answer in zip(rows, answers, strict=True)], padding)
 
     def stream(
         self, prompt: Prompt, max_tokens: int = 256, temperature: float = 0.0, cache: Cache = None, **options: Any
@@ -332,8 +416,7 @@ class GritLM:
         **options: Any,
     ) -> Iterator[GenerationResponse]:
         """As ``stream``, but mlx-lm's ``GenerationResponse``: text, token, tokens per second, finish reason."""
-        self._require_head()
-        chosen = GenerationOptions(max_tokens=max_tokens, temperature=temperature, **options)
+        chosen, cache = self._generation_options(max_tokens, temperature, cache, options)
         continues = cache is not None and not isinstance(cache, PromptCache)
         tokens = self._prompt_tokens(prompt, raw=raw, continues=continues)
         held = cache[0].offset if continues and cache else 0  # type: ignore[index]
@@ -343,7 +426,7 @@ class GritLM:
 
     def generate_batch(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Iterable[Prompt],
         max_tokens: int = 256,
         temperature: float = 0.0,
         *,
@@ -356,13 +439,24 @@ class GritLM:
             ArgumentError: as for ``stream``; also for ``kv_bits``, which batches do not have.
             ModeError: the model was loaded for embedding only.
         """
-        self._require_head()
-        if isinstance(prompts, str):
+        chosen, _ = self._generation_options(max_tokens, temperature, None, options)
+        if isinstance(prompts, str | Mapping | set) or not isinstance(prompts, Iterable):
             raise ArgumentError("generate_batch takes a list of prompts; for a single one use generate.")
-        chosen = GenerationOptions(max_tokens=max_tokens, temperature=temperature, **options)
         tokens = [self._prompt_tokens(prompt, raw=raw, continues=False) for prompt in prompts]
         chosen = self._within_context(chosen, max(map(len, tokens), default=0))
         return generation.generate_batch(self.model, self._engine_tokenizer, tokens, chosen)
+
+    def _generation_options(
+        self, max_tokens: int, temperature: float, cache: Any, options: Mapping[str, Any]
+    ) -> tuple[GenerationOptions, Any]:
+        """The options under our names, and the cache."""
+        self._require_head()
+        taken = official.generate({"temperature": temperature, **options})
+        cache = official.text_cache(taken.pop("cache", cache))
+        taken = {"max_tokens": max_tokens, **taken}
+        return from_mapping(
+            GenerationOptions, {name: value for name, value in taken.items() if value is not None}
+        ), cache
 
     def _within_context(self, options: GenerationOptions, tokens: int) -> GenerationOptions:
         """The options for an answer that ends where the model's context does: beyond it, models write rubbish."""
@@ -384,24 +478,14 @@ class GritLM:
                 "This model was loaded with mode='embedding' and cannot generate. Load it with mode='unified'."
             )
 
-    def _prompt_tokens(self, prompt: Prompt, *, raw: bool, continues: bool) -> list[int]:
+    def _prompt_tokens(self, prompt: Any, *, raw: bool, continues: bool) -> list[int]:
         """The tokens of a prompt; warns if they exceed what the model was trained on."""
-        if isinstance(prompt, str):
-            if not prompt.strip():
-                raise ArgumentError("The prompt is empty.")
-            if continues:
-                tokens = prompts.literal_tokens(self.tokenizer, prompt)
-            elif raw:
-                begun = self.tokenizer.bos_token is not None and prompt.startswith(self.tokenizer.bos_token)
-                tokens = list(self.tokenizer.encode(prompt, add_special_tokens=not begun))
-            else:
-                tokens = prompts.chat_tokens(self.tokenizer, [{"role": "user", "content": prompt}])
-        elif isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping):
-            tokens = prompts.chat_tokens(self.tokenizer, prompt)  # type: ignore[arg-type]
-        elif isinstance(prompt, Sequence) and all(isinstance(token, int) for token in prompt):
-            tokens = list(prompt)  # type: ignore[arg-type]
-        else:
-            raise ArgumentError("A prompt is a text, a list of messages or a list of token ids.")
+        rows = official.token_rows(prompt)
+        tokens = inputs.token_ids(rows[0] if rows and len(rows) == 1 else prompt, rows=self._rows)
+        if tokens is None:
+            tokens = self._text_tokens(prompt, raw=raw, continues=continues)
+            if unknown := prompts.unknown_token(self.tokenizer, tokens):
+                raise ArgumentError(f"The prompt {unknown}.")
         context = self.config.get("max_position_embeddings")
         if isinstance(context, int) and len(tokens) >= context:
             logger.warning(
@@ -411,35 +495,22 @@ class GritLM:
             )
         return tokens
 
-
-def _checked_text(index: int, text: object) -> str:
-    if not isinstance(text, str):
-        raise TextError(f"Text {index} is a {type(text).__name__}, not a str.", index=index)
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise TextError(f"Text {index} holds half a surrogate pair at character {error.start}.", index=index) from None
-    return text
-
-
-def _checked_texts(texts: Iterable[object]) -> list[str]:
-    if isinstance(texts, bytes | Mapping) or not isinstance(texts, Iterable):
-        raise ArgumentError(f"Texts must be a str or a list of str, not {type(texts).__name__}.")
-    return [_checked_text(i, text) for i, text in enumerate(texts)]
-
-
-def _document_text(index: int, document: object) -> str:
-    if isinstance(document, Mapping):
-        if not isinstance(document.get("text"), str):
-            raise TextError(f"Document {index} has no 'text'.", index=index)
-        # The official package's joint: title, a space, text.
-        return f"{document['title']} {document['text']}" if document.get("title") else str(document["text"])
-    return _checked_text(index, document)
+    def _text_tokens(self, prompt: Any, *, raw: bool, continues: bool) -> list[int]:
+        if isinstance(prompt, str):
+            if not prompt.strip():
+                raise ArgumentError("The prompt is empty.")
+            check_unicode(prompt, "The prompt")
+            if continues:
+                return prompts.literal_tokens(self.tokenizer, prompt)
+            return (prompts.raw_tokens if raw else prompts.chat_tokens)(self.tokenizer, prompt)
+        if isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping):
+            return prompts.chat_tokens(self.tokenizer, prompt)
+        raise ArgumentError("A prompt is a text, a list of messages or a list of token ids.")
 
 
 def _as(vectors: NDArray[np.float32], dtype: str, convert_to_numpy: bool) -> Any:
     if not convert_to_numpy:
-        return mx.array(vectors).astype({"float32": mx.float32, "float16": mx.float16}[dtype])
+        return mx.array(vectors.astype(dtype))
     return compress(vectors, dtype)
 
 

@@ -37,8 +37,10 @@ from grit_mlx.errors import ArgumentError, Option
 __all__ = [
     "Spec",
     "alternatives",
+    "bad_unicode",
     "bytes_of_size",
     "check",
+    "check_unicode",
     "default_of",
     "from_mapping",
     "nearest",
@@ -156,6 +158,25 @@ def from_mapping(group: type[T], values: Mapping[str, Any]) -> T:
     return group(**values)
 
 
+def bad_unicode(text: str) -> str:
+    """What to say of a text that tokenizers cannot read; empty if they can."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return f"holds half a surrogate pair at character {error.start}"
+    return ""
+
+
+def check_unicode(text: str, what: str) -> None:
+    """Refuse a text that tokenizers cannot read.
+
+    Raises:
+        ArgumentError: it holds half a surrogate pair.
+    """
+    if problem := bad_unicode(text):
+        raise ArgumentError(f"{what} {problem}.")
+
+
 def nearest(name: str, known: Collection[str]) -> str:
     """A hint after an unknown name: the nearest known one, or all where there are few."""
     if near := difflib.get_close_matches(name, list(known), 1):
@@ -258,6 +279,10 @@ def _check_choices(name: str, value: Any, choices: tuple[Any, ...]) -> None:
         raise ArgumentError("Unknown ", Option(name), f" {value!r}: use one of {', '.join(map(str, choices))}.")
 
 
+def _spelled(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:g}"
+
+
 def _check_range(name: str, value: Any, spec: Spec, where: str) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool) or value in spec.also:
         return
@@ -270,10 +295,10 @@ def _check_range(name: str, value: Any, spec: Spec, where: str) -> None:
         (spec.below, operator.ge, "below"),
     )
     if any(bound is not None and outside(value, bound) for bound, outside, _ in bounds):
-        said = " and ".join(f"{word} {bound:g}" for bound, _, word in bounds if bound is not None)
+        said = " and ".join(f"{word} {_spelled(bound)}" for bound, _, word in bounds if bound is not None)
         if spec.minimum is not None and spec.maximum is not None:
-            said = f"from {spec.minimum:g} to {spec.maximum:g}"
-        said += "".join(f", or {number:g} {meaning}" for number, meaning in spec.also.items())
+            said = f"from {_spelled(spec.minimum)} to {_spelled(spec.maximum)}"
+        said += "".join(f", or {_spelled(number)} {meaning}" for number, meaning in spec.also.items())
         raise ArgumentError(Option(name), f" must be {said}, not {value}{where}.")
     if isinstance(value, int) and value > _LARGEST_INT and spec.maximum is None and spec.parse is None:
         raise ArgumentError(Option(name), f" must be at most {_LARGEST_INT}, not {value}{where}.")

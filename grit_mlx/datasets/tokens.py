@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grit_mlx.datasets.examples import ChatRow, EmbeddingRow, TextRow
-from grit_mlx.errors import ArgumentError, TokenizerError
+from grit_mlx.errors import ArgumentError, TokenizerError, first_line
 from grit_mlx.model import prompts
 
 __all__ = ["RowError", "TokenizedChat", "TokenizedText", "tokenize_chats", "tokenize_embedding_rows"]
@@ -81,6 +81,8 @@ def tokenize_embedding_rows(
         for (i, j, _), tokens in zip(places, tokenized, strict=True):
             if tokens.instruction_tokens >= len(tokens.ids):
                 raise RowError(i, f"its instruction takes all {limit} tokens and leaves no room for the text")
+            if unknown := prompts.unknown_token(tokenizer, tokens.ids):
+                raise RowError(i, f"a text {unknown}")
             result[i][j] = TokenizedText(np.array(tokens.ids, dtype=np.int32), tokens.instruction_tokens)
     return result
 
@@ -115,10 +117,12 @@ def tokenize_chats(
         raise TokenizerError("Exact labels need a tokenizer.json, which this model lacks. Convert its tokenizer.")
     rendered = [_rendered(tokenizer, row, i, label_mask) for i, row in enumerate(rows)]
     result: list[TokenizedChat | None] = []
-    for row, (ids, learned) in zip(rows, _encode(tokenizer, rendered), strict=True):
+    for i, (row, (ids, learned)) in enumerate(zip(rows, _encode(tokenizer, rendered), strict=True)):
         if label_mask == "official" and isinstance(row, ChatRow):
             learned = _official_labels(tokenizer, row, len(ids))
         ids, learned = ids[:max_length], learned[:max_length]
+        if unknown := prompts.unknown_token(tokenizer, ids):
+            raise RowError(i, f"it {unknown}")
         # The first token is never predicted, so it teaches nothing.
         result.append(TokenizedChat(np.array(ids, dtype=np.int32), learned) if learned[1:].any() else None)
     return result
@@ -135,9 +139,8 @@ def _rendered(tokenizer: Any, row: ChatRow | TextRow, index: int, label_mask: st
     try:
         rendered = _in_template(tokenizer, messages, row.tools)
     except ArgumentError as error:
-        raise RowError(index, f"{str(error)[:1].lower()}{str(error)[1:]}") from error
-    except Exception as error:  # templates raise whatever Jinja raises
-        raise RowError(index, f"the chat template refuses it: {error}") from error
+        said = f"the chat template refuses it: {first_line(error.__cause__)}" if error.__cause__ else str(error)
+        raise RowError(index, f"{said[:1].lower()}{said[1:].rstrip('.')}") from error
     if not all(weights):  # OpenAI's way to say which answers are not learned
         kept = zip(rendered.answers, weights, strict=True)
         rendered = replace(rendered, answers=[answer for answer, weight in kept if weight])

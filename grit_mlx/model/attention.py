@@ -40,6 +40,7 @@ __all__ = [
     "document_caches",
     "embedding_caches",
     "not_finite",
+    "table_rows",
 ]
 
 # As mlx's attention takes it: boolean, "causal", or None to see everything.
@@ -47,6 +48,9 @@ Mask = mx.array | str | None
 
 # Where mlx-lm's models keep their decoder, most common first.
 _DECODERS = ("model", "language_model.model", "transformer", "backbone")
+
+# What they call their table of token embeddings.
+_TABLES = ("embed_tokens", "wte", "tok_embeddings", "word_embeddings", "embeddings", "embedding", "embed_in", "embed")
 
 
 def bidirectional_mask(length: int, padding: mx.array | None, window: int | None = None) -> mx.array | None:
@@ -173,6 +177,16 @@ def _with_five_axes(attention: nn.Module, call: Callable[..., mx.array], x: mx.a
     if isinstance(mask, mx.array) and mask.ndim == 4:
         arguments["mask"] = mask[:, :, None]
     return call(**arguments)
+
+
+def table_rows(model: nn.Module) -> int | None:
+    """Rows of the table of token embeddings: ids from there on read other memory. None if it is not found."""
+    tables = {
+        name.rpartition(".")[2]: int(module.weight.shape[0])
+        for name, module in reversed(model.named_modules())
+        if isinstance(module, nn.Embedding | nn.QuantizedEmbedding)
+    }
+    return next((tables[name] for name in _TABLES if name in tables), None)
 
 
 def check_both_modes(model: nn.Module, *, vocabulary_size: int) -> int:

@@ -14,9 +14,13 @@ from typing import Any
 
 from grit_mlx.errors import CheckpointError, ConfigError, unreadable
 
-__all__ = ["Tensor", "decoder_config", "read_config", "read_header", "read_headers"]
+__all__ = ["Tensor", "decoder_config", "file_error", "read_config", "read_header", "read_headers", "refuse_pointer"]
 
 INDEX = "model.safetensors.index.json"
+
+_LFS = b"version https://git-lfs"
+_POINTER = int.from_bytes(_LFS[:8], "little")  # taken for the length of a header
+_GGUF = "GGUF, llama.cpp's format, cannot be read: use the model's original Hugging Face checkpoint, or an MLX one."
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,13 @@ class Tensor:
     offset: int
 
 
+def file_error(path: Path) -> str:
+    """What to say of a file that was named in the place of a model's folder."""
+    if path.suffix.lower() == ".gguf":
+        return f"{path} is a GGUF file. {_GGUF}"
+    return f"{path} is a file. Name the folder that it is in, the one with config.json."
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The contents of a model folder's ``config.json``.
 
@@ -48,10 +59,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(
-            f"{folder} has no config.json, so it is not a model folder. Name a folder with a Hugging Face or MLX model."
-        ) from None
+        raise ConfigError(_not_a_model(folder)) from None
     except (OSError, ValueError) as error:
+        refuse_pointer(path)
         raise ConfigError(f"{unreadable(path, error)} Download the model again.") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ConfigError(f"{path} does not say which architecture it is: it needs a 'model_type' such as \"mistral\".")
@@ -75,6 +85,8 @@ def read_header(path: Path) -> dict[str, Tensor]:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
+            if length == _POINTER:
+                refuse_pointer(path)
             if size < 8 or length > size - 8:
                 raise CheckpointError(_broken(path, f"it ends after {size:,} bytes, inside its header"))
             header: dict[str, Any] = json.loads(file.read(length))
@@ -116,6 +128,21 @@ def read_headers(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def refuse_pointer(path: Path) -> None:
+    """Refuse what Git leaves in the place of a large file that was not fetched.
+
+    Raises:
+        CheckpointError: the file is one.
+    """
+    with path.open("rb") as file:
+        pointer = file.read(len(_LFS)) == _LFS
+    if pointer:
+        raise CheckpointError(
+            f"{path} is a Git LFS pointer, which stands for a file that was not downloaded. "
+            "Run 'git lfs pull' in its folder, or download the model with 'grit models pull'."
+        )
+
+
 def _shards_in_index(folder: Path) -> set[str]:
     path = folder / INDEX
     try:
@@ -137,6 +164,15 @@ def _broken(path: Path, problem: str) -> str:
     return f"{path} is damaged or not a safetensors file: {problem}. Download or convert the model again."
 
 
+def _not_a_model(folder: Path) -> str:
+    """What to say of a folder without ``config.json``."""
+    if next(folder.glob("*.gguf"), None) or "gguf" in str(folder).lower():
+        return f"{folder} has no config.json. {_GGUF}"
+    if (folder / "adapter_config.json").exists():
+        return f"{folder} holds an adapter. Name the model it was trained on, and this folder as the adapter."
+    return f"{folder} has no config.json, so it is not a model folder. Name a folder with a Hugging Face or MLX model."
+
+
 def _no_weights(folder: Path) -> str:
     if next(folder.glob("*.bin"), None) or next(folder.glob("*.pth"), None):
         return (
@@ -145,5 +181,5 @@ def _no_weights(folder: Path) -> str:
             "with PyTorch and transformers."
         )
     if next(folder.glob("*.gguf"), None):
-        return f"{folder} holds a GGUF file. Use the original Hugging Face checkpoint of the model instead."
+        return f"{folder} holds a GGUF file. {_GGUF}"
     return f"{folder} holds no model*.safetensors. Name a Hugging Face or MLX model folder."

@@ -10,13 +10,15 @@ from __future__ import annotations
 import os
 import re
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import mlx.core as mx
 
+from grit_mlx.model import threads
 from grit_mlx.model.blas import prefer_fast_blas
 
 __all__ = [
@@ -145,13 +147,29 @@ def wired() -> Iterator[None]:
     if limit is None:
         yield
         return
-    old = mx.set_wired_limit(int(limit))
+    with _wires.lock:  # the limit is the process's: the first user raises it, the last one puts it back
+        _wires.users += 1
+        if _wires.users == 1:
+            _wires.before = mx.set_wired_limit(int(limit))
     try:
         yield
     finally:
-        # Not before the device is done: changing the limit under running work is undefined.
-        mx.synchronize()
-        mx.set_wired_limit(old)
+        with _wires.lock:
+            _wires.users -= 1
+            if not _wires.users:
+                # Not before the device is done: changing the limit under running work is undefined.
+                threads.run(mx.synchronize)
+                mx.set_wired_limit(_wires.before)
+
+
+@dataclass
+class _Wires:
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    users: int = 0
+    before: int = 0  # the limit without users
+
+
+_wires = _Wires()
 
 
 def free_cached_memory() -> None:

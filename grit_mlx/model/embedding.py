@@ -11,14 +11,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
 from grit_mlx.errors import MemoryLimitError, Option, TextError
-from grit_mlx.model import device
-from grit_mlx.model.attention import not_finite
+from grit_mlx.model import device, threads
+from grit_mlx.model.attention import not_finite, table_rows
 from grit_mlx.model.batching import halve, plan_batches
 from grit_mlx.model.caches import TextCache, split_rows
 from grit_mlx.model.checkpoint import decoder_config
@@ -27,7 +28,7 @@ from grit_mlx.model.numpy_linear import through_numpy
 from grit_mlx.model.options import EmbeddingOptions
 from grit_mlx.model.passes import pad, pooled_tokens, represent
 from grit_mlx.model.pooling import AVERAGING
-from grit_mlx.model.prompts import tokenize_texts
+from grit_mlx.model.prompts import tokenize_texts, unknown_token
 
 __all__ = ["Embedder"]
 
@@ -56,6 +57,8 @@ class Embedder:
         self._hidden = loaded.hidden_size
         self.settings = loaded.settings
         self._loaded = loaded
+        self._tokenizer = loaded.tokenizer._tokenizer
+        self._rows = table_rows(loaded.model)
 
     def embed(
         self,
@@ -99,7 +102,7 @@ class Embedder:
             while plan:
                 batch = [pieces[i] for i in plan[-1]]
                 try:
-                    computed, kept = self._compute(batch, keep=options.get_cache)
+                    computed, kept = threads.run(partial(self._compute, batch, keep=options.get_cache))
                 except (RuntimeError, MemoryError) as error:
                     if not device.is_out_of_memory(error):
                         raise
@@ -125,7 +128,7 @@ class Embedder:
         assert options.max_length is not None
         average = options.long_texts == "average"
         tokenized = tokenize_texts(
-            self._loaded.tokenizer._tokenizer,
+            self._tokenizer,
             texts,
             instruction=options.instruction or "",
             max_length=None if average else options.max_length,
@@ -137,18 +140,22 @@ class Embedder:
         for i, (text, tokens) in enumerate(zip(texts, tokenized, strict=True)):
             head, body = tokens.ids[: tokens.instruction_tokens], tokens.ids[tokens.instruction_tokens :]
             room = options.max_length - len(head)
-            if not text.strip() or (room > 0 and not body):
+            skipped = len(head) if masked else 0
+            # Blanks are embedded as in the official code: they have tokens. Without any its mean is 0/0.
+            if room > 0 and (not text or skipped == len(tokens.ids)):
+                what = "has no tokens" if text else "is empty"
                 raise TextError(
-                    f"Text {first_index + i} is empty. Leave it out, or give it some text.", index=first_index + i
+                    f"Text {first_index + i} {what}. Leave it out, or give it some text.", index=first_index + i
                 )
+            if unknown := unknown_token(self._tokenizer, tokens.ids):
+                raise TextError(f"Text {first_index + i} {unknown}.", index=first_index + i)
             if room <= 0:
                 raise TextError(
                     f"Text {first_index + i} has no room: the instruction takes all {options.max_length} tokens of ",
                     *(Option("max_length"), ". Shorten the instruction or raise ", Option("max_length"), "."),
                     index=first_index + i,
                 )
-            skipped = len(head) if masked else 0
-            pieces += [_Piece(i, head + body[at : at + room], skipped) for at in range(0, len(body), room)]
+            pieces += [_Piece(i, head + body[at : at + room], skipped) for at in range(0, max(len(body), 1), room)]
         if cut := sum(tokens.truncated for tokens in tokenized):
             logger.warning(
                 "%d of %d texts were truncated at %d tokens. Raise %s, or average chunks (%s).",
@@ -163,7 +170,7 @@ class Embedder:
 
     def _compute(self, batch: Sequence[_Piece], *, keep: bool) -> tuple[NDArray[np.float32], list[TextCache]]:
         """Pooled vectors ``(B, E)`` of one batch, and the caches of its rows."""
-        ids, real = pad([piece.ids for piece in batch])
+        ids, real = pad([piece.ids for piece in batch], rows=self._rows)
         vectors, caches = represent(
             self._loaded.model,
             mx.array(ids),

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import replace
-from itertools import takewhile
+import itertools
+import threading
+import time
+import weakref
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx_lm.generate import GenerationResponse, batch_generate, stream_generate
+from mlx_lm.generate import GenerationResponse, batch_generate, generate_step
 from mlx_lm.models.cache import KVCache, can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
 from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
 from grit_mlx.errors import ArgumentError, MemoryLimitError, Option
+from grit_mlx.model import device, threads
 from grit_mlx.model.attention import not_finite
 from grit_mlx.model.caches import TextCache, copy_cache
+from grit_mlx.model.detokenizing import Detokenizer
 from grit_mlx.model.device import is_out_of_memory
 from grit_mlx.model.options import GenerationOptions
 
-__all__ = ["PromptCache", "generate_batch", "stream_responses"]
+__all__ = ["PromptCache", "batch_tokens", "generate_batch", "stream_responses"]
+
+# A token and its log-probabilities (V,).
+_Step = tuple[int, mx.array]
+_Processor = Callable[[mx.array, mx.array], mx.array]
 
 
 class PromptCache:
@@ -42,37 +50,87 @@ class PromptCache:
 
     def __init__(self, base: Sequence[KVCache] = ()) -> None:
         self.base = base
-        self.tokens: list[int] = []
-        self.reused = 0
-        self.layers: list[Any] = []
+        self._lock = threading.Lock()
+        self._turns = 0
+        self.reset()
 
     def reset(self) -> None:
-        """Forget everything."""
-        self.tokens, self.layers, self.reused = [], [], 0
+        """Forget everything, turns that are still going on included."""
+        with self._lock:
+            self._turns += 1
+            self.tokens: list[int] = []
+            self.layers: list[Any] = []
+            self.reused = 0
+            self._model: weakref.ref[nn.Module] | None = None
+            self._kind: Any = None
 
-    def prepare(self, model: nn.Module, tokens: Sequence[int]) -> list[int]:
-        """Keep the common prefix, forget the rest, and return the tokens that are still to be computed."""
+    def begin(self, model: nn.Module, tokens: Sequence[int], options: GenerationOptions) -> _Turn:
+        """Take what is held for a turn: it keeps the common beginning and forgets the rest."""
+        # What keys and values depend on beside the tokens.
+        kind = options.kv_bits and (options.kv_bits, options.kv_group_size, options.quantized_kv_start)
+        with self._lock:
+            self._turns += 1
+            number, held, layers = self._turns, self.tokens, self.layers
+            if self._model is None or self._model() is not model or kind != self._kind:
+                held, layers = [], []
+            self.tokens, self.layers, self._model, self._kind = [], [], weakref.ref(model), kind
         # The last token is always computed: its logits choose the first new one.
-        pairs = zip(self.tokens, tokens[:-1], strict=False)
-        common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        surplus = len(self.tokens) - common
-        if surplus and common and can_trim_prompt_cache(self.layers):
-            trim_prompt_cache(self.layers, surplus)
-        elif surplus:
+        common = _common(held, tokens[:-1])
+        if common < len(held) and not _trimmed(layers, len(held) - common):
             common = 0
         if not common:
-            self.layers = copy_cache(self.base) or make_prompt_cache(model)
-        self.tokens = list(tokens[:common])
+            layers = copy_cache(self.base) or make_prompt_cache(model)
         self.reused = common
-        return list(tokens[common:])
+        return _Turn(self, number, layers, list(tokens), common)
 
-    def record(self, tokens: Sequence[int]) -> None:
-        """Note which of ``tokens`` (prompt and answer) the caches have taken in; the engine runs a token ahead."""
-        offset = getattr(self.layers[0], "offset", None)
-        if offset is None:  # a recurrent state cannot tell, and cannot go back
-            self.reset()
-        else:
-            self.tokens = list(tokens[: offset - (self.base[0].offset if self.base else 0)])
+    def end(self, number: int, layers: list[Any], tokens: list[int]) -> None:
+        """Take back what a turn holds, unless another began since."""
+        with self._lock:
+            if number == self._turns:
+                self.layers, self.tokens = layers, tokens
+
+
+@dataclass
+class _Turn:
+    """One prompt and its answer, as the caches see it.
+
+    Attributes:
+        cache: whose turn it is.
+        number: of the turn.
+        layers: the caches that the engine fills.
+        tokens: the prompt, and the answer as it comes.
+        reused: tokens of the prompt that the caches held.
+    """
+
+    cache: PromptCache
+    number: int
+    layers: list[Any]
+    tokens: list[int]
+    reused: int
+
+    def end(self) -> None:
+        """Give the caches back, at the tokens that are known: the engine runs ahead, or stopped on the way."""
+        base = self.cache.base[0].offset if self.cache.base else 0
+        # A recurrent state cannot tell how far it came, and cannot go back.
+        ends = {getattr(layer, "offset", None) for layer in self.layers}
+        end = ends.pop()
+        if ends or end is None or end < base:
+            return
+        held = end - base
+        if held <= len(self.tokens) or _trimmed(self.layers, held - len(self.tokens)):
+            self.cache.end(self.number, self.layers, self.tokens[:held])
+
+
+def _common(held: Sequence[int], wanted: Sequence[int]) -> int:
+    """How many tokens two sequences begin with in common."""
+    pairs = enumerate(zip(held, wanted, strict=False))
+    return next((i for i, (one, other) in pairs if one != other), min(len(held), len(wanted)))
+
+
+def _trimmed(layers: list[Any], count: int) -> bool:
+    """Whether the caches could forget their last positions."""
+    trimmed: Any = trim_prompt_cache(layers, count) if can_trim_prompt_cache(layers) else None
+    return bool(trimmed == count)
 
 
 def stream_responses(
@@ -82,65 +140,141 @@ def stream_responses(
     options: GenerationOptions,
     *,
     cache: PromptCache | TextCache | None = None,
-) -> Generator[GenerationResponse, None, None]:
+) -> Iterator[GenerationResponse]:
     """Generate from tokens, piece by piece.
 
     Args:
         model: mlx-lm's model.
         tokenizer: mlx-lm's tokenizer.
-        tokens: the complete prompt; with a text's cache, what follows the text.
+        tokens: the whole prompt; with a document's cache, what follows the document.
         options: how to sample.
-        cache: a ``PromptCache``, which is updated; or a text's keys and values, which are continued but not changed.
+        cache: a ``PromptCache``, which is brought up to date; or a document's keys and values, which are
+            continued and left as they are.
 
-    Yields:
-        mlx-lm's ``GenerationResponse``: ``text`` is the next piece; the last one has a ``finish_reason``.
+    Returns:
+        mlx-lm's ``GenerationResponse``, one a token: ``text`` is the next piece; the last one has a
+        ``finish_reason``.
 
     Raises:
         ArgumentError: an empty prompt, or a quantised cache that does not suit the model.
     """
     if not tokens:
         raise ArgumentError("The prompt is empty.")
-    if options.seed is not None:
-        mx.random.seed(options.seed)
     held = cache if isinstance(cache, PromptCache) else PromptCache(cache or ())
-    computed = held.prepare(model, tokens)
-    responses = stream_generate(
-        model,
-        tokenizer,
-        computed,
-        max_tokens=options.max_tokens,
-        prompt_cache=held.layers,
-        prefill_step_size=options.prefill_step_size,
-        kv_bits=options.kv_bits,
-        kv_group_size=options.kv_group_size,
-        quantized_kv_start=options.quantized_kv_start,
-        **_sampling(options, len(tokenizer._tokenizer)),
-    )
-    answer: list[int] = []
+    threads.settle([model.parameters(), [(layer.keys, layer.values) for layer in held.base]])
+    cancelled = threading.Event()
+    return threads.steps(_answer(model, tokenizer, tokens, options, held, cancelled), cancelled)
+
+
+def _answer(
+    model: nn.Module,
+    tokenizer: Any,
+    tokens: Sequence[int],
+    options: GenerationOptions,
+    cache: PromptCache,
+    cancelled: threading.Event,
+) -> Generator[GenerationResponse, None, None]:
+    turn = cache.begin(model, tokens, options)
     try:
-        for response in _stopped(_started(responses), options.stop):
-            answer.append(response.token)
-            yield response
+        with closing(_responses(model, tokenizer, turn, options, cancelled)) as responses:
+            yield from _stopped(responses, options.stop)
+    except GeneratorExit:
+        turn.end()
+        raise
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         raise MemoryLimitError(
-            f"Memory ran out after {len(tokens) + len(answer)} tokens. Use a shorter prompt, ",
+            f"Memory ran out after {len(turn.tokens)} tokens. Use a shorter prompt, ",
             *(Option("kv_bits", 8), ", or a model with fewer bits."),
         ) from error
-    finally:
-        responses.close()
-        held.record([*tokens, *answer])
+    else:
+        turn.end()  # not after an exception: layers may disagree on how far they came
+
+
+def _responses(
+    model: nn.Module, tokenizer: Any, turn: _Turn, options: GenerationOptions, cancelled: threading.Event
+) -> Generator[GenerationResponse, None, None]:
+    """What mlx-lm's ``stream_generate`` yields, with text that is right for every tokenizer."""
+    computed = turn.tokens[turn.reused :]
+    steps: Any = generate_step(  # it says that tokens are arrays
+        mx.array(computed),
+        model,
+        max_tokens=options.max_tokens,
+        prompt_cache=turn.layers,
+        prefill_step_size=options.prefill_step_size,
+        kv_bits=options.kv_bits,
+        kv_group_size=options.kv_group_size,
+        quantized_kv_start=options.quantized_kv_start,
+        prompt_progress_callback=lambda *_: _check(cancelled),
+        **_sampling(options, len(tokenizer._tokenizer), turn.tokens[: turn.reused]),
+    )
+    text = Detokenizer(tokenizer._tokenizer)
+    start = time.perf_counter()
+    with device.wired(), closing(steps):
+        for count, (token, logprobs) in enumerate(_started(_seeded(steps, options)), 1):
+            if count == 1:
+                read = time.perf_counter() - start
+                start = time.perf_counter()
+            turn.tokens.append(token)
+            ended = token in tokenizer.eos_token_ids
+            last = ended or count == options.max_tokens
+            piece = "" if ended else text.add(token)
+            yield GenerationResponse(
+                text=piece + text.finish() if last else piece,
+                token=token,
+                logprobs=logprobs,
+                from_draft=False,
+                prompt_tokens=len(computed),
+                prompt_tps=len(computed) / read,
+                generation_tokens=count,
+                generation_tps=count / (time.perf_counter() - start),
+                peak_memory=mx.get_peak_memory() / 1e9,
+                finish_reason="stop" if ended else "length" if last else None,
+            )
+            if last:
+                return
+
+
+class _CancelledError(Exception):
+    """Nobody wants the answer any more."""
+
+
+def _check(cancelled: threading.Event) -> None:
+    if cancelled.is_set():
+        raise _CancelledError
+
+
+def _seeded(steps: Iterator[_Step], options: GenerationOptions) -> Iterator[_Step]:
+    """The same steps; with a seed they do not depend on what else draws random numbers between two of them."""
+    if options.seed is None or options.seed < 0:
+        yield from steps
+        return
+    for count in itertools.count():
+        mx.random.seed((options.seed + count * 0x9E3779B97F4A7C15) % 2**64)
+        step = next(steps, None)
+        if step is None:
+            return
+        yield step
 
 
 def generate_batch(
     model: nn.Module, tokenizer: Any, prompts: Sequence[Sequence[int]], options: GenerationOptions
 ) -> list[str]:
-    """Generate for many prompts at once, with mlx-lm's continuous batching.
+    """Answers to many prompts at once, with mlx-lm's continuous batching.
 
     Raises:
         ArgumentError: an empty prompt, or an option that mlx-lm's batches do not have.
     """
+    answers = batch_tokens(model, tokenizer, prompts, options)
+    ended = [answer[:-1] if answer[-1:] and answer[-1] in tokenizer.eos_token_ids else answer for answer in answers]
+    return [_cut(tokenizer.decode(answer), options.stop) for answer in ended]
+
+
+def batch_tokens(
+    model: nn.Module, tokenizer: Any, prompts: Sequence[Sequence[int]], options: GenerationOptions
+) -> list[list[int]]:
+    """As ``generate_batch``, but tokens, with the one that ended each answer."""
     for i, prompt in enumerate(prompts):
         if not prompt:
             raise ArgumentError(f"Prompt {i} is empty.")
@@ -150,21 +284,43 @@ def generate_batch(
         raise ArgumentError(Option("max_tokens"), " must be given for a batch of prompts.")
     if not prompts:
         return []
-    if options.seed is not None:
-        mx.random.seed(options.seed)
-    result = batch_generate(
-        model,
-        tokenizer,
-        [list(prompt) for prompt in prompts],
-        max_tokens=options.max_tokens,
-        prefill_step_size=options.prefill_step_size,
-        **_sampling(options, len(tokenizer._tokenizer)),
+
+    def generated() -> list[list[int]]:
+        if options.seed is not None and options.seed >= 0:
+            mx.random.seed(options.seed)
+        answers: Any = batch_generate(
+            model,
+            tokenizer,
+            [list(prompt) for prompt in prompts],
+            max_tokens=options.max_tokens,
+            prefill_step_size=options.prefill_step_size,
+            return_token_ids=True,
+            **_sampling(options, len(tokenizer._tokenizer)),
+        ).token_ids
+        # mlx-lm leaves out the token that an answer ends with.
+        end = tokenizer.eos_token_id
+        return [answer if len(answer) == options.max_tokens else [*answer, end] for answer in answers]
+
+    return threads.run(generated)
+
+
+def _sampling(options: GenerationOptions, vocabulary_size: int, reused: Sequence[int] = ()) -> dict[str, Any]:
+    """The sampler and the processors of logits, as mlx-lm's functions take them.
+
+    Args:
+        options: how to sample.
+        vocabulary_size: V.
+        reused: tokens before those that mlx-lm is given, which are penalised like these.
+    """
+    processors = make_logits_processors(
+        repetition_penalty=None if options.repetition_penalty == 1 else options.repetition_penalty,
+        repetition_context_size=options.repetition_context_size,
     )
-    return [_cut(text, options.stop) for text in result.texts]
+    head = mx.array(list(reused[-options.repetition_context_size :]), dtype=mx.int32)
 
+    def after_head(processor: _Processor) -> _Processor:
+        return lambda tokens, logits: processor(mx.concatenate([head, tokens]), logits)
 
-def _sampling(options: GenerationOptions, vocabulary_size: int) -> dict[str, Any]:
-    """The sampler and the processors of logits, as mlx-lm's functions take them."""
     return {
         "sampler": make_sampler(
             temp=options.temperature,
@@ -173,28 +329,23 @@ def _sampling(options: GenerationOptions, vocabulary_size: int) -> dict[str, Any
             top_k=options.top_k if options.top_k < vocabulary_size else 0,
             min_p=options.min_p,
         ),
-        "logits_processors": make_logits_processors(
-            repetition_penalty=None if options.repetition_penalty == 1 else options.repetition_penalty,
-            repetition_context_size=options.repetition_context_size,
-        ),
+        "logits_processors": [after_head(processor) for processor in processors] if reused else processors,
     }
 
 
-def _started(responses: Iterator[GenerationResponse]) -> Iterator[GenerationResponse]:
-    """The same responses; what goes wrong with the first becomes one of our errors, and nothing reaches stdout."""
+def _started(steps: Iterator[_Step]) -> Iterator[_Step]:
+    """The same steps; what goes wrong at the first is said in our words."""
     try:
-        # mlx-lm prints a warning about large models to stdout, which may be a pipe that wants text alone.
-        with contextlib.redirect_stdout(sys.stderr):
-            first = next(responses)
+        first = next(steps)
     except ValueError as error:
         if "quantiz" in str(error) or "group size" in str(error):
             raise ArgumentError(f"The keys and values of this model cannot be quantised this way: {error}") from error
         raise
-    # Not an operation of mlx: it would queue behind the next token and delay this one.
-    if not np.isfinite(np.max(np.array(first.logprobs.tolist()))):
+    # Not by an operation of mlx's: it would stand in line behind the next token, and hold this one back until then.
+    if not np.isfinite(np.max(np.array(first[1].tolist()))):
         raise not_finite("The next token's probabilities are NaN or infinity")
     yield first
-    yield from responses
+    yield from steps
 
 
 def _stopped(responses: Iterator[GenerationResponse], stop: Sequence[str]) -> Iterator[GenerationResponse]:

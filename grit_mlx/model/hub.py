@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from grit_mlx.errors import (
     unwritable,
 )
 from grit_mlx.files.atomic import atomic_write
+from grit_mlx.model.checkpoint import file_error
 from grit_mlx.model.options import ModelChoice
 
 __all__ = [
@@ -44,6 +46,8 @@ __all__ = [
     "set_default_model",
     "tokenizer_files",
 ]
+
+logger = logging.getLogger("grit_mlx")
 
 # Short names of the models that this package exists for.
 ALIASES = {"gritlm-7b": "GritLM/GritLM-7B", "gritlm-8x7b": "GritLM/GritLM-8x7B"}
@@ -199,7 +203,7 @@ def identify(name: str | Path) -> Path | str:
     if folder.is_dir():
         return folder
     if folder.is_file():
-        raise ModelNotFoundError(f"{folder} is a file. Name the folder that it is in, the one with config.json.")
+        raise ModelNotFoundError(file_error(folder))
     embedded = embedded_model()
     if embedded is not None and text.lower() == embedded.name:
         return embedded
@@ -230,8 +234,20 @@ def download(repository: str, *, revision: str | None = None, code: bool = False
     with download_errors(repository, revision):
         from huggingface_hub import snapshot_download  # costs 0.3 s, and most models are folders
 
+        _check_cache()
         patterns = list(model_files(code=code))
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+
+
+def _check_cache() -> None:
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    if cache.exists() and not (cache.is_dir() and os.access(cache, os.R_OK | os.X_OK)):
+        problem = "permission denied" if cache.is_dir() else "it is a file, not a folder"
+        raise DownloadError(
+            f"The hub's cache of models, {cache}, cannot be read: {problem}. Set HF_HUB_CACHE to another folder."
+        )
 
 
 def ready_made(repository: str, bits: int) -> str | None:
@@ -307,6 +323,9 @@ def local_models() -> Iterator[LocalModel]:
     try:
         cache = scan_cache_dir()
     except CacheNotFound:
+        return
+    except (OSError, ValueError) as error:  # permission denied, a file in its place
+        logger.warning("The hub's cache of models cannot be read: %s", first_line(error))
         return
     for repository in sorted(cache.repos, key=lambda r: r.repo_id.lower()):
         newest = max(repository.revisions, key=lambda r: r.last_modified, default=None)

@@ -32,12 +32,13 @@ from grit_mlx.errors import (
     TokenizerError,
     first_line,
 )
-from grit_mlx.model import device, hub, numpy_linear
+from grit_mlx.model import device, hub, numpy_linear, threads
 from grit_mlx.model.adapters import Adapter, attach, check_base, read_adapter
 from grit_mlx.model.attention import broadcast_masks, check_both_modes
-from grit_mlx.model.checkpoint import decoder_config, read_config, read_header, read_headers
+from grit_mlx.model.checkpoint import decoder_config, read_config, read_header, read_headers, refuse_pointer
 from grit_mlx.model.foreign import HEAD, config_fixes, fitting_classes
 from grit_mlx.model.options import MODES, ModelChoice
+from grit_mlx.model.prompts import limit_vocabulary
 from grit_mlx.model.sentence_transformers import dense_layers, read_modules
 from grit_mlx.model.settings import FILE_NAME, Settings, read_settings
 
@@ -102,14 +103,21 @@ def load(choice: ModelChoice, *, mode: str = "unified") -> LoadedModel:
     """
     if mode not in MODES:
         raise ArgumentError("Unknown ", Option("mode"), f" {mode!r}: use one of {', '.join(MODES)}.")
-    target = device.compute_dtype(choice.dtype)
+    threads.check_process()
     adapter = None if choice.adapter is None else Path(choice.adapter).expanduser()
     tuning = None if adapter is None else read_adapter(adapter)
     folder = hub.resolve(choice if tuning is None else with_base(choice, tuning))
     own_settings = adapter is not None and (adapter / FILE_NAME).exists()
     settings = read_settings(adapter if adapter is not None and own_settings else folder)
     settings = settings.override(pooling=choice.pooling, normalized=choice.normalized, attn=choice.attn)
+    return threads.run(_load, folder, adapter, tuning, settings, choice, mode)
 
+
+def _load(
+    folder: Path, adapter: Path | None, tuning: Adapter | None, settings: Settings, choice: ModelChoice, mode: str
+) -> LoadedModel:
+    """What ``load`` found, by the thread that computes."""
+    target = device.compute_dtype(choice.dtype)
     model, config = _load_weights(folder, mode, trust=choice.trust_remote_code)
     if mode == "embedding" and "lm_head" in model:
         model.pop("lm_head")  # never evaluated so far, so it was never read from the file either
@@ -184,6 +192,8 @@ def _load_weights(folder: Path, mode: str, *, trust: bool) -> tuple[nn.Module, d
     # mlx-lm before 0.32 (the last for Python 3.10) runs such code without asking, so the question is asked here.
     if not trust:
         refuse_code(config, folder)
+    floats = any(tensor.dtype.startswith("F8") for tensor in tensors.values())
+    method = quantization_method(config) or ("fp8" if floats else "")
     trusted: Any = {"trust_remote_code": True} if "trust_remote_code" in signature(load_model).parameters else {}
     fixes = config_fixes(config, tensors)
     fitting = fitting_classes(tensors, without_head=mode == "embedding")
@@ -191,7 +201,9 @@ def _load_weights(folder: Path, mode: str, *, trust: bool) -> tuple[nn.Module, d
     attempts: tuple[dict[str, Any], ...] = ({}, {} if "model_file" in config else {"get_model_classes": fitting})
     for options in attempts:
         try:
-            return load_model(folder, lazy=True, model_config=fixes, **trusted, **options)
+            model, config = load_model(folder, lazy=True, model_config=fixes, **trusted, **options)
+            _refuse_whole_numbers(model, method, folder)
+            return model, config
         except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, IndexError, SystemExit) as error:
             failure = failure or error
             if not str(error).startswith(("Missing", "Received")):
@@ -202,6 +214,8 @@ def _load_weights(folder: Path, mode: str, *, trust: bool) -> tuple[nn.Module, d
                     "with mode='embedding', or take the checkpoint of the full model to generate."
                 ) from error
     assert failure is not None
+    if method == "fp8":
+        raise _quantized_elsewhere(method, folder, _detail(failure)) from failure
     raise load_error(failure, folder, config) from failure
 
 
@@ -209,6 +223,28 @@ def lacks_only_head(error: Exception | SystemExit) -> bool:
     """Whether all that mlx-lm misses in a checkpoint is its head."""
     lines = [line.strip().rstrip(",.") for line in str(error).splitlines()]
     return lines[0].startswith("Missing") and all(line.startswith(f"{HEAD}.") for line in lines[1:] if line)
+
+
+def _refuse_whole_numbers(model: nn.Module, method: str, folder: Path) -> None:
+    """Refuse integers without scales, which would be computed with as they are."""
+    for name, module in model.named_modules():
+        weight = module.get("weight")
+        whole = isinstance(weight, mx.array) and not mx.issubdtype(weight.dtype, mx.floating)
+        if whole and not any("scale" in key for key in module):
+            raise _quantized_elsewhere(method or "another tool", folder, f"{name} has whole numbers without scales")
+
+
+def _quantized_elsewhere(method: str, folder: Path, detail: str) -> CheckpointError:
+    return CheckpointError(
+        f"{folder} holds weights quantised with {method}, which mlx-lm cannot read: {detail}. "
+        "Use the model's original checkpoint; 'grit convert -q' quantises it."
+    )
+
+
+def quantization_method(config: Mapping[str, Any]) -> str:
+    """How other tools quantised the weights, such as ``"bitsandbytes"`` or ``"fp8"``; empty if none did."""
+    quantization = decoder_config(config).get("quantization_config")
+    return str(quantization.get("quant_method") or "") if isinstance(quantization, Mapping) else ""
 
 
 def refuse_code(config: Mapping[str, Any], folder: Path) -> None:
@@ -235,6 +271,8 @@ def load_error(error: Exception | SystemExit, folder: Path, config: Mapping[str,
             f"mlx-lm has no architecture {kind!r}, which {folder / 'config.json'} asks for. "
             "Update mlx-lm, or use a model it knows, such as Mistral, Mixtral, Llama, Qwen or Gemma."
         )
+    if method := quantization_method(config):
+        return _quantized_elsewhere(method, folder, _detail(error))
     if text.startswith(("Missing", "Received", "Expected shape")):
         return CheckpointError(
             f"The weights in {folder} do not fit its config.json: {_detail(error)}. "
@@ -290,7 +328,9 @@ def _materialize(model: nn.Module) -> None:
         mx.eval(layer.parameters())
         if reference_blas:
             numpy_linear.prepare(layer)
-    mx.eval(model.parameters())
+    # Not only the parameters: position embeddings keep frequencies of their own, and what is lazy would be computed
+    # by the first thread that uses it, which is not the one it belongs to.
+    mx.eval(threads.arrays_of(model))
 
 
 def load_tokenizer(folder: Path, config: Mapping[str, Any], *, trust: bool) -> Any:
@@ -305,16 +345,21 @@ def load_tokenizer(folder: Path, config: Mapping[str, Any], *, trust: bool) -> A
             folder, {"trust_remote_code": trust}, eos_token_ids=config.get("eos_token_id")
         )
     except Exception as error:  # the tokenizer libraries raise anything, a bare Exception from Rust included
+        for path in hub.tokenizer_files(folder):
+            refuse_pointer(path)
         raise TokenizerError(
             f"Cannot read the tokenizer in {folder}: {first_line(error)} Download the model again."
         ) from error
     size = _vocabulary_size(config, tokenizer)
-    if tokenizer.vocab_size > size:
-        # An id beyond the embedding table would read other memory without an error.
+    added = [token for token in tokenizer.added_tokens_decoder if token >= size]
+    # Tokens that somebody added and no model knows do no harm as long as no text holds them.
+    if tokenizer.vocab_size - sum(token < tokenizer.vocab_size for token in added) > size:
         raise TokenizerError(
             f"The tokenizer in {folder} has {tokenizer.vocab_size} tokens and the model {size}: "
             "they belong to different models."
         )
+    if added:
+        limit_vocabulary(tokenizer._tokenizer, size)
     return tokenizer
 
 
@@ -343,6 +388,7 @@ def _load_projection(*folders: Path | None) -> nn.Linear | None:
     projection.update(
         {"weight": weight.astype(mx.float32)} | ({} if bias is None else {"bias": bias.astype(mx.float32)})
     )
+    mx.eval(projection.parameters())
     return projection
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from grit_mlx.errors import ArgumentError, Option
 from grit_mlx.model.settings import ATTENTION, POOLING, ROLES
-from grit_mlx.options import check, option
+from grit_mlx.options import check, check_unicode, option
 
 __all__ = ["DTYPES", "LONG_TEXTS", "MODES", "EmbeddingOptions", "GenerationOptions", "ModelChoice"]
 
@@ -101,6 +101,7 @@ class EmbeddingOptions:
 
     def __post_init__(self) -> None:
         check(self)
+        check_unicode(self.instruction or "", "The instruction")
         if self.get_cache and self.long_texts == "average":
             raise ArgumentError(
                 Option("get_cache"), " keeps one pass over a text: use ", Option("long_texts", "truncate"), " with it."
@@ -150,7 +151,14 @@ class GenerationOptions:
         None, "Divide the logits of recent tokens by this; 1.1 is mild.", above=0, metavar="NUMBER"
     )
     repetition_context_size: int = option(20, "How many recent tokens are penalised.", minimum=1, flags=None)
-    seed: int | None = option(None, "Random seed, for reproducible sampling.", minimum=0, metavar="NUMBER")
+    seed: int | None = option(
+        None,
+        "Random seed, for reproducible sampling; -1 for a new one each time.",
+        minimum=0,
+        maximum=2**64 - 1,
+        also={-1: "for a new one each time"},
+        metavar="NUMBER",
+    )
     stop: Sequence[str] = option((), "Stop at this text.", metavar="TEXT")
     kv_bits: int | None = option(
         None,

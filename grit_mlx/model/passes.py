@@ -14,6 +14,7 @@ import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 from numpy.typing import NDArray
 
+from grit_mlx.errors import TokenizerError
 from grit_mlx.model.attention import decoder_of, document_caches, embedding_caches
 from grit_mlx.model.pooling import pool
 from grit_mlx.model.settings import Settings
@@ -21,20 +22,28 @@ from grit_mlx.model.settings import Settings
 __all__ = ["pad", "pooled_tokens", "represent"]
 
 
-def pad(sequences: Sequence[Any], *, multiple: int = 1) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+def pad(
+    sequences: Sequence[Any], *, multiple: int = 1, rows: int | None = None
+) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
     """Sequences of integers as one array, padded on the right with 0.
 
     Args:
         sequences: at least one.
         multiple: L is rounded up to a multiple of this.
+        rows: of the table that the numbers are looked up in; None if they are not token ids.
 
     Returns:
         The numbers ``(B, L)``, and ``(B, L)`` true on numbers and false on padding.
+
+    Raises:
+        TokenizerError: there is no such row; mlx would read other memory.
     """
     lengths = np.array([len(sequence) for sequence in sequences])
     real = np.arange(-(-int(lengths.max()) // multiple) * multiple) < lengths[:, None]
     padded = np.zeros(real.shape, dtype=np.int32)
     padded[real] = np.concatenate(sequences)
+    if rows is not None and not 0 <= padded.min() <= padded.max() < rows:
+        raise TokenizerError(f"A token has the id {padded.max()}; the model has {rows:,}, from 0 to {rows - 1}.")
     return padded, real
 
 

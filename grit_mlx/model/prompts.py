@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from grit_mlx.errors import ArgumentError
+from grit_mlx.errors import ArgumentError, TokenizerError, first_line
 from grit_mlx.model.answers import answer_spans
+from grit_mlx.options import check_unicode
 
 __all__ = [
     "RAG_PROMPTS",
@@ -24,17 +25,23 @@ __all__ = [
     "chat_tokens",
     "embedding_prompt",
     "has_grit_format",
+    "limit_vocabulary",
     "literal_tokens",
     "neutralised",
     "rag_prompt",
+    "raw_tokens",
     "render_chat",
     "render_text",
     "tokenize_texts",
+    "unknown_token",
     "user_turn",
     "without_system",
 ]
 
 Message = Mapping[str, Any]
+
+# Where a tokenizer keeps the number of tokens that its model has, if it has more itself.
+_ROWS = "_grit_rows"
 
 _ANSWER_QUERY = "Answer the prior query while optionally using the context prior to it"
 _USE_CONTEXT = "Optionally using the prior context answer the query prior to it"
@@ -135,6 +142,35 @@ def tokenize_texts(
     return result
 
 
+def limit_vocabulary(tokenizer: Any, rows: int) -> None:
+    """Remember that a model's table has fewer rows than its tokenizer has tokens; see ``unknown_token``."""
+    tokenizer.__dict__[_ROWS] = rows
+
+
+def unknown_token(tokenizer: Any, ids: Sequence[int]) -> str | None:
+    """What to say of tokens that the tokenizer has and the model does not; None if there are none among ``ids``.
+
+    mlx reads other memory for an id beyond the table, without an error.
+    """
+    rows = tokenizer.__dict__.get(_ROWS)
+    if rows is None or not len(ids) or max(ids) < rows:
+        return None
+    token = next(int(one) for one in ids if one >= rows)
+    return (
+        f"holds the token {tokenizer.decode([token])!r}, which the tokenizer has but the model, with {rows:,}, has not"
+    )
+
+
+def raw_tokens(tokenizer: Any, text: str) -> list[int]:
+    """Tokens of a complete prompt behind BOS, unless it begins with that; special tokens in it are obeyed.
+
+    Without the EOS that some tokenizers put behind every text: the model would take the prompt for finished.
+    """
+    begun = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
+    before = [] if begun else _affixes(tokenizer)[0]
+    return [*before, *tokenizer.encode(text, add_special_tokens=False)]
+
+
 def literal_tokens(tokenizer: Any, text: str) -> list[int]:
     """Tokens of ``text`` alone, without BOS; ``</s>`` and other special tokens are spelled out, not obeyed."""
     return list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
@@ -193,17 +229,19 @@ class Rendered:
         return [piece for piece in re.split(f"({'|'.join(self.typed)})", self.text) if piece]
 
 
-def chat_tokens(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+def chat_tokens(tokenizer: Any, messages: Sequence[Message] | str) -> list[int]:
     """The prompt of a chat whose last message is the user's, up to where the assistant answers.
 
     Uses the tokenizer's own chat template if it has one, else GRIT's format, which has no system role: a leading
-    system message is put before the first user message.
+    system message is put before the first user message. A text is a user's message.
 
     Marked difference from the official code: special tokens that a message spells, such as ``</s>``, end no turn.
 
     Raises:
         ArgumentError: names the message and what is wrong with it.
     """
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]
     _check_chat(messages, alternate=not tokenizer.chat_template)
     rendered = render_chat(tokenizer, messages, prompt=True)
     ids: list[int] = []
@@ -227,8 +265,9 @@ def render_chat(
         tools: descriptions of functions, for templates that take them.
 
     Raises:
-        ArgumentError: nothing uses a message's field, or the answers cannot be found in what the template writes.
-        Exception: whatever the template raises.
+        ArgumentError: nothing uses a message's field, the template refuses the messages, or the answers cannot be found
+            in what it writes.
+        TokenizerError: the template itself is wrong.
     """
     special, typed = _special_pattern(tokenizer), dict[str, str]()
     messages = [
@@ -238,8 +277,11 @@ def render_chat(
         raise ArgumentError("The model's chat template does not use tools.")
     if not tokenizer.chat_template:
         text, answers = _grit_chat(tokenizer, messages)
-    elif prompt:
-        text, answers = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)), []
+        return Rendered(text, answers, typed)
+    if _drops_system(tokenizer, messages):
+        messages = without_system(messages)
+    if prompt:
+        text, answers = _from_template(tokenizer, messages, add_generation_prompt=True), []
     else:
         text, answers = _template_chat(tokenizer, messages, special, tools)
     return Rendered(text, answers, typed)
@@ -280,6 +322,40 @@ def _grit_chat(tokenizer: Any, messages: Sequence[Message]) -> tuple[str, list[t
     return text, answers
 
 
+def _drops_system(tokenizer: Any, messages: Sequence[Message]) -> bool:
+    """Whether a template refuses or leaves out a leading system message, so that its words must go elsewhere."""
+    if len(messages) < 2 or messages[0]["role"] != "system" or messages[1]["role"] != "user":
+        return False
+    words = messages[0]["content"].strip()
+    try:
+        return words not in _from_template(tokenizer, messages[:2], add_generation_prompt=True)
+    except ArgumentError:
+        return True
+
+
+def _from_template(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
+    """What the tokenizer's own chat template writes; the only place where one is rendered."""
+    template = tokenizer.chat_template
+    if isinstance(template, Mapping) and "default" not in template:
+        if len(template) > 1:
+            raise TokenizerError(
+                f"The tokenizer has chat templates for {', '.join(map(str, template))}, and no default. "
+                "Name one of them 'default', or write the complete prompt (raw)."
+            )
+        options["chat_template"] = next(iter(template.values()))
+    # Templates write these whether or not the tokenizer has them.
+    absent = {name: "" for name in ("bos_token", "eos_token") if getattr(tokenizer, name) is None}
+    try:
+        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **absent, **options))
+    except Exception as error:  # whatever Jinja raises, and whatever Python raises within a template
+        if any(kind.__name__ == "TemplateSyntaxError" for kind in type(error).__mro__):
+            raise TokenizerError(
+                f"The tokenizer's chat template is not valid Jinja, line {getattr(error, 'lineno', '?')}: "
+                f"{first_line(error)} Correct it, or write the complete prompt (raw)."
+            ) from error
+        raise ArgumentError(f"The model's chat template refuses these messages: {first_line(error)}") from error
+
+
 def _template_chat(
     tokenizer: Any, messages: Sequence[Message], special: re.Pattern[str] | None, tools: Sequence[Any] | None
 ) -> tuple[str, list[tuple[int, int]]]:
@@ -287,7 +363,7 @@ def _template_chat(
     given: dict[str, Any] = {"tools": list(tools)} if tools else {}
 
     def render(some: Sequence[Message], **options: Any) -> str:
-        return str(tokenizer.apply_chat_template(list(some), tokenize=False, **given, **options))
+        return _from_template(tokenizer, some, **given, **options)
 
     text = render(messages)
     return text, answer_spans(render, messages, text=text, special=special)
@@ -356,6 +432,7 @@ def _check_chat(messages: Sequence[Message], *, alternate: bool) -> None:
             raise ArgumentError(f"Message {i} must be a table with 'role' and 'content', not {message!r:.80}.")
         if not isinstance(message["content"], str):
             raise ArgumentError(f"Message {i} must have text as its content, not {message['content']!r:.80}.")
+        check_unicode(message["content"], f"Message {i}")
     if not messages or messages[-1]["role"] != "user":
         raise ArgumentError("A chat must end with a user's message for the model to answer.")
     if not alternate:

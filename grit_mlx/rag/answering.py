@@ -16,7 +16,7 @@ from grit_mlx.errors import ArgumentError, Option
 from grit_mlx.gritlm import GritLM
 from grit_mlx.model.caches import TextCache
 from grit_mlx.model.generation import PromptCache
-from grit_mlx.model.prompts import literal_tokens, rag_prompt
+from grit_mlx.model.prompts import literal_tokens, rag_prompt, raw_tokens
 from grit_mlx.rag.caches import DocumentCaches
 from grit_mlx.rag.encoding import Encoder
 from grit_mlx.rag.modes import AUTO_MODES, CHAT_MODES, DocumentCost, choose_mode
@@ -105,9 +105,9 @@ class Answerer:
 
     def reset(self) -> None:
         """Forget the last prompt: the next one is computed from its start."""
-        # The last prompt's keys and values, and the names of the cached texts that it continues.
-        self._prompt_cache = PromptCache()
-        self._prompt_base: tuple[str, ...] = ()
+        # The names of the cached texts that the last prompt continues, and its keys and values: one value, since
+        # questions may come from several threads.
+        self._last: tuple[tuple[str, ...], PromptCache] = (), PromptCache()
 
     def prompt(
         self, question: str, documents: Sequence[Document], *, cache: str, query_cache: TextCache | None = None
@@ -164,30 +164,33 @@ class Answerer:
         prefix = self.prefixes.build(cache, question, documents, query_cache)
         tokens = self._prompt(cache, question, documents, history)
         base = (cache, *prefix.names)
-        if base != self._prompt_base:
-            self._prompt_cache, self._prompt_base = PromptCache(prefix.layers), base
-        responses = self.model.stream_responses(tokens, cache=self._prompt_cache, **sampling)
+        last = self._last
+        if base != last[0]:
+            last = self._last = base, PromptCache(prefix.layers)
+        responses = self.model.stream_responses(tokens, cache=last[1], **sampling)
         answer = AnswerStream(cache, prefix.cached_tokens, prefix.computed_tokens + len(tokens), iter(()))
-        answer._pieces = self._written(answer, responses, prefix, start)
+        answer._pieces = self._written(answer, responses, prefix, last[1], start)
         return answer
 
     def _written(
-        self, answer: AnswerStream, responses: Iterator[GenerationResponse], prefix: Prefix, start: float
+        self,
+        answer: AnswerStream,
+        responses: Iterator[GenerationResponse],
+        prefix: Prefix,
+        cache: PromptCache,
+        start: float,
     ) -> Iterator[str]:
         try:
             for response in responses:
                 answer.seconds = time.perf_counter() - start
                 if answer.seconds_to_first_token is None:
                     answer.seconds_to_first_token = answer.seconds
-                    answer.cached_tokens += self._prompt_cache.reused
-                    answer.computed_tokens -= self._prompt_cache.reused
+                    answer.cached_tokens += cache.reused
+                    answer.computed_tokens -= cache.reused
                 answer.generated_tokens = response.generation_tokens
                 answer.finish_reason = response.finish_reason
                 if response.text:
                     yield response.text
-        except BaseException:
-            self._prompt_base = ()  # layers may disagree on how far they came
-            raise
         finally:
             self.prefixes.save(prefix)  # after the answer: nobody waits for the disk
 
@@ -198,7 +201,7 @@ class Answerer:
         questions = [harmless(asked) for asked in (*(turn.question for turn in history), question)]
         if mode == "none":
             prompt = rag_prompt("none-document-first", query=questions[0], document=text)
-            tokens = list(tokenizer.encode(prompt, add_special_tokens=True))
+            tokens = raw_tokens(tokenizer, prompt)
         else:
             tokens = literal_tokens(tokenizer, rag_prompt(mode, query=questions[0], document=text))
         for turn, following in zip(history, questions[1:], strict=True):

@@ -17,6 +17,7 @@ import numpy as np
 
 from grit_mlx.errors import OutputError, unwritable
 from grit_mlx.files.atomic import atomic_path
+from grit_mlx.model import threads
 from grit_mlx.model.caches import held, layer_cache
 from grit_mlx.rag.options import PRECISIONS
 
@@ -36,6 +37,7 @@ _DTYPES: Final[dict[str, tuple[type[np.generic], mx.Dtype]]] = {
 }
 
 
+@threads.computes
 def save_layers(path: Path, layers: Sequence[KVCache], *, precision: str) -> None:
     """Write the caches of a text, one for each layer; the file is complete or absent.
 
@@ -60,6 +62,7 @@ def save_layers(path: Path, layers: Sequence[KVCache], *, precision: str) -> Non
             raise OutputError(unwritable(path, error)) from error
 
 
+@threads.computes
 def load_layers(path: Path, *, crc: int) -> list[KVCache]:
     """Read the caches of a text. The file is mapped into memory: what is checked is what is used.
 
@@ -87,6 +90,7 @@ def load_layers(path: Path, *, crc: int) -> list[KVCache]:
     return layers
 
 
+@threads.computes
 def rounded(layers: Sequence[KVCache], *, precision: str) -> list[KVCache]:
     """The caches as they come back from a file of some precision."""
     bits = PRECISIONS[precision]
@@ -95,7 +99,9 @@ def rounded(layers: Sequence[KVCache], *, precision: str) -> list[KVCache]:
         packed = {f"x{part}": value for part, value in _packed(array, bits).items()}
         return _unpacked(packed, "x", array.shape, bits, array.dtype)
 
-    return [layer_cache(*map(once, held(layer))) for layer in layers]
+    made = [layer_cache(*map(once, held(layer))) for layer in layers]
+    mx.eval([held(layer) for layer in made])
+    return made
 
 
 def checksum(path: Path) -> int:

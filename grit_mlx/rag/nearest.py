@@ -5,13 +5,13 @@ Shapes: N passages, E embedding size, Q queries.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from grit_mlx.model import device
+from grit_mlx.model import device, threads
 from grit_mlx.rag.table import PassageTable
 from grit_mlx.vectors.compression import top_k
 
@@ -41,6 +41,13 @@ def _dtype() -> mx.Dtype:
     return mx.float32 if device.current_device().kind == "cpu" else mx.float16
 
 
+@threads.computes
+def _on_device(vectors: NDArray[Any]) -> mx.array:
+    array = mx.array(vectors).astype(_dtype())
+    mx.eval(array)
+    return array
+
+
 class ExactIndex:
     """All vectors of a table, on the device."""
 
@@ -49,8 +56,7 @@ class ExactIndex:
         self._blocks: list[mx.array] = []
         for ids, vectors in table.vectors():
             row_ids.append(ids)
-            self._blocks.append(mx.array(vectors).astype(_dtype()))
-            mx.eval(self._blocks[-1])
+            self._blocks.append(_on_device(vectors))
         self.row_ids = np.concatenate(row_ids)
         self._order = np.argsort(self.row_ids)
 
@@ -58,6 +64,7 @@ class ExactIndex:
         """Where a row stands among ``cosines``."""
         return int(self._order[np.searchsorted(self.row_ids, row_id, sorter=self._order)])
 
+    @threads.computes
     def cosines(self, vector: NDArray[np.float32]) -> NDArray[np.float32]:
         """Cosines of a unit vector ``(E,)`` with all vectors ``(N,)``."""
         query = mx.array(vector)

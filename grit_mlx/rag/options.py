@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
 
 from grit_mlx.errors import ArgumentError
-from grit_mlx.options import bytes_of_size, check, from_mapping, option
+from grit_mlx.options import bytes_of_size, check, check_unicode, from_mapping, option
 from grit_mlx.rag.modes import CACHE_MODES, CHAT_MODES
 
 __all__ = [
@@ -54,10 +54,11 @@ def check_question(question: str) -> None:
     """Refuse a question without text.
 
     Raises:
-        ArgumentError: it is empty.
+        ArgumentError: it is empty, or not a text that can be read.
     """
     if not question.strip():
         raise ArgumentError("The question is empty.")
+    check_unicode(question, "The question")
 
 
 def merged(group: type[Group], options: Group | None, keywords: Mapping[str, Any]) -> Group:

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
+import mlx.core as mx
+
 from grit_mlx.errors import ArchitectureError, ArgumentError
+from grit_mlx.model import threads
 from grit_mlx.model.caches import concatenate_caches
 from grit_mlx.rag.caches import DocumentCaches, cache_key
 from grit_mlx.rag.encoding import Encoder
@@ -90,6 +93,7 @@ class PrefixBuilder:
         except ArchitectureError:
             return False
 
+    @threads.computes
     def build(
         self, mode: str, question: str, documents: Sequence[Document], query_cache: TextCache | None = None
     ) -> Prefix:
@@ -123,6 +127,7 @@ class PrefixBuilder:
                 self.rotation.moved(text, start) if start else text for text, start in zip(texts, starts, strict=True)
             ]
         prefix.layers = texts[0] if len(texts) == 1 else concatenate_caches(*texts)
+        mx.eval([(layer.keys, layer.values) for layer in prefix.layers])
         return prefix
 
     def documents(self, documents: Sequence[Document]) -> list[TextCache]:

@@ -10,6 +10,7 @@ import mlx.core as mx
 
 from grit_mlx.errors import ModeError
 from grit_mlx.gritlm import GritLM
+from grit_mlx.model import threads
 from grit_mlx.model.caches import copy_cache
 from grit_mlx.model.prompts import literal_tokens, rag_prompt
 from grit_mlx.rag.answering import Answerer, AnswerStream, Turn
@@ -150,6 +151,7 @@ class Rag:
         """Forget the conversation."""
         self.history, self._last = [], []
 
+    @threads.computes
     def likelihoods(self, question: str, results: Sequence[SearchResult]) -> list[float]:
         """How likely the model finds the question after each passage: mean log-probability of its tokens.
 

@@ -179,7 +179,7 @@ def decoded_blocks(
         offset = fed - len(error.object) + error.start
         line += error.object[: error.start].replace(b"\r\n", b"\n").replace(b"\r", b"\n").count(b"\n")
         problem = f", line {line}: byte 0x{error.object[error.start]:02x} at offset {offset} is not {shown}"
-        advice = _advice(encoding, "Name the encoding of the file, for example ", "latin-1")
+        advice = _advice(encoding, "Name the encoding of the file, for example ", _likely(error.object))
         raise DocumentError(name + problem, *advice, path=name, line=line) from error
     except UnicodeError as error:
         raise DocumentError(
@@ -217,8 +217,13 @@ def check_is_text(head: bytes, *, name: str, encoding: str | None = None, marks:
 def _advice(encoding: str | None, start: str, value: str | None) -> tuple[str | Option, ...]:
     """The end of a message about an encoding: what to choose, or that there is no choice but UTF-8."""
     if encoding is None:
-        return (". Convert the file to UTF-8.",)
+        return (f". Convert the file to UTF-8{f' (iconv -f {value} -t utf-8)' if value else ''}.",)
     return f". {start}", Option("encoding", value), "."
+
+
+def _likely(data: bytes) -> str:
+    """What bytes that are not UTF-8 most likely are: Windows puts quotes where latin-1 has control characters."""
+    return "cp1252" if any(0x80 <= byte <= 0x9F for byte in data) else "latin-1"
 
 
 def decode(data: bytes, *, name: str, declared: Declaration = "none", encoding: str | None = None, notes: Notes) -> str:

@@ -150,13 +150,16 @@ def read_rows(path: str | PathLike[str]) -> Iterator[Row]:
 
 
 def read_lines(path: str | PathLike[str]) -> Iterator[str]:
-    """Read the lines of a UTF-8 file, gzipped or not, without their ends; a file without lines yields none.
+    """Read the lines of a UTF-8 file, gzipped or not, or of standard input, without their ends.
+
+    A file without lines yields none.
 
     Raises:
         DocumentError: as ``read_texts``.
     """
     source = fspath(path)
-    _check_file(source)
+    if source != STDIN:
+        _check_file(source)
     return _strict_lines(source, None)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from grit_mlx.datasets.tokens import TokenizedChat, TokenizedText
 from grit_mlx.errors import ArchitectureError
-from grit_mlx.model.attention import decoder_of
+from grit_mlx.model.attention import decoder_of, table_rows
 from grit_mlx.model.batching import plan_batches
 from grit_mlx.model.passes import pad, pooled_tokens, represent
 from grit_mlx.model.pooling import AVERAGING
@@ -133,6 +133,7 @@ class TrainingStep:
         self._world = world
         self._routers = routers
         self._router_factor = router_factor
+        self._rows = table_rows(trainee.model)
         self._length_step = _COMPILED_LENGTHS if compiled else 1
         # Their number differs from chunk to chunk, and mx.compile would compile each anew.
         self._head = None if compiled or not training.generates else plain_head(trainee.model)
@@ -170,7 +171,7 @@ class TrainingStep:
         averaging = self.settings.pooling in AVERAGING and not self.settings.pool_prompt
         chunks = []
         for rows in self._plan(texts):
-            ids, real = pad([texts[i].ids for i in rows], multiple=self._length_step)
+            ids, real = pad([texts[i].ids for i in rows], multiple=self._length_step, rows=self._rows)
             pooled = pooled_tokens(real, [texts[i].skipped if averaging else 0 for i in rows])
             chunks.append(_Chunk(rows, mx.array(ids), mx.array(real), mx.array(pooled), self._seed(seed, rows)))
         return chunks
@@ -271,7 +272,7 @@ class TrainingStep:
         chats = self._world.share(batch)
         chunks = []
         for rows in self._plan(chats):
-            ids, real = pad([chats[i].ids for i in rows], multiple=self._length_step)
+            ids, real = pad([chats[i].ids for i in rows], multiple=self._length_step, rows=self._rows)
             learned, _ = pad([chats[i].learned for i in rows], multiple=self._length_step)
             labels = np.where(learned, ids, losses.IGNORED)
             before = np.flatnonzero(np.pad(labels[:, 1:] != losses.IGNORED, ((0, 0), (0, 1))))

@@ -204,7 +204,7 @@ def test_out_of_memory_is_a_sentence(model: GritLM, monkeypatch: pytest.MonkeyPa
         raise RuntimeError("[metal::malloc] Unable to allocate 1 bytes")
         yield SimpleNamespace()
 
-    monkeypatch.setattr("grit_mlx.model.generation.stream_generate", engine)
+    monkeypatch.setattr("grit_mlx.model.generation.generate_step", engine)
     with pytest.raises(MemoryLimitError, match=r"Memory ran out after \d+ tokens. Use a shorter prompt, kv_bits=8"):
         model.generate(PROMPT)
 
