@@ -24,6 +24,7 @@ from grit_mlx.convert.reading import Source
 from grit_mlx.errors import ArchitectureError, CheckpointError, ConfigError
 from grit_mlx.model.checkpoint import Tensor, read_config
 from grit_mlx.model.device import DTYPES
+from grit_mlx.model.foreign import has_head
 from grit_mlx.model.loading import config_fixes, load_error, refuse_code
 
 __all__ = ["ConversionPlan", "Weight", "build_model", "make_plan"]
@@ -211,12 +212,7 @@ def _dtype(dtype: str | None, config: Mapping[str, Any]) -> mx.Dtype | None:
 def _mended(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], bool]:
     """The config that mlx-lm reads rightly, and whether the checkpoint is a base model without a head."""
     mended = {**config, **config_fixes(config, tensors)}
-    # A base model's names lack the first part; whether it has a head is then plain to see.
-    headless = (
-        any(name.startswith("layers.") for name in tensors)
-        and not any("lm_head" in name for name in tensors)
-        and not config.get("tie_word_embeddings", False)
-    )
+    headless = not has_head(tensors) and mended.get("tie_word_embeddings") is False
     if headless:
         mended["tie_word_embeddings"] = True
     return mended, headless

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -152,7 +152,21 @@ def _renamed_entries(config: Mapping[str, Any]) -> dict[str, Any]:
     """Entries under their other names, as transformers maps them (``num_experts``: ``num_local_experts``)."""
     aliases: Mapping[str, str] = getattr(_config_class(config.get("model_type", "")), "attribute_map", {})
     pairs = [*aliases.items(), *((name, alias) for alias, name in aliases.items())]
-    return {wanted: config[there] for wanted, there in pairs if there in config and wanted not in config}
+    read = {one.name for one in _arguments(config)} if aliases else set()
+    return {
+        wanted: config[there]
+        for wanted, there in pairs
+        if wanted in read and there in config and there not in read and wanted not in config
+    }
+
+
+def _arguments(config: Mapping[str, Any]) -> Sequence[dataclasses.Field[Any]]:
+    """The entries that mlx-lm's architecture reads; none if it has none of the kind."""
+    try:
+        arguments = _get_classes(dict(config))[1]
+    except (KeyError, ValueError, ImportError, SystemExit):  # olmo exits if a package of its own is missing
+        return ()
+    return dataclasses.fields(arguments) if dataclasses.is_dataclass(arguments) else ()
 
 
 def _missing_entries(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,13 +174,9 @@ def _missing_entries(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Only switches and what is derived from other entries: sizes are always written, so without one a file is damaged.
     """
-    try:
-        arguments = _get_classes(dict(config))[1]
-    except (KeyError, ValueError, ImportError, SystemExit):  # olmo exits if a package of its own is missing
-        return {}
     required = [
         one.name
-        for one in (dataclasses.fields(arguments) if dataclasses.is_dataclass(arguments) else ())
+        for one in _arguments(config)
         if one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
     ]
     missing = [name for name in required if name not in config]

@@ -239,7 +239,7 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
     ("files", "problem"),
     [
         ({}, "is not an adapter folder"),
-        ({"adapter_model.safetensors": b"x"}, "holds a PEFT adapter"),
+        ({"adapter_model.safetensors": b"x"}, r"is not an adapter folder: it has no adapter_config\.json"),
         ({"adapter_config.json": b"{", "adapters.safetensors": None}, "adapter_config.json"),
     ],
 )
