@@ -167,6 +167,8 @@ def index(
         console.note("stopped; what was embedded is kept, and the same command resumes")
         raise
     _show_report(report, store, in_json=json_output)
+    if report.failed:
+        raise typer.Exit(1)
 
 
 @options.command
@@ -192,6 +194,7 @@ def ask(
     if answering or chosen.rerank:
         rag = _rag(opened, chosen, model)
         results = rag.find(question)
+        _check_filters(results, opened, chosen)
         if answering:
             _show_answer(rag.respond(results, **asdict(sampling)), opened, in_json=output.json)
             return
@@ -199,6 +202,7 @@ def ask(
         if chosen.method != "bm25":
             opened.use(load_model(model, mode="embedding"))
         results = opened.search(question, chosen)
+    _check_filters(results, opened, chosen)
     _show_results(results, opened, in_json=output.json, texts=output.no_generate)
 
 
@@ -300,6 +304,12 @@ def _opened(uri: str, chosen: StoreOptions | None = None) -> Store:
         from grit_mlx.rag import Store
 
         return Store(uri, options=chosen)
+
+
+def _check_filters(results: SearchResults, opened: Store, chosen: RagOptions) -> None:
+    """That nothing was found has another reason where a filter leaves nothing to search."""
+    if not results and (chosen.paths or chosen.metadata):
+        opened.check_filters(chosen.paths, chosen.metadata)
 
 
 def _rag(opened: Store, chosen: RagOptions, model: ModelChoice) -> Rag:
@@ -435,10 +445,14 @@ def _show_report(report: IndexReport, store: str, *, in_json: bool) -> None:
         "removed": report.removed,
     }
     files = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count) or "none"
-    console.write(
-        f"Files: {files}. {number_of(report.passages, 'passage')} embedded in {report.seconds:.1f} s; "
-        f"{console.visible(store)} holds {report.total:,}."
+    others = {"reused": report.reused, "removed": report.removed_passages}
+    did = ", ".join(
+        [f"{number_of(report.passages, 'passage')} embedded"]
+        + [f"{count:,} {name}" for name, count in others.items() if count]
     )
+    console.write(f"Files: {files}. {did} in {report.seconds:.1f} s; {console.visible(store)} holds {report.total:,}.")
+    if report.kept:
+        console.note(f"what was stored of {number_of(report.kept, 'file')} that cannot be read was kept")
     skipped = ", ".join(f"{count:,} {SKIPPED[kind]}" for kind, count in report.skipped.items() if count)
     if skipped:
         console.note(f"skipped: {skipped}")

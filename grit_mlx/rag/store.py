@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -26,7 +27,7 @@ from grit_mlx.errors import (
     StoreError,
     unreadable,
 )
-from grit_mlx.files.lock import writing
+from grit_mlx.files.lock import writer_of, writing
 from grit_mlx.model import hub
 from grit_mlx.progress import Progress
 from grit_mlx.rag.caches import CacheStats, DocumentCaches, cache_key
@@ -37,7 +38,7 @@ from grit_mlx.rag.kvfiles import bytes_of
 from grit_mlx.rag.nearest import fits_in_memory, recall
 from grit_mlx.rag.options import PRECISIONS, IndexOptions, SearchOptions, StoreOptions, check_question, merged
 from grit_mlx.rag.relevance import PROBES, Scores, thresholds
-from grit_mlx.rag.retrieval import Retriever, SearchResults, where_clause
+from grit_mlx.rag.retrieval import Retriever, SearchResult, SearchResults, where_clause
 from grit_mlx.rag.schema import StoredPassage
 from grit_mlx.rag.table import PassageTable, is_remote
 from grit_mlx.text.passages import Passage, passages_of
@@ -137,7 +138,7 @@ class Store:
         """Open the published version, and read what the store was made with."""
         self._table: PassageTable | None = None
         self._retriever: Retriever | None = None
-        self._thresholds = Scores()
+        self._state: dict[str, Any] | None = None
         self._made_with: dict[str, Any] = {}
         if not is_remote(self.uri) and not (Path(self.uri) / "passages.lance").exists():
             return  # opening it would create the folder
@@ -190,11 +191,16 @@ class Store:
         Raises:
             StoreError: there are none.
         """
-        if self._table is None:
+        if self._table is not None:
+            return self._table
+        if writer := writer_of(self._lock):
+            raise StoreError(f"The store {self.uri} is being built by {writer}. Try again when it is done.")
+        if self._made_with:
             raise StoreError(
-                f"There is no store at {self.uri}. Create one with 'grit rag index PATH --store {self.uri}'."
+                f"The store {self.uri} is not complete: its first 'grit rag index' was interrupted. Run the same "
+                "command again, which resumes it."
             )
-        return self._table
+        raise StoreError(f"There is no store at {self.uri}. Create one with 'grit rag index PATH --store {self.uri}'.")
 
     @property
     def model_digest(self) -> str:
@@ -224,7 +230,8 @@ class Store:
         Args:
             paths: files and folders; what the store holds of other places stays.
             options: how to do it.
-            field: in tables, the field or column that holds the text.
+            field: in tables, the field or column that holds the text. It is remembered for each table; None for what
+                is remembered, "" for the default.
             on_wait: called once with the process that is waited for.
             progress: called with bytes done and bytes in all.
             **keywords: fields of ``IndexOptions``, in place of ``options``.
@@ -248,18 +255,25 @@ class Store:
                 sizes = {"passage_tokens": self.passage_tokens, "overlap": self.overlap}
                 table.create(size, {**self._fingerprint, **sizes})
             check_fingerprint(table.fingerprint, self._fingerprint, uri=self.uri)
+            noted, stored = table.read_state(), table.files()
             plan = plan_index(
                 walked,
-                table.files(),
+                stored,
                 report,
                 field=field,
+                fields=noted.get("fields"),
                 keep_missing=chosen.keep_missing,
                 published=None if table.is_published else PassageTable(self.uri).file_keys(),
             )
             embed = self._embed_and_cache if chosen.cache_ahead == "all" else self._embed
-            read = partial(self._read, field=field)
-            PassageWriter(table, embed, report, read=read, progress=progress).write(plan)
+            PassageWriter(table, embed, report, read=self._read, progress=progress).write(plan)
+            held = {key: state.rows for states in stored.values() for key, state in states.items()}
+            report.removed_passages = sum(held.get(key, 0) for key in set(plan.stale))
             self._delete(table, plan.stale)
+            facts = {"fields": plan.fields, "keep_missing": chosen.keep_missing}
+            if {name: noted.get(name) for name in facts} != facts:
+                table.write_state(**facts)
+                self._state = None
             if not table.is_published:
                 table.update_text_index()
                 self._index_vectors(table, chosen.approximate)
@@ -290,12 +304,14 @@ class Store:
             DocumentError: one of ``paths`` does not exist.
         """
         encoder, report = self.encoder, IndexReport()
-        plan = plan_index(self._walk(paths), {} if self._table is None else self._table.files(), report, field=field)
+        held = {} if self._table is None else self._table.files()
+        known = {} if self._table is None else self._table.read_state().get("fields", {})
+        plan = plan_index(self._walk(paths), held, report, field=field, fields=known)
         prompt = len(encoder.model.tokenizer.encode(encoder.document_prompt))
         passages = tokens = 0
         for done, changed in enumerate(plan.changed, start=1):
             with suppress(DocumentError, DependencyError):
-                for passage in self._read(changed.path, field):
+                for passage in self._read(changed.path, changed.field):
                     passages += 1
                     tokens += prompt + encoder.count(passage.content)
             if progress is not None:
@@ -306,8 +322,11 @@ class Store:
         return Estimate(len(plan.changed), report.unchanged, passages, tokens, sizes)
 
     def _writing(self, wait: float, on_wait: Callable[[str], None] | None = None) -> AbstractContextManager[None]:
-        lock = self._local / "writer.lock"
-        return writing(self._local, lock=lock, busy=StoreBusyError, wait=wait, on_wait=on_wait)
+        return writing(self._local, lock=self._lock, busy=StoreBusyError, wait=wait, on_wait=on_wait)
+
+    @property
+    def _lock(self) -> Path:
+        return self._local / "writer.lock"
 
     def _walk(self, paths: Sequence[str | PathLike[str]]) -> Walk:
         return walk(paths, without=[] if is_remote(self.uri) else [Path(self.uri)])
@@ -317,10 +336,15 @@ class Store:
         return passages_of(path, **sizes, measure=self.encoder.count, field=field)
 
     def _delete(self, table: PassageTable, file_keys: Collection[str]) -> None:
-        """Remove passages with their cached documents."""
-        if file_keys:
-            self.caches.remove(map(partial(cache_key, self.model_digest), table.contents_of(file_keys)))
-            table.delete(file_keys)
+        """Remove passages, with the cached documents that no other passage has."""
+        if not file_keys:
+            return
+        cached = self.caches.stats().files > 0
+        gone = set(table.contents_of(file_keys)) if cached else set()
+        table.delete(file_keys)
+        if gone:
+            gone -= set(table.contents())
+            self.caches.remove(map(partial(cache_key, self.model_digest), gone))
 
     def _embed(self, _ids: Sequence[str], passages: Sequence[Passage]) -> NDArray[np.float32]:
         return self.encoder.vectors([passage.content for passage in passages])
@@ -426,9 +450,48 @@ class Store:
         if vector is None and chosen.method != "bm25":
             vector = self.encoder.queries([question])[0]
         where = where_clause(chosen.paths, chosen.metadata)
-        results = self._searcher().search(question, vector, method=chosen.method, top=chosen.top, where=where)
+        found = partial(self._searcher().search, question, vector, method=chosen.method, where=where)
+        results = self._citable(found, chosen.top)
         needed = self.thresholds if chosen.min_score is None else Scores(chosen.min_score)
         return SearchResults.of(question, results, needed)
+
+    def _citable(self, search: Callable[..., list[SearchResult]], top: int) -> list[SearchResult]:
+        """The best results that may be cited: each text once, and none of files that are gone."""
+        asked = top
+        while True:
+            found = search(top=asked)
+            once: dict[str, SearchResult] = {}
+            for result in found:
+                if not self._is_gone(result.passage.source):
+                    once.setdefault(" ".join(result.passage.content.split()), result)
+            if len(once) >= top or len(found) < asked:
+                return list(once.values())[:top]
+            asked *= 2
+
+    def _is_gone(self, name: str) -> bool:
+        """Whether a file was deleted or moved since it was indexed, and its passages were not kept on purpose.
+
+        A store whose files are all elsewhere was copied from another machine: it is read as it is.
+        """
+        if "\\x" in name or os.path.lexists(name) or self.state.get("keep_missing"):
+            return False
+        return Path(name).parent.is_dir() or any(map(os.path.lexists, self.require().files()))
+
+    def check_filters(self, paths: Sequence[str] = (), metadata: Sequence[str] = ()) -> None:
+        """Refuse filters that no passage satisfies; they are those of ``search``.
+
+        Raises:
+            ArgumentError: names the filter.
+        """
+        table = self.require()
+        for path in paths:
+            if not table.count(where_clause([path])):
+                raise ArgumentError(Option("paths"), f" {path!r} matches no file of the store {self.uri}.")
+        for pair in metadata:
+            if not table.count(where_clause(metadata=[pair])):
+                raise ArgumentError(Option("metadata"), f" {pair!r} matches no passage of the store {self.uri}.")
+        if not table.count(where_clause(paths, metadata)):
+            raise ArgumentError(f"No passage of the store {self.uri} satisfies all filters together.")
 
     def _searcher(self) -> Retriever:
         if self._retriever is None:
@@ -438,10 +501,14 @@ class Store:
     @property
     def thresholds(self) -> Scores:
         """What a passage must exceed to be relevant, as measured when the store was indexed."""
-        if self._thresholds.cosine is None:
-            state = self.require().read_state()
-            self._thresholds = Scores(state.get("relevance"), state.get("relevance_bm25"))
-        return self._thresholds
+        return Scores(self.state.get("relevance"), self.state.get("relevance_bm25"))
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Facts that were noted when the store was indexed; see ``PassageTable.read_state``."""
+        if self._state is None or self._state.get("relevance") is None:
+            self._state = self.require().read_state()
+        return self._state
 
     def passages(self, paths: Sequence[str] = (), metadata: Sequence[str] = ()) -> Iterator[StoredPassage]:
         """All passages, in no order; the filters are those of ``search``."""

@@ -170,6 +170,36 @@ def test_nothing_relevant_is_said(grit: Grit, indexed: Path) -> None:
     assert values == {"answer": None, "question": "What floats?", "relevant": False, "sources": []}
 
 
+def test_a_filter_that_matches_nothing_is_named(grit: Grit, indexed: Path) -> None:
+    for args, said in (
+        (["--path", "docs/*.md"], "error: --path 'docs/*.md' matches no file of the store"),
+        (["--path", "notes/ships.md", "--where", "year=1999"], "satisfies all filters together"),
+        (["--where", "year=2"], "error: --where 'year=2' matches no passage of the store"),
+    ):
+        for more in (["--sources-only"], [], ["--json"]):
+            run = grit("rag", "ask", "What floats?", *args, *more)
+            assert (run.code, run.out) == (1, "") and said in run.err
+
+
+def test_if_every_file_fails_so_does_the_command(grit: Grit, folder: Path) -> None:
+    (folder / "bad.txt").write_bytes(bytes(range(256)))
+    run = grit("rag", "index", folder / "bad.txt")
+    assert run.code == 1 and "bad.txt: " in run.err
+    assert grit("rag", "index", folder / "bad.txt", "--json").code == 1
+    assert grit("rag", "index", folder).code == 0
+
+
+def test_what_was_kept_reused_and_removed_is_told(grit: Grit, indexed: Path) -> None:
+    with (indexed / "rows.jsonl").open("a") as file:
+        file.write('{"text": "half')
+    (indexed / "bread.txt").rename(indexed / "loaf.txt")
+    (indexed / "ships.md").unlink()
+    run = grit("rag", "index", "notes")
+    assert run.code == 0 and run.out.startswith("Files: 1 new, 2 removed. 0 passages embedded, 2 reused, 2 removed in ")
+    assert run.out.endswith("; .grit holds 3.\n")
+    assert "what was stored of 1 file that cannot be read was kept" in run.err and "rows.jsonl: line 3" in run.err
+
+
 def test_chat(grit: Grit, indexed: Path) -> None:
     lines = "What floats?\n/sources\nAnd what holds?\n/help\n/reset\n/quit\nnot read\n"
     run = grit("rag", "chat", "--min-score", -1, "--max-tokens", 3, "--top", 1, stdin=lines)
