@@ -353,9 +353,13 @@ def _show_answer(response: Response, opened: Store, *, in_json: bool = False) ->
                 show_piece(piece)
             if stopped():
                 break
+    if answer.left_out or answer.forgotten:
+        what = [number_of(answer.left_out, "passage")] if answer.left_out else []
+        what += [f"the first {number_of(answer.forgotten, 'turn')} of the conversation"] if answer.forgotten else []
+        console.note(f"left out, as the model's context has no room for them: {' and '.join(what)}")
     text, first = "".join(pieces), answer.seconds_to_first_token or 0.0
     if in_json:
-        counts = ("mode", "cached_tokens", "computed_tokens", "generated_tokens", "finish_reason")
+        counts = ("mode", "cached_tokens", "computed_tokens", "generated_tokens", "finish_reason", "left_out")
         measured = {name: getattr(answer, name) for name in counts}
         seconds = {"seconds_to_first_token": round(first, 4), "seconds": round(answer.seconds, 4)}
         console.write(console.dumps({"answer": text, **_as_json(response.results), **measured, **seconds}))

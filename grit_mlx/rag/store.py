@@ -35,6 +35,7 @@ from grit_mlx.rag.encoding import Encoder
 from grit_mlx.rag.fingerprint import check_fingerprint, digest, fingerprint
 from grit_mlx.rag.indexing import IndexReport, PassageWriter, hash_of, plan_index
 from grit_mlx.rag.kvfiles import bytes_of
+from grit_mlx.rag.limits import check_length
 from grit_mlx.rag.nearest import fits_in_memory, recall
 from grit_mlx.rag.options import PRECISIONS, IndexOptions, SearchOptions, StoreOptions, check_question, merged
 from grit_mlx.rag.relevance import PROBES, Scores, thresholds
@@ -442,12 +443,13 @@ class Store:
             **keywords: fields of ``SearchOptions``, in place of ``options``.
 
         Raises:
-            ArgumentError: an empty question, or an option that cannot work.
+            ArgumentError: an empty question or one longer than the model's context, or an option that cannot work.
             StoreError: there is no store.
         """
         check_question(question)
         chosen = merged(SearchOptions, options, keywords)
         if vector is None and chosen.method != "bm25":
+            check_length(self.encoder, question)
             vector = self.encoder.queries([question])[0]
         where = where_clause(chosen.paths, chosen.metadata)
         found = partial(self._searcher().search, question, vector, method=chosen.method, where=where)

@@ -200,6 +200,19 @@ def test_what_was_kept_reused_and_removed_is_told(grit: Grit, indexed: Path) -> 
     assert "what was stored of 1 file that cannot be read was kept" in run.err and "rows.jsonl: line 3" in run.err
 
 
+def test_what_has_no_room_is_left_out_with_a_note(grit: Grit, indexed: Path) -> None:
+    (indexed / "many.txt").write_text("\n\n".join(f"Paragraph {i} of many sails. " * 4 for i in range(90)))
+    assert grit("rag", "index", "notes").code == 0
+    args = ("rag", "ask", "What floats?", "--min-score", -1, "--top", 200, "--max-tokens", 4)
+    run = grit(*args)
+    assert run.code == 0 and "left out, as the model's context has no room for them: " in run.err
+    values = json.loads(grit(*args, "--json").out)
+    assert values["left_out"] > 0 and len(values["sources"]) == run.out.count("\n", run.out.index("Sources:")) - 1
+    run = grit("rag", "ask", "keel " * 17_600)
+    assert (run.code, run.out) == (1, "") and "tokens, but the model's context is 1,024 tokens. Shorten it." in run.err
+    assert grit("rag", "ask", "keel " * 17_600, "--method", "bm25", "--sources-only").code == 0
+
+
 def test_chat(grit: Grit, indexed: Path) -> None:
     lines = "What floats?\n/sources\nAnd what holds?\n/help\n/reset\n/quit\nnot read\n"
     run = grit("rag", "chat", "--min-score", -1, "--max-tokens", 3, "--top", 1, stdin=lines)
