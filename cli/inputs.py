@@ -254,7 +254,8 @@ def embedded_once(
     from grit_mlx.vectors.cache import VectorCache
 
     cache = VectorCache(hub.home() / "vectors.sqlite", budget=sys.maxsize if budget is None else budget)
-    dtypes = sorted({str(value.dtype) for _, value in tree_flatten(grit.model.parameters())})
+    weights: Any = tree_flatten(grit.model.parameters())
+    dtypes = sorted({str(value.dtype) for _, value in weights})
     how = json.dumps([digest(fingerprint(grit)), dtypes, embedding.max_length, embedding.long_texts])
     stream, done = iter(texts), 0
     while window := list(islice(stream, _WINDOW)):

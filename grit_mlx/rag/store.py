@@ -42,6 +42,7 @@ from grit_mlx.rag.relevance import PROBES, Scores, thresholds
 from grit_mlx.rag.retrieval import Retriever, SearchResult, SearchResults, where_clause
 from grit_mlx.rag.schema import StoredPassage
 from grit_mlx.rag.table import PassageTable, is_remote
+from grit_mlx.text.options import WalkOptions
 from grit_mlx.text.passages import Passage, passages_of
 from grit_mlx.text.walking import Walk, walk
 
@@ -219,6 +220,7 @@ class Store:
         options: IndexOptions | None = None,
         *,
         field: str | None = None,
+        patterns: WalkOptions | None = None,
         on_wait: Callable[[str], None] | None = None,
         progress: Callable[[int, int], None] | None = None,
         **keywords: Any,
@@ -233,6 +235,7 @@ class Store:
             options: how to do it.
             field: in tables, the field or column that holds the text. It is remembered for each table; None for what
                 is remembered, "" for the default.
+            patterns: which files of ``paths``; the passages of others in them are removed.
             on_wait: called once with the process that is waited for.
             progress: called with bytes done and bytes in all.
             **keywords: fields of ``IndexOptions``, in place of ``options``.
@@ -247,7 +250,7 @@ class Store:
         size = self.encoder.model.embedding_size
         started = time.monotonic()
         report = IndexReport()
-        walked = self._walk(paths)
+        walked = self._walk(paths, patterns)
         report.skipped.update(walked.skipped)
         report.problems += walked.problems
         with self._writing(chosen.wait, on_wait):
@@ -292,13 +295,19 @@ class Store:
         return report
 
     def estimate(
-        self, paths: Sequence[str | PathLike[str]], *, field: str | None = None, progress: Progress | None = None
+        self,
+        paths: Sequence[str | PathLike[str]],
+        *,
+        field: str | None = None,
+        patterns: WalkOptions | None = None,
+        progress: Progress | None = None,
     ) -> Estimate:
         """What ``index`` would do, counted without embedding anything; files that cannot be read are left out.
 
         Args:
             paths: files and folders.
             field: in tables, the field or column that holds the text.
+            patterns: which files of ``paths``.
             progress: called with files done and files in all.
 
         Raises:
@@ -307,7 +316,7 @@ class Store:
         encoder, report = self.encoder, IndexReport()
         held = {} if self._table is None else self._table.files()
         known = {} if self._table is None else self._table.read_state().get("fields", {})
-        plan = plan_index(self._walk(paths), held, report, field=field, fields=known)
+        plan = plan_index(self._walk(paths, patterns), held, report, field=field, fields=known)
         prompt = len(encoder.model.tokenizer.encode(encoder.document_prompt))
         passages = tokens = 0
         for done, changed in enumerate(plan.changed, start=1):
@@ -329,8 +338,9 @@ class Store:
     def _lock(self) -> Path:
         return self._local / "writer.lock"
 
-    def _walk(self, paths: Sequence[str | PathLike[str]]) -> Walk:
-        return walk(paths, without=[] if is_remote(self.uri) else [Path(self.uri)])
+    def _walk(self, paths: Sequence[str | PathLike[str]], patterns: WalkOptions | None) -> Walk:
+        without = [] if is_remote(self.uri) else [Path(self.uri)]
+        return walk(paths, without=without, patterns=patterns or WalkOptions())
 
     def _read(self, path: Path, field: str | None) -> Iterator[Passage]:
         sizes = {"size": self.passage_tokens, "overlap": self.overlap}
@@ -396,11 +406,13 @@ class Store:
             self._embed_and_cache([passage.id for passage in passages], passages)
         return len(passages)
 
-    def remove(self, paths: Sequence[str], *, wait: float = 0.0) -> int:
+    def remove(self, paths: Sequence[str], *, purge: bool = False, wait: float = 0.0) -> int:
         """Remove files from the store, with their cached documents; the files themselves stay.
 
         Args:
-            paths: files, folders, or patterns, as for ``search``.
+            paths: files, folders, or patterns, as for ``search``; none only if ``purge``.
+            purge: remove their text, and what earlier runs removed, from the disk at once. Else it stays for an hour
+                or more, for processes that still read an older version.
             wait: seconds to wait for another writer.
 
         Returns:
@@ -410,17 +422,17 @@ class Store:
             ArgumentError: the store holds none of them.
         """
         where = where_clause(paths)
-        if where is None:
+        if where is None and not purge:
             raise ArgumentError("Name the files to remove.")
         with self._writing(wait):
             table = PassageTable(self.uri, published=False)
             if table.exists:
                 table.drop_unpublished()
-            passages = list(table.passages_where(where)) if table.exists else []
-            if not passages:
+            passages = list(table.passages_where(where)) if table.exists and where is not None else []
+            if not passages and where is not None:
                 raise ArgumentError(f"The store {self.uri} holds no passages of {', '.join(paths)}.")
             self._delete(table, {passage.id.rpartition("-")[0] for passage in passages})
-            table.publish()
+            table.purge() if purge else table.publish()
             self._open()
         return len({passage.source for passage in passages})
 

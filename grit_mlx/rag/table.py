@@ -205,6 +205,25 @@ class PassageTable:
             # The rows are published; the next run cleans up.
             logger.info("Old versions were not removed: %s", error)
 
+    def purge(self) -> None:
+        """Write the rows anew and remove every older version at once, with the texts that only they hold.
+
+        Processes that still read an older version fail.
+        """
+        indexed = self.has_vector_index
+        with _lance_errors(self.uri):
+            columns = self._table.schema
+            batches = (batch.select(columns.names).cast(columns) for batch in self._scan(columns.names))
+            reader = pa.RecordBatchReader.from_batches(columns, batches)
+            self._table = self._database.create_table(_PASSAGES, reader, mode="overwrite")
+        self.update_text_index()
+        if indexed and len(self):
+            self.build_vector_index()
+        self.publish()
+        with _lance_errors(self.uri), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that readers fail, which was asked for
+            self._table.optimize(cleanup_older_than=timedelta(0), delete_unverified=True)
+
     @property
     def is_published(self) -> bool:
         """Whether readers see the newest version."""

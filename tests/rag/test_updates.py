@@ -14,6 +14,7 @@ import pytest
 from grit_mlx import GritLM
 from grit_mlx.errors import ArgumentError, StoreError
 from grit_mlx.rag import Store
+from grit_mlx.text.options import WalkOptions
 from tests.rag.conftest import rows_of
 
 MakeStore = Callable[..., Store]
@@ -296,3 +297,45 @@ def test_a_damaged_store_is_one_sentence(make_store: MakeStore, folder: Path, pa
 def test_reports_in_json_have_the_new_counts(make_store: MakeStore, folder: Path) -> None:
     report = make_store().index([folder])
     assert json.loads(json.dumps(vars(report), default=list))["kept"] == 0
+
+
+# Purging and patterns
+
+
+def bytes_of_store(store: Store) -> bytes:
+    return b"".join(path.read_bytes() for path in Path(store.uri).rglob("*") if path.is_file())
+
+
+def test_purged_text_is_gone_from_the_disk(make_store: MakeStore, folder: Path) -> None:
+    write(folder / "secret.txt", "The password is xyzzyplugh.\n")
+    write(folder / "old.txt", "An older word: frobnicate.\n")
+    make_store().index([folder], cache_ahead="all")
+    (folder / "old.txt").unlink()
+    make_store().index([folder])
+    store = make_store()
+    assert b"xyzzyplugh" in bytes_of_store(store) and b"frobnicate" in bytes_of_store(store)
+    before = [row for row in rows_of(store) if not row[0].endswith("secret.txt")]
+    vectors = {hit.passage.id: hit.score for hit in store.search("ship", method="dense", top=50)}
+    assert store.remove([str(folder / "secret.txt")], purge=True) == 1
+    for word in (b"xyzzyplugh", b"frobnicate"):
+        assert word not in bytes_of_store(store)
+    store = make_store()
+    assert rows_of(store) == before and store.verify() == []
+    assert {hit.passage.id: hit.score for hit in store.search("ship", method="dense", top=50)} == {
+        key: pytest.approx(score, abs=1e-6) for key, score in vectors.items() if key in {p.id for p in store.passages()}
+    }
+    assert store.search("yeast", method="bm25")
+    assert store.remove([], purge=True) == 0 and rows_of(make_store()) == before
+    report = make_store().index([folder])  # the store is as usable as before
+    assert report.added == 1 and make_store().search("xyzzyplugh", method="bm25")
+
+
+def test_patterns_choose_what_is_indexed(make_store: MakeStore, folder: Path) -> None:
+    def names() -> set[str]:
+        return {Path(row[0]).relative_to(folder).as_posix() for row in rows_of(make_store())}
+
+    report = make_store().index([folder], patterns=WalkOptions(include=["*.md", "code/**"]))
+    assert names() == {"ships.md", "code/tide.py"} and report.skipped["excluded"] == 3
+    make_store().index([folder], patterns=WalkOptions(exclude=["code/", "/rows.*"]))
+    assert names() == {"ships.md", "bread.txt", "page.html"}
+    assert make_store().index([folder], patterns=WalkOptions(include=["*.md"], exclude=["ships.*"])).removed == 3
