@@ -1,7 +1,7 @@
 # Requires only python3 >= 3.10 and make. Must work with GNU make 3.81, which macOS ships.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check clean
+.PHONY: help demo test peft check clean
 export PYTHON
 
 help: ## show this list
@@ -14,6 +14,10 @@ demo: .venv/installed ## try embed, search, similarity and rag with the built-in
 
 test: .venv/installed-dev ## run the tests; ARGS="-k pooling -x" is passed to pytest
 	.venv/bin/python -m pytest $(ARGS)
+
+peft: .venv/installed-dev ## compare adapters with PEFT, which installs PyTorch
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[peft]'
+	GRIT_REQUIRE_PEFT=1 .venv/bin/python -m pytest tests/faults/test_real_peft.py
 
 check: .venv/installed-dev ## check lint, formatting and types
 	.venv/bin/python -m ruff check .

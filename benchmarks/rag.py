@@ -34,7 +34,7 @@ from mlx_lm import stream_generate
 from mlx_lm.models.cache import load_prompt_cache, make_prompt_cache, save_prompt_cache
 
 from grit_mlx import GritLM
-from grit_mlx.model.attention import copy_cache
+from grit_mlx.model.caches import copy_cache
 from grit_mlx.model.prompts import literal_tokens, rag_prompt
 from grit_mlx.rag import Answerer, Document, DocumentCaches
 from grit_mlx.rag.kvfiles import bytes_of, rounded

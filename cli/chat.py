@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from grit_mlx.gritlm import GritLM
 
-__all__ = ["EXAMPLES", "Conversation", "chat", "converse", "interruptible", "piped_lines", "typed_lines"]
+__all__ = ["EXAMPLES", "Commands", "Conversation", "chat", "converse", "interruptible"]
 
 EXAMPLES = """
 Examples:
@@ -148,7 +148,7 @@ def converse(turn: Callable[[str], None], commands: Commands, *, greeting: str) 
     typed = console.stdin_is_terminal()
     if typed:
         console.note(f"{greeting}: /help lists the commands, Ctrl-D exits")
-    for line in typed_lines() if typed else piped_lines():
+    for line in _typed_lines() if typed else _piped_lines():
         try:
             command = _COMMAND.fullmatch(line)
             if command is None:
@@ -176,7 +176,7 @@ def _obey(name: str, argument: str, commands: Commands) -> None:
     actions[f"/{name}"](argument)
 
 
-def typed_lines() -> Iterator[str]:
+def _typed_lines() -> Iterator[str]:
     """Lines that a person types, with the editing and the history of readline if Python has it."""
     with suppress(ImportError):
         import readline  # noqa: F401 - input() uses it once it is imported
@@ -196,7 +196,7 @@ def typed_lines() -> Iterator[str]:
             yield line.strip()
 
 
-def piped_lines() -> Iterator[str]:
+def _piped_lines() -> Iterator[str]:
     """Lines of stdin that are not blank."""
     return (text.text for text in read_texts(STDIN))
 

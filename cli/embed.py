@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from grit_mlx.gritlm import GritLM
+    from grit_mlx.progress import Progress
+    from grit_mlx.vectors.journal import Journal
 
     Pairs = Iterable[tuple[Text, NDArray[np.float32]]]
 
@@ -45,6 +48,7 @@ _SHOWN_NUMBERS = 5
 _WIDE_COLUMNS = 90  # of a terminal that has room for all of them
 _PATH_COLUMNS = 30
 _WRITTEN_TEXTS = 256  # written to a file or pipe at once
+_NOTED_TEXTS = 1024  # computed between two states to which an interrupted run can return
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,11 @@ class VectorOutput:
         metavar="FILE",
     )
     no_overwrite: bool = option(False, "Refuse to replace an existing file.")
+    keep: list[str] = option(
+        [],
+        "Also write this field of JSON, CSV or Parquet rows; repeatable. JSON lines always have the id.",
+        metavar="FIELD",
+    )
     precision: str = option(
         "float32",
         "Precision of the vectors written. int8 and binary come with a scale per vector.",
@@ -114,7 +123,9 @@ def embed(
             from grit_mlx.vectors.files import open_writer
 
             # Opened before the model is loaded: a path that cannot be written costs no waiting.
-            opened = open_writer(target.output, dtype=target.precision, overwrite=not target.no_overwrite)
+            opened = open_writer(
+                target.output, dtype=target.precision, overwrite=not target.no_overwrite, keep=target.keep
+            )
             writer = stack.enter_context(opened)
         grit = load_model(model, mode="embedding")
         texts: Iterable[Text] = inputs.read(token_measure(grit))
@@ -124,9 +135,20 @@ def embed(
         cut = stack.enter_context(CutTexts())
         advance = stack.enter_context(console.progress("Embedding", total))
         role = "query" if query else "document"
-        pairs = embedded(grit, texts, embedding, advance, role=role, instruction=instruction)
+
+        def compute(texts: Iterable[Text], progress: Progress) -> Pairs:
+            return embedded(grit, texts, embedding, progress, role=role, instruction=instruction)
+
+        if target.output is None or STDIN in files:
+            pairs = compute(texts, advance)
+        else:
+            used = [reading, embedding, role, instruction]
+            journal = stack.enter_context(_journal(Path(target.output), files, grit, used))
+            if journal.done:
+                console.note(f"resuming: {number_of(journal.done, 'text')} embedded already")
+            pairs = _resumed(iter(texts), journal, compute, advance)
         shown = list(pairs) if in_table else []
-        count = len(shown) if in_table else _write(pairs, target.precision, writer)
+        count = len(shown) if in_table else _write(pairs, target, writer)
         if not count:
             raise inputs.no_text()
     if in_table:  # once the progress bar is gone
@@ -141,7 +163,49 @@ def _refuse_to_replace_an_input(output: str, files: Iterable[str]) -> None:
             raise ArgumentError(f"{output} is also an input. Name another file for the vectors.")
 
 
-def _write(pairs: Pairs, dtype: str, writer: Any) -> int:
+@contextmanager
+def _journal(output: Path, files: Iterable[str], grit: GritLM, options: Sequence[object]) -> Iterator[Journal]:
+    """What an interrupted run of the same command has done; kept if this one is interrupted, too."""
+    from grit_mlx.vectors.journal import Journal
+
+    folders = [grit.folder, *([grit.adapter] if grit.adapter else [])]
+    weights = [path for folder in folders for path in sorted(folder.glob("*.safetensors"))]
+    identity = {
+        "files": [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in [*map(Path, files), *weights]],
+        "options": [str(option) for option in (*options, grit.settings)],
+    }
+    journal = Journal(output, identity, grit.embedding_size)
+    try:
+        yield journal
+    except Exception:
+        journal.remove()  # the same would happen again
+        raise
+    except BaseException:
+        journal.close()
+        raise
+    journal.remove()
+
+
+def _resumed(
+    texts: Iterator[Text], journal: Journal, compute: Callable[[Iterable[Text], Progress], Pairs], progress: Progress
+) -> Pairs:
+    """Each text with its vector: those of the journal, then those that are computed, which it notes."""
+    for vector in journal.vectors():
+        yield next(texts), vector
+    done = journal.done
+    while block := list(islice(texts, _NOTED_TEXTS)):
+        for text, vector in compute(block, partial(_shifted, progress, done)):
+            journal.append(vector)
+            yield text, vector
+        journal.flush()
+        done += len(block)
+
+
+def _shifted(progress: Progress, before: int, done: int, total: int | None) -> None:
+    progress(before + done, total)
+
+
+def _write(pairs: Pairs, target: VectorOutput, writer: Any) -> int:
     """Write all pairs to a file's writer, or to stdout as JSON lines if there is none; returns their number."""
     import numpy as np
 
@@ -156,7 +220,7 @@ def _write(pairs: Pairs, dtype: str, writer: Any) -> int:
         if writer is not None:
             writer.write(vectors, texts)
         else:
-            for line in json_lines(compress(vectors, dtype), texts, first=count):
+            for line in json_lines(compress(vectors, target.precision), texts, first=count, keep=target.keep):
                 console.write(line)
             console.flush()
         count += len(group)

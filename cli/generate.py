@@ -117,23 +117,21 @@ def written(
         show: called with each piece.
         stopped: asked after each piece whether to stop.
     """
-    pieces: list[str] = []
-    started = time.perf_counter()
-    first: float | None = None
-    last: GenerationResponse | None = None
-    for last in responses:
-        first = time.perf_counter() - started if first is None else first
-        pieces.append(last.text)
-        show(last.text)
+    text, started = "", time.perf_counter()
+    seconds_to_first_token = 0.0
+    for response in responses:  # at least one
+        seconds_to_first_token = seconds_to_first_token or time.perf_counter() - started
+        text += response.text
+        show(response.text)
         if stopped():
             break
     return Generated(
-        text="".join(pieces),
-        finish_reason=last.finish_reason if last else None,
-        prompt_tokens=last.prompt_tokens if last else 0,
-        generated_tokens=last.generation_tokens if last else 0,
-        seconds_to_first_token=round(first or 0.0, 4),
-        prompt_tokens_per_second=round(last.prompt_tps, 2) if last else 0.0,
-        generated_tokens_per_second=round(last.generation_tps, 2) if last else 0.0,
-        peak_memory_bytes=int(last.peak_memory * 1e9) if last else 0,
+        text=text,
+        finish_reason=response.finish_reason,
+        prompt_tokens=response.prompt_tokens,
+        generated_tokens=response.generation_tokens,
+        seconds_to_first_token=round(seconds_to_first_token, 4),
+        prompt_tokens_per_second=round(response.prompt_tps, 2),
+        generated_tokens_per_second=round(response.generation_tps, 2),
+        peak_memory_bytes=int(response.peak_memory * 1e9),
     )

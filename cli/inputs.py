@@ -18,12 +18,14 @@ from grit_mlx.cli.wording import number_of
 from grit_mlx.errors import ArgumentError, DependencyError, DocumentError, GritError, TextError
 from grit_mlx.model import hub
 from grit_mlx.model.options import EmbeddingOptions
+from grit_mlx.text.blocks import Notes
 from grit_mlx.text.kinds import kind_of
 from grit_mlx.text.options import ReadingOptions, WalkOptions
+from grit_mlx.text.packing import Measure, count_words
 from grit_mlx.text.passages import passages_of
 from grit_mlx.text.reading import read_texts
 from grit_mlx.text.rows import failure
-from grit_mlx.text.splitting import STDIN, Measure, Text, count_words
+from grit_mlx.text.splitting import STDIN, Text
 from grit_mlx.text.walking import walk
 
 if TYPE_CHECKING:
@@ -70,7 +72,8 @@ class Inputs:
         chunked = self.reading.by == "chunk"
         reading = replace(self.reading, by="paragraph") if chunked else self.reading
         streams = [name for name in self.files if name == STDIN or (Path(name).exists() and not Path(name).is_file())]
-        texts = [read_texts(name, reading) for name in self.files]  # refuses what is missing
+        # This refuses what is missing. Warnings are for the reading that counts.
+        texts = [read_texts(name, reading, notes=Notes()) for name in self.files]
         if STDIN in self.files and console.stdin_is_terminal():
             console.note("reading from the terminal: one text per line, Ctrl-D ends the input")
         count = sum(1 for name, found in zip(self.files, texts, strict=True) if name not in streams for _ in found)
@@ -151,9 +154,15 @@ class Sources:
         """
         for name, reading in self._files:
             try:
-                if reading.by is None and reading.encoding == "utf-8" and kind_of(name).by == "paragraph":
-                    overlap = min(_OVERLAP, reading.chunk_size // 4)
-                    for one in passages_of(Path(name), size=reading.chunk_size, overlap=overlap, measure=measure):
+                if reading.by is None and kind_of(name).by == "paragraph":
+                    for one in passages_of(
+                        Path(name),
+                        size=reading.chunk_size,
+                        overlap=min(_OVERLAP, reading.chunk_size // 4),
+                        measure=measure,
+                        field=reading.field,
+                        encoding=reading.encoding,
+                    ):
                         yield Text(one.text, name, one.line, one.end_line), one.content
                 else:
                     texts = read_texts(name, reading, measure=measure, on_skip=self._count_skipped)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from grit_mlx.cli import console, options
-from grit_mlx.cli.chat import interruptible, piped_lines, typed_lines
+from grit_mlx.cli.chat import Commands, converse, interruptible
 from grit_mlx.cli.generate import show_piece
 from grit_mlx.cli.loader import load_model
 from grit_mlx.cli.options import Use
 from grit_mlx.cli.wording import number_of, one_line, size_of
-from grit_mlx.errors import ArgumentError, DocumentError, GritError, StoreBusyError
+from grit_mlx.errors import DocumentError, StoreBusyError
 from grit_mlx.model.options import GenerationOptions, ModelChoice
 from grit_mlx.options import option
 from grit_mlx.rag.options import ChatOptions, IndexOptions, RagOptions, StoreOptions, check_question
@@ -87,12 +87,6 @@ Examples:
   grit rag verify
 """
 
-_HELP = """/sources    the sources of the last answer, with their text
-/reset      forget the conversation
-/quit       exit (so does Ctrl-D)
-/help       this list
-Ctrl-C stops an answer."""
-
 _STORE = "Store"
 
 _WATCHED_MILLISECONDS = 500  # between two looks at whether to stop
@@ -134,7 +128,7 @@ def index(
         list[str],
         typer.Argument(
             metavar="PATH...",
-            help="Files and folders: text, Markdown, HTML, PDF, DOCX, .jsonl, .csv, source code.",
+            help="Files and folders: text, HTML, PDF, office documents, tables, e-books, e-mail, source code.",
         ),
     ],
     store: Location = ".grit",
@@ -144,21 +138,22 @@ def index(
         bool, typer.Option("--dry-run", rich_help_panel=_STORE, help="Only count files, passages, tokens and bytes.")
     ] = False,
     walking: WalkOptions,
-    reading: Annotated[ReadingOptions, Use(only=("field",))],
+    reading: Annotated[ReadingOptions, Use(only=("field", "encoding"))],
     model: _Model,
     json_output: options.JsonFlag = False,
 ) -> None:
     """Make files searchable, or bring a store up to date with them.
 
     Unchanged files are skipped, changed ones replaced, and those deleted from PATH removed, all in one step at the
-    end. Files excluded by .gitignore are left out. The next run resumes an interrupted one.
+    end. Files excluded by .gitignore are left out. The next run resumes an interrupted one. Exits with 1 if there are
+    files and none can be read.
     """
     grit = load_model(model, mode="embedding")
     opened = _opened(store, chosen)
     opened.use(grit)
     if dry_run or indexing.cache_ahead == "all":
         with console.progress("Counting", None) as advance:
-            estimate = opened.estimate(paths, field=reading.field, patterns=walking, progress=advance)
+            estimate = opened.estimate(paths, **_how(reading, walking), progress=advance)
         if dry_run:
             _show_estimate(estimate, in_json=json_output)
             return
@@ -184,10 +179,13 @@ def watch(
     chosen: Annotated[StoreOptions, Use(defaults=_BUDGET)],
     indexing: Annotated[IndexOptions, Use(defaults={"wait": 60.0})],
     walking: WalkOptions,
-    reading: Annotated[ReadingOptions, Use(only=("field",))],
+    reading: Annotated[ReadingOptions, Use(only=("field", "encoding"))],
     model: _Model,
 ) -> None:
-    """Keep a store up to date with files until Ctrl-C: index them now, and again whenever one of them changes."""
+    """Keep a store up to date with files until Ctrl-C.
+
+    They are indexed now, and again whenever one of them changes; see 'grit rag index'.
+    """
     from watchfiles import watch as changes_of
 
     grit = load_model(model, mode="embedding")
@@ -273,26 +271,24 @@ def chat(
     opened = _opened(store, caches)
     opened.require()
     rag = _rag(opened, chosen, model)
-    typed = console.stdin_is_terminal()
-    if typed:
-        console.note(f"{number_of(len(opened), 'passage')}: /help lists the commands, Ctrl-D exits")
     sources: list[SearchResult] = []
-    for line in typed_lines() if typed else piped_lines():
-        try:
-            if line.startswith("/") and line[1:].isalpha():
-                if not _obey(line, rag, sources):
-                    break
-                continue
-            response = rag.chat(line, **asdict(sampling))
-            text = _show_answer(response, opened)
-            if response.answer is not None:
-                rag.remember(line, text)
-                sources = response.sources
-        except GritError as error:
-            # Someone who types can correct it; a script must learn that its turn failed.
-            if not typed:
-                raise
-            console.error(error)
+
+    def turn(question: str) -> None:
+        response = rag.chat(question, **asdict(sampling))
+        text = _show_answer(response, opened)
+        if response.answer is not None:
+            rag.remember(question, text)
+            sources[:] = response.sources
+
+    def reset(_: str) -> None:
+        rag.reset()
+        console.note("the conversation is forgotten")
+
+    commands: Commands = {
+        "/sources": ("the sources of the last answer", lambda _: _show_sources(sources, texts=True)),
+        "/reset": ("forget the conversation", reset),
+    }
+    converse(turn, commands, greeting=number_of(len(opened), "passage"))
 
 
 @options.command
@@ -360,6 +356,10 @@ def verify(*, store: Location = ".grit") -> None:
     console.note("no problems found")
 
 
+def _how(reading: ReadingOptions, walking: WalkOptions) -> dict[str, Any]:
+    return {"field": reading.field, "encoding": reading.encoding, "patterns": walking}
+
+
 def _indexed(
     opened: Store,
     paths: Sequence[str],
@@ -373,8 +373,7 @@ def _indexed(
         return opened.index(
             paths,
             indexing,
-            field=reading.field,
-            patterns=walking,
+            **_how(reading, walking),
             on_wait=lambda holder: console.note(f"{holder} is writing to {store}; waiting"),
             progress=lambda done, total: advance("Indexing", f"{size_of(done)} of {size_of(total)}", done, total),
         )
@@ -398,23 +397,6 @@ def _rag(opened: Store, chosen: RagOptions, model: ModelChoice) -> Rag:
     from grit_mlx.rag import Rag
 
     return Rag(grit, opened, chosen)
-
-
-def _obey(line: str, rag: Rag, sources: Sequence[SearchResult]) -> bool:
-    """Do what a line of a chat asks for; returns whether to continue."""
-    name = line[1:].lower()
-    if name in {"quit", "exit", "bye"}:
-        return False
-    if name == "reset":
-        rag.reset()
-        console.note("the conversation is forgotten")
-    elif name == "sources":
-        _show_sources(sources, texts=True)
-    elif name == "help":
-        console.write(_HELP)
-    else:
-        raise ArgumentError(f"There is no command /{name}. These are: /sources, /reset, /quit and /help.")
-    return True
 
 
 # Showing
@@ -514,15 +496,16 @@ def _show_estimate(estimate: Estimate, *, in_json: bool) -> None:
 
 
 def _show_report(report: IndexReport, store: str, *, in_json: bool) -> None:
-    from grit_mlx.text.walking import SKIPPED
-
     if in_json:
         problems = [{"source": name, "reason": reason} for name, reason in report.problems]
-        values = {**vars(report), "problems": problems, "seconds": round(report.seconds, 3)}
+        notes = {"warnings": report.notes.warnings, "left_out": report.notes.left_out}
+        values = {**vars(report), "problems": problems, "notes": notes, "seconds": round(report.seconds, 3)}
         console.write(console.dumps({"store": store, **values}))
         return
     for name, reason in report.problems:
         console.warn(f"{name}: {reason}")
+    for warning in report.notes.warnings:
+        console.warn(warning)
     counts = {
         "new": report.added,
         "changed": report.changed,
@@ -538,6 +521,18 @@ def _show_report(report: IndexReport, store: str, *, in_json: bool) -> None:
     console.write(f"Files: {files}. {did} in {report.seconds:.1f} s; {console.visible(store)} holds {report.total:,}.")
     if report.kept:
         console.note(f"what was stored of {number_of(report.kept, 'file')} that cannot be read was kept")
-    skipped = ", ".join(f"{count:,} {SKIPPED[kind]}" for kind, count in report.skipped.items() if count)
-    if skipped:
-        console.note(f"skipped: {skipped}")
+    if any(report.skipped.values()):
+        console.note(f"skipped: {', '.join(_skipped(report))}")
+    if left_out := ", ".join(f"{count:,} of {kind}" for kind, count in report.notes.left_out.items() if count):
+        console.note(f"characters left out as junk: {left_out}")
+
+
+def _skipped(report: IndexReport) -> Iterator[str]:
+    """How many files were skipped and why; of other kinds the most frequent suffixes."""
+    from grit_mlx.text.walking import SKIPPED
+
+    for reason, count in report.skipped.items():
+        names = ", ".join(f"{name} {number:,}" for name, number in report.kinds.most_common(6))
+        more = ", ..." if len(report.kinds) > 6 else ""
+        if count:
+            yield f"{count:,} {SKIPPED[reason]}" + (f" ({names}{more})" if reason == "kind" and names else "")

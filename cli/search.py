@@ -65,6 +65,11 @@ class SearchOutput:
         maximum=1,
         metavar="SCORE",
     )
+    keep: list[str] = option(
+        [],
+        "With --json: also print this field of JSON, CSV or Parquet rows; repeatable. An id is always printed.",
+        metavar="FIELD",
+    )
     json: bool = option(False, "Print one JSON object per line: source, line, end_line, score, text.")
 
     def __post_init__(self) -> None:
@@ -133,7 +138,7 @@ def search(
     if not seen:
         raise inputs.nothing()
     least = output.min_score
-    _print([one for one in found if least is None or one.score >= least], in_json=output.json)
+    _print([one for one in found if least is None or one.score >= least], output)
     cut.report(seen)
     if least is not None and found[0].score < least:
         console.note(f"none of {number_of(seen, 'text')} scores {least:g}; the best has {found[0].score:.3f}")
@@ -167,12 +172,15 @@ def best(
     return sorted(heap, reverse=True), seen
 
 
-def _print(found: Sequence[ScoredText], *, in_json: bool) -> None:
+def _print(found: Sequence[ScoredText], output: SearchOutput) -> None:
+    from grit_mlx.vectors.files import fields_of
+
     for one in found:
         text = one.text
-        if in_json:
+        if output.json:
             place = {"source": text.source, "line": text.line, "end_line": text.end_line}
-            console.write(console.dumps({**place, "score": round(one.score, 6), "text": text.text}))
+            entry = {**place, "score": round(one.score, 6), "text": text.text}
+            console.write(console.dumps({**fields_of(text, output.keep), **entry}))
         elif console.stdout_is_terminal():
             _draw(one)
         else:

@@ -138,19 +138,19 @@ def _write_new_config(path: Path, given: Mapping[str, Any]) -> None:
 
 
 def _convert_adapter(settings: TrainingSettings, export: str | None, imported: str | None) -> None:
-    from grit_mlx.model import hub
-    from grit_mlx.model.checkpoint import decoder_config, read_config
+    from grit_mlx.model.loading import load_lazily
     from grit_mlx.model.options import ModelChoice
     from grit_mlx.training.peft import export_peft, import_peft
 
-    config = read_config(hub.resolve(ModelChoice(settings.model, trust_remote_code=settings.trust_remote_code)))
-    layers = int(decoder_config(config)["num_hidden_layers"])
     adapter = Path(settings.adapter_path)
+    source = adapter if export else Path(imported or "")
+    choice = ModelChoice(settings.model, adapter=source, trust_remote_code=settings.trust_remote_code)
+    model = load_lazily(choice)
     if export:
-        export_peft(adapter, Path(export), base=settings.model or "", layers=layers)
+        export_peft(adapter, Path(export), model=model, base=settings.model or "")
         console.write(f"{export} holds the adapter in PEFT's layout.")
     else:
-        import_peft(Path(imported or ""), adapter, layers=layers)
+        import_peft(source, adapter, model=model)
         console.write(f"{adapter} holds the adapter in mlx-lm's layout.")
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from grit_mlx.convert.streaming import Delta
-from grit_mlx.errors import AdapterError, unreadable
-from grit_mlx.model.loading import attach_adapter, checked_adapter
+from grit_mlx.errors import AdapterError
+from grit_mlx.model.adapters import attach, read_adapter
 
 __all__ = ["deltas_of"]
 
@@ -23,21 +21,15 @@ def deltas_of(model: nn.Module, folder: Path) -> dict[str, Delta]:
 
     Args:
         model: mlx-lm's model, unquantised and uncomputed; its layers are as before afterwards.
-        folder: an adapter in mlx-lm's layout: LoRA, DoRA, or fully tuned weights.
+        folder: an adapter in mlx-lm's layout or PEFT's: LoRA, DoRA, or fully tuned weights.
 
     Raises:
         AdapterError: it is incomplete, does not fit the model, or is of a kind that cannot be fused.
     """
-    folder = checked_adapter(folder)
-    path = folder / "adapter_config.json"
-    try:
-        kind = json.loads(path.read_text(encoding="utf-8")).get("fine_tune_type", "lora")
-    except (OSError, ValueError, AttributeError) as error:
-        raise AdapterError(unreadable(path, error)) from error
-    attach_adapter(model, folder)
-    if kind == "full":
-        tuned: Any = mx.load(str(folder / "adapters.safetensors"))
-        return {name: _replaced(array) for name, array in tuned.items()}
+    adapter = read_adapter(folder)
+    attach(model, adapter)
+    if adapter.layout is None:
+        return {name: _replaced(array) for name, array in adapter.weights.items()}
     deltas, originals = {}, []
     for name, module in model.named_modules():
         if not hasattr(module, "fuse"):

@@ -35,8 +35,10 @@ from grit_mlx.errors import CheckpointError, ModelError, Option, OutputError
 from grit_mlx.evaluation.drift import Drift
 from grit_mlx.files.folder import require_space, resumable_folder
 from grit_mlx.model import hub
-from grit_mlx.model.loading import load_tokenizer
+from grit_mlx.model.adapters import read_adapter
+from grit_mlx.model.loading import load_lazily, load_tokenizer, with_base
 from grit_mlx.model.options import ModelChoice
+from grit_mlx.model.sentence_transformers import dense_layers, read_modules
 from grit_mlx.model.settings import FILE_NAME, read_settings, write_settings
 from grit_mlx.options import from_mapping
 
@@ -76,8 +78,12 @@ def convert(
     given = {name: options.pop(name) for name in ("adapter", "revision", "trust_remote_code") if name in options}
     chosen = from_mapping(ConversionOptions, {**options, "output": output})
     choice = replace(source if isinstance(source, ModelChoice) else ModelChoice(source), **given)
+    if choice.adapter is not None:
+        choice = with_base(choice, read_adapter(Path(choice.adapter).expanduser()))
     name = hub.default_model() if choice.model is None else choice.model
     place = hub.resolve(choice) if name is None else hub.identify(name)  # resolve says what to do
+    if choice.adapter is not None and isinstance(place, Path):
+        load_lazily(replace(choice, model=place))  # refuses an adapter of another model
     target = default_output(place, chosen) if chosen.output is None else Path(chosen.output).expanduser()
     _refuse_overwriting(target, place, chosen.force)
     report = convert_source(open_source(place, choice), target, choice, chosen, progress=progress)
@@ -230,6 +236,11 @@ def _write_projection(folder: Path, source: Source, stored: Mapping[str, str], c
         if (place / _PROJECTION).exists():
             shutil.copyfile(place / _PROJECTION, folder / _PROJECTION)
             return
+    modules = None if (source.folder / FILE_NAME).exists() else read_modules(source.folder)
+    if modules is not None and (dense := dense_layers(modules)) is not None:
+        layers = zip(("weight", "bias"), dense, strict=True)
+        mx.save_safetensors(str(folder / _PROJECTION), {name: layer for name, layer in layers if layer is not None})
+        return
     if not stored:
         return
     if "weight" not in stored:

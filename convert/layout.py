@@ -90,6 +90,7 @@ def lay_out(model: nn.Module, tensors: Mapping[str, Tensor]) -> Layout:
         except CheckpointError as error:
             failure = failure or error
             continue
+        expected = set(parameters(model))  # Gemma 3's sanitize removes a head that the checkpoint does not have
         score = len(expected & layout.origins.keys())
         if score > best_score:
             best, best_score = layout, score

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import mlx.core as mx
 import numpy as np
@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from grit_mlx.errors import ArgumentError, ModeError, Option, TextError
 from grit_mlx.model import generation, loading, prompts
-from grit_mlx.model.attention import TextCache
 from grit_mlx.model.batching import windows
+from grit_mlx.model.caches import TextCache
+from grit_mlx.model.checkpoint import decoder_config
 from grit_mlx.model.embedding import Embedder
 from grit_mlx.model.generation import PromptCache
 from grit_mlx.model.options import EmbeddingOptions, GenerationOptions, ModelChoice
@@ -33,7 +34,7 @@ logger = logging.getLogger("grit_mlx")
 
 Prompt = str | Sequence[prompts.Message] | Sequence[int]
 Document = str | Mapping[str, str]
-Cache = PromptCache | TextCache | None
+Cache: TypeAlias = "PromptCache | TextCache | None"
 
 # Texts that are tokenised and sorted together. Large, so that little is lost at the borders; bounded, so that
 # the memory of a stream of any length stays the same.
@@ -287,7 +288,7 @@ class GritLM:
             return replace(chosen, instruction=chosen.instruction or "")
         own = self.settings.instruction(chosen.role)
         instruction = own if chosen.instruction is None else chosen.instruction
-        return replace(chosen, instruction=prompts.embedding_prompt(instruction))
+        return replace(chosen, instruction=self.settings.prompt(instruction))
 
     # Generating
 
@@ -335,7 +336,10 @@ class GritLM:
         chosen = GenerationOptions(max_tokens=max_tokens, temperature=temperature, **options)
         continues = cache is not None and not isinstance(cache, PromptCache)
         tokens = self._prompt_tokens(prompt, raw=raw, continues=continues)
-        return generation.stream_responses(self.model, self._engine_tokenizer, tokens, chosen, cache=cache)
+        held = cache[0].offset if continues and cache else 0  # type: ignore[index]
+        within = self._within_context(chosen, held + len(tokens))
+        responses = generation.stream_responses(self.model, self._engine_tokenizer, tokens, within, cache=cache)
+        return responses if within is chosen else self._noted(responses)
 
     def generate_batch(
         self,
@@ -357,7 +361,22 @@ class GritLM:
             raise ArgumentError("generate_batch takes a list of prompts; for a single one use generate.")
         chosen = GenerationOptions(max_tokens=max_tokens, temperature=temperature, **options)
         tokens = [self._prompt_tokens(prompt, raw=raw, continues=False) for prompt in prompts]
+        chosen = self._within_context(chosen, max(map(len, tokens), default=0))
         return generation.generate_batch(self.model, self._engine_tokenizer, tokens, chosen)
+
+    def _within_context(self, options: GenerationOptions, tokens: int) -> GenerationOptions:
+        """The options for an answer that ends where the model's context does: beyond it, models write rubbish."""
+        room = int(decoder_config(self.config).get("max_position_embeddings") or 0) - tokens
+        if room < 1 or 0 <= options.max_tokens <= room:
+            return options
+        return replace(options, max_tokens=room)
+
+    def _noted(self, responses: Iterator[GenerationResponse]) -> Iterator[GenerationResponse]:
+        for response in responses:
+            if response.finish_reason == "length":
+                context = decoder_config(self.config)["max_position_embeddings"]
+                logger.warning("The answer ends here because the model's context of %d tokens is full.", context)
+            yield response
 
     def _require_head(self) -> None:
         if self.mode == "embedding":

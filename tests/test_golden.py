@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from grit_mlx import GritLM
-from grit_mlx.model.attention import concatenate_caches
+from grit_mlx.model.caches import concatenate_caches
 from grit_mlx.model.prompts import rag_prompt
 from tests import reference
 from tests.conftest import GOLDEN, SHARED

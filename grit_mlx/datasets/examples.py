@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, ClassVar
 
+from grit_mlx.datasets.formats import check_fields, native
 from grit_mlx.errors import ArgumentError
 from grit_mlx.text.rows import Row, Source, failure, missing
 
@@ -66,7 +67,8 @@ class ChatRow:
 
     kind: ClassVar[str] = GENERATIVE
 
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
+    tools: list[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -103,10 +105,14 @@ def row_from(content: Mapping[str, Any]) -> Example:
     Raises:
         ArgumentError: says what is wrong with it, as a sentence without its full stop.
     """
+    content = native(content)
+    format_name = next((name for name in _FIELDS if name in content), None)
+    if format_name is not None:
+        check_fields(content, format_name)
     if "query" in content:
         return _embedding(content)
     if "messages" in content:
-        return ChatRow(_conversation(_messages(content["messages"])))
+        return ChatRow(_conversation(_messages(content["messages"])), content.get("tools") or None)
     if "prompt" in content:
         turns = [content["prompt"], _required(content, "completion")]
         return ChatRow(_conversation(_alternating(turns, ("prompt", "completion"))))
@@ -161,24 +167,27 @@ def _vectors(content: Mapping[str, Any], count: int) -> list[list[float]]:
     return vectors
 
 
-def _messages(value: object) -> list[dict[str, str]]:
+def _messages(value: object) -> list[dict[str, Any]]:
     messages = []
     for i, message in enumerate(_list(value, "messages", "a list")):
-        if not isinstance(message, dict) or not {"role", "content"} <= set(message):
+        if not isinstance(message, dict) or "role" not in message or not {"content", "tool_calls"} & set(message):
             raise ArgumentError(f"messages[{i}] must have a role and a content, not {_shown(message)}")
-        content = _filled(message["content"], f"messages[{i}].content")
-        messages.append({"role": str(message["role"]), "content": content})
+        empty = message.get("tool_calls") and not message.get("content")
+        content = "" if empty else _filled(message.get("content"), f"messages[{i}].content")
+        others = {name: one for name, one in message.items() if one not in (None, "", [])}
+        messages.append({**others, "role": str(message["role"]), "content": content})
     return messages
 
 
-def _alternating(turns: list[Any], names: tuple[str, ...] = ()) -> list[dict[str, str]]:
+def _alternating(turns: list[Any], names: tuple[str, ...] = ()) -> list[dict[str, Any]]:
     labels = names or [f"text[{i}]" for i in range(len(turns))]
     return [{"role": ("user", "assistant")[i % 2], "content": _filled(turn, labels[i])} for i, turn in enumerate(turns)]
 
 
-def _conversation(messages: list[dict[str, str]]) -> list[dict[str, str]]:
-    spoken = messages[1:] if messages and messages[0]["role"] == "system" else messages
-    for i, message in enumerate(spoken):
+def _conversation(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    spoken = messages[1:] if messages and messages[0]["role"] in ("system", "developer") else messages
+    uses_tools = any(message["role"] == "tool" or "tool_calls" in message for message in spoken)
+    for i, message in enumerate([] if uses_tools else spoken):
         expected = ("user", "assistant")[i % 2]
         if message["role"] != expected:
             raise ArgumentError(f"turn {i + 1} must be the {expected}'s, not the {message['role']}'s")

@@ -8,6 +8,7 @@ the line break between them, so that the end of the first answer is masked and p
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -53,7 +54,12 @@ class TokenizedChat:
 
 
 def tokenize_embedding_rows(
-    tokenizer: Any, rows: Sequence[EmbeddingRow], *, query_max_length: int, passage_max_length: int
+    tokenizer: Any,
+    rows: Sequence[EmbeddingRow],
+    *,
+    query_max_length: int,
+    passage_max_length: int,
+    prompt_format: str = "grit",
 ) -> list[list[TokenizedText]]:
     """The texts of each row, in its order.
 
@@ -68,9 +74,10 @@ def tokenize_embedding_rows(
             groups[instruction, limit].append((i, j, text[: _CHARACTERS_PER_TOKEN * limit]))
     result: list[list[Any]] = [[None] * len(row.texts) for row in rows]
     for (instruction, limit), places in groups.items():
-        prompt = prompts.embedding_prompt(instruction)
+        plain = prompt_format == "plain"
+        prompt = instruction if plain else prompts.embedding_prompt(instruction)
         texts = [text for _, _, text in places]
-        tokenized = prompts.tokenize_texts(tokenizer, texts, instruction=prompt, max_length=limit)
+        tokenized = prompts.tokenize_texts(tokenizer, texts, instruction=prompt, max_length=limit, joint=plain)
         for (i, j, _), tokens in zip(places, tokenized, strict=True):
             if tokens.instruction_tokens >= len(tokens.ids):
                 raise RowError(i, f"its instruction takes all {limit} tokens and leaves no room for the text")
@@ -121,14 +128,37 @@ def _rendered(tokenizer: Any, row: ChatRow | TextRow, index: int, label_mask: st
     if isinstance(row, TextRow):
         return prompts.render_text(tokenizer, row.text)
     messages = [
-        {**message, "content": message["content"].strip()} if message["role"] == "assistant" else message
+        {**message, "content": message["content"].strip()} if message["role"] == "assistant" else dict(message)
         for message in row.messages  # stripped as in the official code
     ]
+    weights = [message.pop("weight", message.pop("train", 1)) for message in messages if message["role"] == "assistant"]
     try:
-        rendered = prompts.render_chat(tokenizer, messages)
+        rendered = _in_template(tokenizer, messages, row.tools)
+    except ArgumentError as error:
+        raise RowError(index, f"{str(error)[:1].lower()}{str(error)[1:]}") from error
     except Exception as error:  # templates raise whatever Jinja raises
         raise RowError(index, f"the chat template refuses it: {error}") from error
+    if not all(weights):  # OpenAI's way to say which answers are not learned
+        kept = zip(rendered.answers, weights, strict=True)
+        rendered = replace(rendered, answers=[answer for answer, weight in kept if weight])
     return replace(rendered, answers=rendered.answers[-1:]) if label_mask == "prefix" else rendered
+
+
+def _in_template(tokenizer: Any, messages: list[dict[str, Any]], tools: Any) -> prompts.Rendered:
+    """As ``prompts.render_chat``, with the arguments of calls as JSON for templates that want them so."""
+    try:
+        return prompts.render_chat(tokenizer, messages, tools=tools)
+    except TypeError:
+        as_json = [
+            {**one, "tool_calls": [_with_json(call) for call in one["tool_calls"]]} if "tool_calls" in one else one
+            for one in messages
+        ]
+        return prompts.render_chat(tokenizer, as_json, tools=tools)
+
+
+def _with_json(call: Any) -> Any:
+    function = call["function"]
+    return {**call, "function": {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}}
 
 
 def _encode(tokenizer: Any, texts: Sequence[prompts.Rendered]) -> list[tuple[list[int], NDArray[np.bool_]]]:

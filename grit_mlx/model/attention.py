@@ -17,36 +17,30 @@ Shapes: B batch, L length, H heads, D head size, E hidden size.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx_lm.models.base import create_causal_mask
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from grit_mlx.errors import ArchitectureError, NonFiniteError, Option
+from grit_mlx.model.intercept import intercept
 
 __all__ = [
     "DocumentCache",
     "EmbeddingCache",
-    "TextCache",
     "bidirectional_mask",
+    "broadcast_masks",
     "check_both_modes",
-    "concatenate_caches",
-    "copy_cache",
     "decoder_of",
     "document_caches",
     "embedding_caches",
-    "held",
-    "layer_cache",
     "not_finite",
-    "split_document_caches",
 ]
-
-# The keys and values of one text: mlx-lm's cache of each layer.
-TextCache = list[KVCache]
 
 # As mlx's attention takes it: boolean, "causal", or None to see everything.
 Mask = mx.array | str | None
@@ -132,54 +126,6 @@ def document_caches(layers: int, padding: mx.array | None = None, *, causal: boo
     return [DocumentCache(padding, causal=causal) for _ in range(layers)]
 
 
-def split_document_caches(caches: Sequence[DocumentCache], lengths: Sequence[int]) -> list[TextCache]:
-    """The cache of each row of a batch, without its padding: what the text would have left behind alone.
-
-    Args:
-        caches: one for each layer, filled by one pass.
-        lengths: number of tokens of each row; its padding follows them.
-    """
-    # Contiguous copies: a slice would hold on to the whole batch and to mlx-lm's steps of 256 tokens.
-    rows = [
-        [layer_cache(*(mx.contiguous(array[row : row + 1, :, :length]) for array in held(cache))) for cache in caches]
-        for row, length in enumerate(lengths)
-    ]
-    mx.eval([held(cache) for row in rows for cache in row])
-    return rows
-
-
-def concatenate_caches(*texts: TextCache) -> TextCache:
-    """The keys and values of several texts, one after the other.
-
-    As in the official code, keys keep the rotation of their own text, so positions overlap; generation starts at
-    the total length.
-    """
-    layers = zip(*texts, strict=True)
-    pairs = (zip(*map(held, parts), strict=True) for parts in layers)
-    return [layer_cache(*(mx.concatenate(list(arrays), axis=2) for arrays in pair)) for pair in pairs]
-
-
-def copy_cache(cache: Sequence[Any]) -> list[Any]:
-    """A text's cache that can grow without changing the original."""
-    return [
-        layer_cache(*held(layer)) if isinstance(layer, KVCache) and layer.keys is not None else copy.deepcopy(layer)
-        for layer in cache
-    ]
-
-
-def layer_cache(keys: mx.array, values: mx.array) -> KVCache:
-    """mlx-lm's cache of one layer that holds these keys and values ``(1, H, L, D)``."""
-    cache = KVCache()
-    cache.keys, cache.values, cache.offset = keys, values, keys.shape[2]
-    return cache
-
-
-def held(cache: KVCache) -> tuple[mx.array, mx.array]:
-    """The keys and values ``(1, H, L, D)`` that a layer's cache holds, without the room that it keeps behind them."""
-    assert cache.keys is not None and cache.values is not None
-    return cache.keys[..., : cache.offset, :], cache.values[..., : cache.offset, :]
-
-
 def decoder_of(model: nn.Module) -> Callable[..., mx.array]:
     """The part of an mlx-lm model below its head: ``f(ids, cache=...)`` gives normed hidden states ``(B, L, E)``.
 
@@ -198,11 +144,43 @@ def decoder_of(model: nn.Module) -> Callable[..., mx.array]:
     )
 
 
+def broadcast_masks(model: nn.Module) -> None:
+    """Let masks of batches reach the scores of architectures that group them: ``(B, K, H // K, L, L)``.
+
+    Works around https://github.com/ml-explore/mlx-lm/pull/1903: a mask ``(B, 1, L, L)`` is broadcast from the right,
+    so its batch meets the K key/value heads. That fails, or is silently wrong if both are equal.
+    """
+    grouped = [
+        module
+        for _, module in model.named_modules()
+        if type(module).__module__.rpartition(".")[2] in _GROUPED and type(module).__name__ == "Attention"
+    ]
+    intercept([module for module in grouped if _groups(module) > 1], _with_five_axes)
+
+
+# Architectures that compute scores with an axis for the query heads of each key/value head.
+_GROUPED = ("gemma2", "phi3small")
+
+
+def _groups(attention: Any) -> int:
+    groups: int = getattr(attention, "repeats", 0) or getattr(attention, "n_q_per_kv", 1)
+    return groups
+
+
+def _with_five_axes(attention: nn.Module, call: Callable[..., mx.array], x: mx.array, *args: Any, **kwargs: Any) -> Any:
+    arguments = inspect.signature(call).bind(x, *args, **kwargs).arguments
+    mask = arguments.get("mask")
+    if isinstance(mask, mx.array) and mask.ndim == 4:
+        arguments["mask"] = mask[:, :, None]
+    return call(**arguments)
+
+
 def check_both_modes(model: nn.Module, *, vocabulary_size: int) -> int:
     """Prove that the model attends in both ways, and return E.
 
     Two sequences that differ only in their last token go through the model. In bidirectional mode the state of
-    the first token must differ between them; in causal mode it must not.
+    the first token must differ between them; in causal mode it must not. Then batches of several sizes with texts of
+    unequal lengths go through it: padding must change nothing, and a text's own tokens must.
 
     Raises:
         ArchitectureError: the model ignores the hook, or cannot run with these caches at all.
@@ -231,7 +209,45 @@ def check_both_modes(model: nn.Module, *, vocabulary_size: int) -> int:
         raise ArchitectureError(_refusal(model, "its first token does not see the last one in bidirectional mode"))
     if causal_change > 1e-2 * both_change and causal_change > 1e-6:
         raise ArchitectureError(_refusal(model, "its first token sees the last one in causal mode"))
+    _check_batches(model, layers, vocabulary_size)
     return int(both.shape[-1])
+
+
+def _check_batches(model: nn.Module, layers: int, vocabulary_size: int) -> None:
+    """Prove that in a batch of unequal lengths each text sees its own tokens, and no padding.
+
+    Compared are passes of one shape, so rounding is the same in them, and the choice of experts as well.
+
+    Raises:
+        ArchitectureError: it does not, or such a batch cannot be computed.
+    """
+    states_of = decoder_of(model)
+    # A mask that meets the wrong axis goes unnoticed if the batch is as large as that axis.
+    heads = {
+        getattr(module, name, 0) or 0
+        for _, module in model.named_modules()
+        for name in ("n_kv_heads", "num_key_value_heads")
+    }
+    for size in sorted({2, 3, *(heads & set(range(4, 9)))}):
+        lengths = [6 - row % 4 for row in range(size)]
+        ids = np.add.outer(11 * np.arange(size), 7 * np.arange(6)) + 5
+        real = np.arange(6) < np.array(lengths)[:, None]
+        last = np.arange(6) == np.array(lengths)[:, None] - 1
+        try:
+            plain, padded, changed = (
+                states_of(mx.array(tokens % vocabulary_size), cache=embedding_caches(layers, mx.array(real)))
+                for tokens in (ids, np.where(real, ids, ids + 1), np.where(last, ids + 1, ids))
+            )
+            firsts = [states[:, 0].astype(mx.float32) for states in (plain, padded, changed)]
+            mx.eval(firsts)
+        except (AttributeError, IndexError, TypeError, ValueError) as error:
+            raise ArchitectureError(_refusal(model, f"it cannot compute texts of unequal lengths ({error})")) from error
+        scale = _largest(firsts[0])
+        if _largest(firsts[0] - firsts[1]) > 1e-6 * scale:
+            raise ArchitectureError(_refusal(model, "a text's vector changes with the padding of its batch"))
+        seen = mx.max(mx.abs(firsts[0] - firsts[2]), axis=1) / scale
+        if mx.min(seen).item() < 1e-6:  # type: ignore[operator]
+            raise ArchitectureError(_refusal(model, "in a batch a text does not see all of its own tokens"))
 
 
 def not_finite(problem: str) -> NonFiniteError:

@@ -78,10 +78,9 @@ def read_header(path: Path) -> dict[str, Tensor]:
             if size < 8 or length > size - 8:
                 raise CheckpointError(_broken(path, f"it ends after {size:,} bytes, inside its header"))
             header: dict[str, Any] = json.loads(file.read(length))
-        tensors = {
-            name: _tensor(path, entry, data=8 + length) for name, entry in header.items() if name != "__metadata__"
-        }
-        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+        header.pop("__metadata__", None)
+        tensors = {name: _tensor(path, entry, data=8 + length) for name, entry in header.items()}
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
     except OSError as error:
         raise CheckpointError(unreadable(path, error)) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:

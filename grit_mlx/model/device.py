@@ -51,7 +51,7 @@ _OUT_OF_MEMORY = (
     "greater than the maximum allowed buffer size",
 )
 
-# Freed arrays that mlx may keep for reuse while a long encode goes on.
+# Bytes of freed arrays that mlx may keep for reuse during a long encode.
 _CACHE_BYTES = 1 << 30
 
 

@@ -1,7 +1,7 @@
-"""Embedding texts in batches that fit: what ``GritLM.encode`` stands on.
+"""Embedding texts in batches that fit into memory.
 
 A window of texts is tokenised, cut into pieces of at most ``max_length`` tokens, sorted by length and computed
-batch by batch within a budget of tokens. Memory that runs out halves the budget and goes on.
+batch by batch within a budget of tokens. If memory runs out the budget is halved.
 
 Shapes: N texts, B batch, L length, E embedding size.
 """
@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from grit_mlx.errors import MemoryLimitError, Option, TextError
 from grit_mlx.model import device
-from grit_mlx.model.attention import TextCache, not_finite, split_document_caches
+from grit_mlx.model.attention import not_finite
 from grit_mlx.model.batching import halve, plan_batches
+from grit_mlx.model.caches import TextCache, split_rows
 from grit_mlx.model.checkpoint import decoder_config
 from grit_mlx.model.loading import LoadedModel
 from grit_mlx.model.numpy_linear import through_numpy
@@ -129,8 +130,9 @@ class Embedder:
             instruction=options.instruction or "",
             max_length=None if average else options.max_length,
             add_special_tokens=options.add_special_tokens,
+            joint=self.settings.prompt_format == "plain",
         )
-        masked = not options.embed_instruction and self.settings.pooling in AVERAGING
+        masked = not (options.embed_instruction or self.settings.pool_prompt) and self.settings.pooling in AVERAGING
         pieces = []
         for i, (text, tokens) in enumerate(zip(texts, tokenized, strict=True)):
             head, body = tokens.ids[: tokens.instruction_tokens], tokens.ids[tokens.instruction_tokens :]
@@ -172,7 +174,7 @@ class Embedder:
             keep=keep,
         )
         mx.eval(vectors)
-        return np.array(vectors), split_document_caches(caches, [len(piece.ids) for piece in batch]) if keep else []
+        return np.array(vectors), split_rows(caches, [len(piece.ids) for piece in batch]) if keep else []
 
     def _token_budget(self, length: int) -> int:
         config = decoder_config(self._loaded.config)

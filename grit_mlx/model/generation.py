@@ -17,7 +17,8 @@ from mlx_lm.models.cache import KVCache, can_trim_prompt_cache, make_prompt_cach
 from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
 from grit_mlx.errors import ArgumentError, MemoryLimitError, Option
-from grit_mlx.model.attention import TextCache, copy_cache, not_finite
+from grit_mlx.model.attention import not_finite
+from grit_mlx.model.caches import TextCache, copy_cache
 from grit_mlx.model.device import is_out_of_memory
 from grit_mlx.model.options import GenerationOptions
 

@@ -58,7 +58,16 @@ PROJECTION = "projection.safetensors"
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tiktoken.model")
 _TOKENIZER = (*VOCABULARY_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "*.jinja")
 # All files of a model: no pickle, no second copy of the weights, and no code.
-_MODEL = ("*.json", "*.txt", "*.jinja", "*.model", "model*.safetensors", PROJECTION, "README.md")
+_MODEL = (
+    "*.json",
+    "*.txt",
+    "*.jinja",
+    "*.model",
+    "model*.safetensors",
+    "*_Dense*/model.safetensors",
+    PROJECTION,
+    "README.md",
+)
 
 EMBEDDED = Path(__file__).parents[1] / "builtin" / "grit-tiny"
 

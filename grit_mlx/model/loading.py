@@ -8,8 +8,8 @@ proven to work.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm import utils as mlx_lm_utils
-from mlx_lm.utils import dequantize_model, get_total_parameters, load_adapters, load_model
+from mlx_lm.utils import dequantize_model, get_total_parameters, load_model
 
 from grit_mlx.errors import (
     AdapterError,
@@ -33,15 +33,16 @@ from grit_mlx.errors import (
     first_line,
 )
 from grit_mlx.model import device, hub, numpy_linear
-from grit_mlx.model.attention import check_both_modes
+from grit_mlx.model.adapters import Adapter, attach, check_base, read_adapter
+from grit_mlx.model.attention import broadcast_masks, check_both_modes
 from grit_mlx.model.checkpoint import decoder_config, read_config, read_header, read_headers
+from grit_mlx.model.foreign import HEAD, config_fixes, fitting_classes
 from grit_mlx.model.options import MODES, ModelChoice
+from grit_mlx.model.sentence_transformers import dense_layers, read_modules
 from grit_mlx.model.settings import FILE_NAME, Settings, read_settings
 
 __all__ = [
     "LoadedModel",
-    "attach_adapter",
-    "checked_adapter",
     "config_fixes",
     "load",
     "load_error",
@@ -55,8 +56,6 @@ logger = logging.getLogger("grit_mlx")
 _WIDENING_FRACTION = 0.7
 # Bytes of widened weights from which on someone may wonder where memory went.
 _WORTH_TELLING = 1 << 28
-
-_ADAPTER_FILES = ("adapter_config.json", "adapters.safetensors")
 
 
 @dataclass(frozen=True)
@@ -104,18 +103,21 @@ def load(choice: ModelChoice, *, mode: str = "unified") -> LoadedModel:
     if mode not in MODES:
         raise ArgumentError("Unknown ", Option("mode"), f" {mode!r}: use one of {', '.join(MODES)}.")
     target = device.compute_dtype(choice.dtype)
-    folder = hub.resolve(choice)
-    adapter = None if choice.adapter is None else checked_adapter(Path(choice.adapter).expanduser())
+    adapter = None if choice.adapter is None else Path(choice.adapter).expanduser()
+    tuning = None if adapter is None else read_adapter(adapter)
+    folder = hub.resolve(choice if tuning is None else with_base(choice, tuning))
     own_settings = adapter is not None and (adapter / FILE_NAME).exists()
     settings = read_settings(adapter if adapter is not None and own_settings else folder)
     settings = settings.override(pooling=choice.pooling, normalized=choice.normalized, attn=choice.attn)
 
-    model, config = _load_weights(folder, trust=choice.trust_remote_code)
+    model, config = _load_weights(folder, mode, trust=choice.trust_remote_code)
     if mode == "embedding" and "lm_head" in model:
         model.pop("lm_head")  # never evaluated so far, so it was never read from the file either
+    broadcast_masks(model)
     _cast(model, target, lookups_only=mode == "embedding")
-    if adapter is not None:
-        attach_adapter(model, adapter)
+    if tuning is not None:
+        check_base(tuning, model, config)
+        attach(model, tuning)
     model.eval()
     _materialize(model)
 
@@ -138,38 +140,44 @@ def load(choice: ModelChoice, *, mode: str = "unified") -> LoadedModel:
     )
 
 
-def config_fixes(config: Mapping[str, Any], tensors: Collection[str]) -> dict[str, Any]:
-    """The entries of a ``config.json`` that mlx-lm would misread, in the form that it reads.
+def load_lazily(choice: ModelChoice) -> nn.Module:
+    """The model that an adapter belongs to, without its head if it has none, whose weights are not read.
 
-    Args:
-        config: the file's contents.
-        tensors: names of the checkpoint's tensors.
-
-    Returns:
-        Entries to put over ``config``.
+    Raises:
+        ModelError: as ``load``.
     """
-    fixes: dict[str, Any] = {}
-    # mlx-lm's llama ties the embeddings by default, and then silently drops the head; Hugging
-    # Face leaves the key out where it has its default, which differs by architecture. The checkpoint knows.
-    if "tie_word_embeddings" not in config and "text_config" not in config:
-        fixes["tie_word_embeddings"] = not any(name.endswith("lm_head.weight") for name in tensors)
-    # transformers 5 writes rope_parameters where mlx-lm reads rope_theta and rope_scaling.
-    rope = config.get("rope_parameters")
-    if isinstance(rope, Mapping):
-        if isinstance(rope.get("full_attention"), Mapping):  # one table for each kind of layer, as in Gemma 3
-            local = rope.get("sliding_attention") or {}
-            if "rope_theta" in local and "rope_local_base_freq" not in config:
-                fixes["rope_local_base_freq"] = local["rope_theta"]
-            rope = rope["full_attention"]
-        if "rope_theta" in rope and "rope_theta" not in config:
-            fixes["rope_theta"] = rope["rope_theta"]
-        scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
-        if scaling.get("rope_type", "default") != "default" and not config.get("rope_scaling"):
-            fixes["rope_scaling"] = scaling
-    return fixes
+    tuning = None if choice.adapter is None else read_adapter(Path(choice.adapter).expanduser())
+    folder = hub.resolve(choice if tuning is None else with_base(choice, tuning))
+    model, config = _load_weights(folder, "embedding", trust=choice.trust_remote_code)
+    if tuning is not None:
+        check_base(tuning, model, config)
+    return model
 
 
-def _load_weights(folder: Path, *, trust: bool) -> tuple[nn.Module, dict[str, Any]]:
+def with_base(choice: ModelChoice, adapter: Adapter) -> ModelChoice:
+    """The choice with the model that the adapter was trained on, if none is named.
+
+    Raises:
+        AdapterError: the adapter's model is not on this machine.
+    """
+    if choice.model is not None or not adapter.base:
+        return choice
+    try:
+        place = hub.identify(adapter.base)
+    except ModelError:
+        place = adapter.base
+    if not isinstance(place, Path) and place not in {model.name for model in hub.local_models()}:
+        if adapter.fingerprint:  # the default model is used if it is the right one under another name
+            return choice
+        raise AdapterError(
+            f"The adapter {adapter.folder} was trained on {adapter.base}, which is not on this machine. Name it with ",
+            *(Option("model", adapter.base), " to download it, or name another copy of it."),
+        )
+    logger.info("Using %s, the model that the adapter was trained on.", adapter.base)
+    return replace(choice, model=adapter.base)
+
+
+def _load_weights(folder: Path, mode: str, *, trust: bool) -> tuple[nn.Module, dict[str, Any]]:
     """The model with lazy weights, and its corrected config."""
     config = read_config(folder)
     tensors = read_headers(folder)
@@ -177,11 +185,30 @@ def _load_weights(folder: Path, *, trust: bool) -> tuple[nn.Module, dict[str, An
     if not trust:
         refuse_code(config, folder)
     trusted: Any = {"trust_remote_code": True} if "trust_remote_code" in signature(load_model).parameters else {}
-    try:
-        model, config = load_model(folder, lazy=True, model_config=config_fixes(config, tensors), **trusted)
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        raise load_error(error, folder, config) from error
-    return model, config
+    fixes = config_fixes(config, tensors)
+    fitting = fitting_classes(tensors, without_head=mode == "embedding")
+    failure: Exception | SystemExit | None = None
+    attempts: tuple[dict[str, Any], ...] = ({}, {} if "model_file" in config else {"get_model_classes": fitting})
+    for options in attempts:
+        try:
+            return load_model(folder, lazy=True, model_config=fixes, **trusted, **options)
+        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, IndexError, SystemExit) as error:
+            failure = failure or error
+            if not str(error).startswith(("Missing", "Received")):
+                break
+            if options and lacks_only_head(error):
+                raise CheckpointError(
+                    f"{folder} has no language-model head ({HEAD}.weight): it was exported for embedding. Load it "
+                    "with mode='embedding', or take the checkpoint of the full model to generate."
+                ) from error
+    assert failure is not None
+    raise load_error(failure, folder, config) from failure
+
+
+def lacks_only_head(error: Exception | SystemExit) -> bool:
+    """Whether all that mlx-lm misses in a checkpoint is its head."""
+    lines = [line.strip().rstrip(",.") for line in str(error).splitlines()]
+    return lines[0].startswith("Missing") and all(line.startswith(f"{HEAD}.") for line in lines[1:] if line)
 
 
 def refuse_code(config: Mapping[str, Any], folder: Path) -> None:
@@ -196,9 +223,11 @@ def refuse_code(config: Mapping[str, Any], folder: Path) -> None:
         )
 
 
-def load_error(error: Exception, folder: Path, config: Mapping[str, Any]) -> ModelError:
+def load_error(error: Exception | SystemExit, folder: Path, config: Mapping[str, Any]) -> ModelError:
     """What mlx-lm says about a model that it cannot load, as one of our errors."""
     text, kind = str(error).strip(), config["model_type"]
+    if isinstance(error, SystemExit):  # mlx-lm's olmo ends the process
+        return ArchitectureError(f"mlx-lm's {kind} needs a package that is not installed, so {folder} cannot be read.")
     if isinstance(error, TypeError) and "missing" in text and "argument" in text:
         return ConfigError(f"{folder / 'config.json'} lacks what {kind} needs: {text.rpartition(': ')[2]}.")
     if "not supported" in text and "Model type" in text:
@@ -214,7 +243,7 @@ def load_error(error: Exception, folder: Path, config: Mapping[str, Any]) -> Mod
     return CheckpointError(f"Cannot load {folder} as {kind}: {_detail(error)}.")
 
 
-def _detail(error: Exception) -> str:
+def _detail(error: Exception | SystemExit) -> str:
     """The first line of what mlx-lm says, with the second where the first announces it."""
     lines = [line.strip() for line in (str(error).strip() or repr(error)).splitlines() if line.strip()]
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1]).rstrip(",.")
@@ -264,47 +293,6 @@ def _materialize(model: nn.Module) -> None:
     mx.eval(model.parameters())
 
 
-def checked_adapter(folder: Path) -> Path:
-    """The folder, once it is known to hold an adapter in mlx-lm's layout.
-
-    Raises:
-        AdapterError: a file is missing or broken, or it has another layout.
-    """
-    if not folder.is_dir():
-        raise AdapterError(f"There is no adapter folder {folder}.")
-    if (folder / "adapter_model.safetensors").exists():
-        raise AdapterError(
-            f"{folder} holds a PEFT adapter; grit-mlx reads mlx-lm's layout ({', '.join(_ADAPTER_FILES)})."
-        )
-    for name in _ADAPTER_FILES:
-        if not (folder / name).exists():
-            raise AdapterError(f"{folder} is not an adapter folder: it has no {name}.")
-    try:
-        read_header(folder / _ADAPTER_FILES[1])
-    except CheckpointError as error:
-        raise AdapterError(str(error)) from error
-    return folder
-
-
-def attach_adapter(model: nn.Module, folder: Path) -> None:
-    """Put an adapter's layers around the model's, with their weights.
-
-    Raises:
-        AdapterError: it belongs to another model.
-    """
-    try:
-        load_adapters(model, str(folder))
-        # mlx-lm before 0.32 drops a tensor that it has no place for.
-        known = {name for name, _ in _parameters(model)}
-        for name in read_header(folder / _ADAPTER_FILES[1]):
-            if name not in known:
-                raise ValueError(f"{name} is not in the model")
-    except (ValueError, KeyError, AttributeError, TypeError, RuntimeError, OSError) as error:
-        raise AdapterError(
-            f"The adapter {folder} does not fit the model: {_detail(error)}. Use it with the model it was trained on."
-        ) from error
-
-
 def load_tokenizer(folder: Path, config: Mapping[str, Any], *, trust: bool) -> Any:
     """mlx-lm's wrapper of a model folder's tokenizer.
 
@@ -337,13 +325,24 @@ def _vocabulary_size(config: Mapping[str, Any], tokenizer: Any) -> int:
 def _load_projection(*folders: Path | None) -> nn.Linear | None:
     """The optional linear map after pooling, float32, from the first folder that has one."""
     path = next((path for folder in folders if folder and (path := folder / hub.PROJECTION).exists()), None)
-    if path is None:
-        return None
-    if "weight" not in read_header(path):
-        raise CheckpointError(f"{path} has no tensor 'weight' of shape (projected size, hidden size).")
-    arrays: Any = mx.load(str(path))
-    projection = nn.Linear(1, 1, bias="bias" in arrays)
-    projection.update({name: arrays[name].astype(mx.float32) for name in projection.parameters()})
+    if path is not None:
+        if "weight" not in read_header(path):
+            raise CheckpointError(f"{path} has no tensor 'weight' of shape (projected size, hidden size).")
+        arrays: Any = mx.load(str(path))
+        layers = arrays["weight"], arrays.get("bias")
+    else:
+        # A folder of this project keeps the projection in a file of its own.
+        foreign = [folder for folder in folders if folder and not (folder / FILE_NAME).exists()]
+        modules = next((found for folder in foreign if (found := read_modules(folder))), None)
+        dense = None if modules is None else dense_layers(modules)
+        if dense is None:
+            return None
+        layers = dense
+    weight, bias = layers
+    projection = nn.Linear(1, 1, bias=bias is not None)
+    projection.update(
+        {"weight": weight.astype(mx.float32)} | ({} if bias is None else {"bias": bias.astype(mx.float32)})
+    )
     return projection
 
 

@@ -109,12 +109,7 @@ class EmbeddingOptions:
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """How text is sampled. The names and meanings are mlx-lm's and llama.cpp's; each field's ``help`` explains it.
-
-    Attributes:
-        kv_group_size: numbers that share a scale; must divide the head size.
-        quantized_kv_start: number of tokens after which keys and values are quantised.
-        prefill_step_size: tokens of the prompt that are computed at once.
+    """How text is sampled. The names and meanings are mlx-lm's and llama.cpp's.
 
     Raises:
         ArgumentError: names the option and its range.
@@ -165,7 +160,7 @@ class GenerationOptions:
         metavar="BITS",
     )
     kv_group_size: int = option(64, "Group size of quantised keys and values.", choices=(32, 64, 128), flags=None)
-    quantized_kv_start: int = option(0, "Token after which they are quantised.", minimum=0, flags=None)
+    quantized_kv_start: int = option(0, "Number of tokens after which they are quantised.", minimum=0, flags=None)
     prefill_step_size: int = option(2048, "Tokens of the prompt computed at once.", minimum=1, flags=None)
 
     def __post_init__(self) -> None:

@@ -21,8 +21,8 @@ def pool(states: mx.array, mask: mx.array, method: str) -> mx.array:
 
     Args:
         states: ``(B, L, E)`` hidden states.
-        mask: ``(B, L)`` boolean, true where a token counts. Padding never does; for the averaging methods
-            neither do the instruction's tokens. Every row needs one true position at least.
+        mask: ``(B, L)`` boolean, true on tokens that count. Padding never does; for the averaging methods
+            neither do the instruction's tokens. Every row needs at least one.
         method: ``mean``, ``weightedmean``, ``lasttoken`` or ``cls``.
 
     Returns:
@@ -44,10 +44,6 @@ def _weighted(states: mx.array, weights: mx.array) -> mx.array:
     return (weights[:, None, :] @ states).squeeze(1) / weights.sum(axis=1, keepdims=True)
 
 
-def _mean(states: mx.array, mask: mx.array) -> mx.array:
-    return _weighted(states, mask)
-
-
 def _weightedmean(states: mx.array, mask: mx.array) -> mx.array:
     # The count runs over the masked positions only, so weights start at 1 after the instruction.
     counts = mask.astype(mx.float32)
@@ -64,4 +60,4 @@ def _cls(states: mx.array, mask: mx.array) -> mx.array:
     return states[:, 0]
 
 
-_METHODS = {"mean": _mean, "weightedmean": _weightedmean, "lasttoken": _lasttoken, "cls": _cls}
+_METHODS = {"mean": _weighted, "weightedmean": _weightedmean, "lasttoken": _lasttoken, "cls": _cls}

@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from grit_mlx.errors import ArgumentError
+from grit_mlx.model.answers import answer_spans
 
 __all__ = [
     "RAG_PROMPTS",
@@ -33,7 +34,7 @@ __all__ = [
     "without_system",
 ]
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
 
 _ANSWER_QUERY = "Answer the prior query while optionally using the context prior to it"
 _USE_CONTEXT = "Optionally using the prior context answer the query prior to it"
@@ -101,6 +102,7 @@ def tokenize_texts(
     instruction: str = "",
     max_length: int | None = 512,
     add_special_tokens: bool = True,
+    joint: bool = False,
 ) -> list[TokenizedText]:
     """Tokens of ``instruction + text`` for each text, and where the instruction ends.
 
@@ -114,6 +116,8 @@ def tokenize_texts(
         instruction: literal text before each; see ``embedding_prompt``.
         max_length: number of tokens to keep, from the left; None keeps all.
         add_special_tokens: whether the tokenizer adds its BOS, and its EOS if it does so.
+        joint: never tokenise them separately; what the instruction's tokens alone would be is taken as its part.
+            sentence-transformers does so, with prompts that end in a blank.
     """
     before, after = _affixes(tokenizer) if add_special_tokens else ([], [])
     instruction_ids = before + _encode(tokenizer, [instruction])[0] if instruction else []
@@ -122,7 +126,7 @@ def tokenize_texts(
     result = []
     for text, ids in zip(texts, _encode(tokenizer, [instruction + text for text in texts]), strict=True):
         ids = before + ids
-        if ids[: len(instruction_ids)] != instruction_ids:
+        if not joint and ids[: len(instruction_ids)] != instruction_ids:
             ids = instruction_ids + _encode(tokenizer, [text])[0]
         room = None if max_length is None else max(0, max_length - len(after))
         truncated = room is not None and len(ids) > room
@@ -211,26 +215,33 @@ def chat_tokens(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     return ids
 
 
-def render_chat(tokenizer: Any, messages: Sequence[Message], *, prompt: bool = False) -> Rendered:
+def render_chat(
+    tokenizer: Any, messages: Sequence[Message], *, prompt: bool = False, tools: Sequence[Any] | None = None
+) -> Rendered:
     """A chat in the tokenizer's own template if it has one, else in GRIT's format.
 
     Args:
         tokenizer: a Hugging Face tokenizer.
         messages: the last one is the user's or the assistant's.
         prompt: up to where the assistant answers; its earlier answers are then not looked for.
+        tools: descriptions of functions, for templates that take them.
 
     Raises:
-        ArgumentError: the answers cannot be found in what the template writes.
+        ArgumentError: nothing uses a message's field, or the answers cannot be found in what the template writes.
         Exception: whatever the template raises.
     """
     special, typed = _special_pattern(tokenizer), dict[str, str]()
-    messages = [{**message, "content": _hidden(message["content"], special, typed)} for message in messages]
+    messages = [
+        _hidden_in(_with_used_fields(tokenizer, message, i), special, typed) for i, message in enumerate(messages)
+    ]
+    if tools and not _uses(tokenizer, "tools"):
+        raise ArgumentError("The model's chat template does not use tools.")
     if not tokenizer.chat_template:
         text, answers = _grit_chat(tokenizer, messages)
     elif prompt:
         text, answers = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)), []
     else:
-        text, answers = _template_chat(tokenizer, messages)
+        text, answers = _template_chat(tokenizer, messages, special, tools)
     return Rendered(text, answers, typed)
 
 
@@ -269,36 +280,68 @@ def _grit_chat(tokenizer: Any, messages: Sequence[Message]) -> tuple[str, list[t
     return text, answers
 
 
-def _template_chat(tokenizer: Any, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
-    """Any template: an answer is what a turn adds to the prompt that generation would start from."""
+def _template_chat(
+    tokenizer: Any, messages: Sequence[Message], special: re.Pattern[str] | None, tools: Sequence[Any] | None
+) -> tuple[str, list[tuple[int, int]]]:
+    """Any template, and what the assistant writes in it."""
+    given: dict[str, Any] = {"tools": list(tools)} if tools else {}
 
-    def render(count: int, **options: Any) -> str:
-        return str(tokenizer.apply_chat_template(messages[:count], tokenize=False, **options))
+    def render(some: Sequence[Message], **options: Any) -> str:
+        return str(tokenizer.apply_chat_template(list(some), tokenize=False, **given, **options))
 
-    text = render(len(messages))
-    answers = []
-    for i, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        content, before, after = message["content"], render(i, add_generation_prompt=True), render(i + 1).rstrip()
-        # A template may prompt with more than it keeps (an open <think>), and may write a turn otherwise once others
-        # follow it (Qwen 3 drops the thoughts). Then the turn is its words and what ends it.
-        start = len(before) if text.startswith(before) else text.find(content, len(render(i)))
-        end = len(after)
-        if not text.startswith(after):
-            end = text.find(content, start) + len(content)
-            ending = after[after.rfind(content) + len(content) :]
-            end += len(ending) if text.startswith(ending, end) else 0
-        if start < 0 or not text.startswith(before[: len(render(i))]) or content not in text[start:end]:
-            raise ArgumentError("the answers cannot be found in what it writes")
-        answers.append((start, end))
-    return text, answers
+    text = render(messages)
+    return text, answer_spans(render, messages, text=text, special=special)
 
 
-def _hidden(content: str, special: re.Pattern[str] | None, typed: dict[str, str]) -> str:
+# A turn's thoughts, by the names that data and templates have for them.
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+# Tokens that mark thoughts: in the assistant's own words they mean what they are.
+_THOUGHT_TOKENS = re.compile(r"(?i)[<\[]/?think(?:ing)?[>\]]$")
+
+
+def _with_used_fields(tokenizer: Any, message: Message, number: int) -> dict[str, Any]:
+    """A message with thoughts under the name that the template reads.
+
+    Raises:
+        ArgumentError: it has a field that nothing uses, which would be dropped without a word.
+    """
+    fields = {}
+    for name, value in message.items():
+        used = name if name in ("role", "content") or _uses(tokenizer, name) else None
+        if used is None and name in _THOUGHTS:
+            used = next((other for other in _THOUGHTS if _uses(tokenizer, other)), None)
+        if used is None:
+            what = "the model's chat template" if tokenizer.chat_template else "GRIT's chat format"
+            raise ArgumentError(f"Message {number} has a field {name!r}, which {what} does not use: remove it")
+        fields[used] = value
+    return fields
+
+
+def _uses(tokenizer: Any, name: str) -> bool:
+    """Whether the chat template reads a field of messages, or a variable, of this name."""
+    template = tokenizer.chat_template or ""
+    sources = template.values() if isinstance(template, Mapping) else [template]
+    field = rf"\.{re.escape(name)}\b|['\"]{re.escape(name)}['\"]"
+    if name == "tools":
+        field = rf"\b{name}\b"
+    return any(re.search(field, source) for source in sources)
+
+
+def _hidden_in(message: dict[str, Any], special: re.Pattern[str] | None, typed: dict[str, str]) -> dict[str, Any]:
+    if not isinstance(message["content"], str):
+        return message
+    kept = message["role"] == "assistant"
+    return {**message, "content": _hidden(message["content"], special, typed, keeps_thoughts=kept)}
+
+
+def _hidden(
+    content: str, special: re.Pattern[str] | None, typed: dict[str, str], *, keeps_thoughts: bool = False
+) -> str:
     """The content with a mark that no one can guess in place of each special token, which ``typed`` then knows."""
 
     def hide(match: re.Match[str]) -> str:
+        if keeps_thoughts and _THOUGHT_TOKENS.match(match[0]):
+            return match[0]
         mark = f"\ue000{uuid.uuid4().hex}\ue001"
         typed[mark] = match[0]
         return mark

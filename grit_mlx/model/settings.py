@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from grit_mlx.errors import ArgumentError, ConfigError, unreadable
+from grit_mlx.model.prompts import embedding_prompt
+from grit_mlx.model.sentence_transformers import read_modules, settings_of
 from grit_mlx.options import check, from_mapping, option
 
 __all__ = ["ATTENTION", "FILE_NAME", "POOLING", "ROLES", "Settings", "read_settings", "settings_from", "write_settings"]
@@ -25,6 +27,8 @@ POOLING = ("mean", "weightedmean", "lasttoken", "cls")
 # The official option: two letters for embedding (instruction, text), two for generating. Only the embedding
 # pair has an effect; a mixed pair ("cb") was never trained and is refused.
 ATTENTION = {"bbcc": "bidirectional", "bb": "bidirectional", "cccc": "causal", "cc": "causal"}
+
+PROMPT_FORMATS = ("grit", "plain")
 
 # What a text is embedded as; each role has an instruction among the settings.
 ROLES = ("query", "document", "similarity")
@@ -51,6 +55,10 @@ class Settings:
     similarity_instruction: str = option(
         "Retrieve semantically similar text.", "Instruction to embed both sides of a comparison with."
     )
+    prompt_format: str = option(
+        "grit", "How instructions precede texts: between GRIT's markers, or as they are.", choices=PROMPT_FORMATS
+    )
+    pool_prompt: bool = option(False, "Whether the tokens of an instruction take part in the pooling.")
     about: dict[str, Any] = option({}, "Where the model comes from; not used for computing.")
 
     def __post_init__(self) -> None:
@@ -64,6 +72,10 @@ class Settings:
     def instruction(self, role: str) -> str:
         """The instruction of one of ``ROLES``."""
         return str(getattr(self, f"{role}_instruction"))
+
+    def prompt(self, instruction: str) -> str:
+        """What precedes a text that is embedded with an instruction."""
+        return embedding_prompt(instruction) if self.prompt_format == "grit" else instruction
 
     def override(self, **values: object) -> Settings:
         """These settings with every value that is not None in place of the old one."""
@@ -89,7 +101,7 @@ def settings_from(values: Any) -> Settings:
 
 
 def read_settings(folder: Path) -> Settings:
-    """Settings of the model in ``folder``; the defaults if it has no ``grit.json``.
+    """Settings of the model in ``folder``: its ``grit.json``, else what sentence-transformers saved, else defaults.
 
     Raises:
         ConfigError: the file is not a JSON object or holds something unknown.
@@ -99,7 +111,8 @@ def read_settings(folder: Path) -> Settings:
         values = json.loads(path.read_text(encoding="utf-8"))
         return settings_from(values)
     except FileNotFoundError:
-        return Settings()
+        modules = read_modules(folder)
+        return Settings() if modules is None else settings_from(settings_of(modules))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{unreadable(path, error)} {_ADVICE}") from error
     except ConfigError as error:

@@ -14,7 +14,7 @@ from mlx_lm.generate import GenerationResponse
 
 from grit_mlx.errors import ArgumentError, Option
 from grit_mlx.gritlm import GritLM
-from grit_mlx.model.attention import TextCache
+from grit_mlx.model.caches import TextCache
 from grit_mlx.model.generation import PromptCache
 from grit_mlx.model.options import GenerationOptions
 from grit_mlx.model.prompts import literal_tokens, rag_prompt

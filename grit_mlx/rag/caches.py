@@ -23,7 +23,7 @@ from grit_mlx.rag.kvfiles import bytes_of, checksum, load_layers, save_layers
 from grit_mlx.rag.options import PRECISIONS
 
 if TYPE_CHECKING:
-    from grit_mlx.model.attention import TextCache
+    from grit_mlx.model.caches import TextCache
     from grit_mlx.progress import Progress
 
 __all__ = ["CacheStats", "DocumentCaches", "cache_key"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from grit_mlx.model.prompts import embedding_prompt, neutralised
+from grit_mlx.model.prompts import neutralised
 from grit_mlx.rag.options import check_question
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from grit_mlx.gritlm import GritLM
-    from grit_mlx.model.attention import TextCache
+    from grit_mlx.model.caches import TextCache
 
 __all__ = ["Encoder"]
 
@@ -29,8 +29,8 @@ class Encoder:
     def __init__(self, model: GritLM, *, query_instruction: str | None = None) -> None:
         instruction = model.settings.query_instruction if query_instruction is None else query_instruction
         self.model = model
-        self.query_prompt = embedding_prompt(instruction)
-        self.document_prompt = embedding_prompt(model.settings.document_instruction)
+        self.query_prompt = model.settings.prompt(instruction)
+        self.document_prompt = model.settings.prompt(model.settings.document_instruction)
 
     def neutralised(self, text: str) -> str:
         """A text without GRIT's markers and the tokenizer's special tokens; see ``prompts.neutralised``."""

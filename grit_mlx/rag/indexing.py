@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from grit_mlx.errors import DependencyError, DocumentError, unreadable
 from grit_mlx.rag.schema import NewPassage, SourceFile, rows
 from grit_mlx.rag.table import FileState, PassageTable
+from grit_mlx.text.blocks import Notes
 from grit_mlx.text.kinds import kind_of
 from grit_mlx.text.passages import Passage
 from grit_mlx.text.walking import Walk, stored_name
@@ -57,6 +58,8 @@ class IndexReport:
     resumed: int = 0  # passages that an interrupted run had embedded
     skipped: Counter[str] = field(default_factory=Counter)  # files that were left out, by the keys of walking.SKIPPED
     problems: list[tuple[str, str]] = field(default_factory=list)  # files that could not be read, with the reason
+    kinds: Counter[str] = field(default_factory=Counter)  # suffixes of files that were left out for their kind
+    notes: Notes = field(default_factory=Notes)  # warnings about files that were read, and what was left out of them
     total: int = 0  # passages in the store now
     seconds: float = 0.0
 
@@ -235,7 +238,7 @@ class PassageWriter:
         embed: Embed,
         report: IndexReport,
         *,
-        read: Callable[[Path, str | None], Iterator[Passage]],
+        read: Callable[..., Iterator[Passage]],
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self._table = table
@@ -281,7 +284,7 @@ class PassageWriter:
     def _add(self, changed: _ChangedFile, done: int, total: int) -> int:
         """Returns the number of passages in the file."""
         count = seen = 0
-        for number, last, passage in _numbered(self._read(changed.path, changed.field)):
+        for number, last, passage in _numbered(self._read(changed.path, field=changed.field)):
             count += 1
             seen += len(passage.text)  # about how far it is, if the file is one long table
             if number < changed.done:

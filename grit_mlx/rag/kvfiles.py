@@ -17,12 +17,13 @@ import numpy as np
 
 from grit_mlx.errors import OutputError, unwritable
 from grit_mlx.files.atomic import atomic_path
+from grit_mlx.model.caches import held, layer_cache
 from grit_mlx.rag.options import PRECISIONS
 
 if TYPE_CHECKING:
     from mlx_lm.models.cache import KVCache
 
-__all__ = ["bytes_of", "checksum", "kv_cache", "load_layers", "rounded", "save_layers"]
+__all__ = ["bytes_of", "checksum", "load_layers", "rounded", "save_layers"]
 
 _GROUP: Final = 64  # numbers that share a scale
 
@@ -43,14 +44,14 @@ def save_layers(path: Path, layers: Sequence[KVCache], *, precision: str) -> Non
     """
     arrays: dict[str, mx.array] = {}
     for number, layer in enumerate(layers):
-        for name, kept in zip(("keys", "values"), _filled(layer), strict=True):
+        for name, kept in zip(("keys", "values"), held(layer), strict=True):
             for part, array in _packed(kept, PRECISIONS[precision]).items():
                 arrays[f"{name}.{number}{part}"] = array
-    first, _ = _filled(layers[0])
+    first, _ = held(layers[0])
     metadata = {
         "precision": precision,
         "dtype": next(name for name, (_, dtype) in _DTYPES.items() if dtype == first.dtype),
-        "shapes": json.dumps([[array.shape for array in _filled(layer)] for layer in layers]),
+        "shapes": json.dumps([[array.shape for array in held(layer)] for layer in layers]),
     }
     with atomic_path(path) as temporary:
         try:
@@ -81,7 +82,7 @@ def load_layers(path: Path, *, crc: int) -> list[KVCache]:
     layers = []
     for number, shapes in enumerate(json.loads(about["shapes"])):
         named = zip((f"keys.{number}", f"values.{number}"), shapes, strict=True)
-        layers.append(kv_cache(*(_unpacked(arrays, name, shape, bits, dtype) for name, shape in named)))
+        layers.append(layer_cache(*(_unpacked(arrays, name, shape, bits, dtype) for name, shape in named)))
     mx.eval([(layer.keys, layer.values) for layer in layers])
     return layers
 
@@ -94,7 +95,7 @@ def rounded(layers: Sequence[KVCache], *, precision: str) -> list[KVCache]:
         packed = {f"x{part}": value for part, value in _packed(array, bits).items()}
         return _unpacked(packed, "x", array.shape, bits, array.dtype)
 
-    return [kv_cache(*map(once, _filled(layer))) for layer in layers]
+    return [layer_cache(*map(once, held(layer))) for layer in layers]
 
 
 def checksum(path: Path) -> int:
@@ -106,7 +107,7 @@ def bytes_of(layers: Sequence[KVCache], *, precision: str = "full") -> int:
     """Bytes that the numbers of some caches take, in memory or in a file of some precision."""
     bits = PRECISIONS[precision]
     # Nothing is computed: mlx knows the size of an array before its numbers.
-    return sum(part.nbytes for layer in layers for array in _filled(layer) for part in _packed(array, bits).values())
+    return sum(part.nbytes for layer in layers for array in held(layer) for part in _packed(array, bits).values())
 
 
 def _mapped(path: Path) -> mmap.mmap:
@@ -120,21 +121,6 @@ def _array(content: mmap.mmap, start: int, entry: Mapping[str, Any]) -> mx.array
     numbers = np.frombuffer(content, stored, count=(end - begin) // np.dtype(stored).itemsize, offset=start + begin)
     array = mx.array(numbers.reshape(entry["shape"]))  # a copy
     return array.view(computed) if computed == mx.bfloat16 else array
-
-
-def _filled(layer: KVCache) -> tuple[mx.array, mx.array]:
-    """A cache's keys and values ``(1, H, L, D)``, without the spare room that mlx-lm allocates."""
-    assert layer.keys is not None and layer.values is not None
-    return layer.keys[..., : layer.offset, :], layer.values[..., : layer.offset, :]
-
-
-def kv_cache(keys: mx.array, values: mx.array) -> KVCache:
-    """A layer's keys and values ``(1, H, L, D)`` as mlx-lm's cache."""
-    from mlx_lm.models.cache import KVCache  # brings transformers, which looking at a store does not need
-
-    layer = KVCache()
-    layer.keys, layer.values, layer.offset = keys, values, keys.shape[2]
-    return layer
 
 
 def _packed(array: mx.array, bits: int | None) -> dict[str, mx.array]:

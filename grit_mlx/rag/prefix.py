@@ -8,14 +8,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 from grit_mlx.errors import ArchitectureError, ArgumentError
-from grit_mlx.model.attention import concatenate_caches
+from grit_mlx.model.caches import concatenate_caches
 from grit_mlx.rag.caches import DocumentCaches, cache_key
 from grit_mlx.rag.encoding import Encoder
 from grit_mlx.rag.fingerprint import digest, fingerprint
 from grit_mlx.rag.rotation import Rotation
 
 if TYPE_CHECKING:
-    from grit_mlx.model.attention import TextCache
+    from grit_mlx.model.caches import TextCache
 
 __all__ = ["POSITIONS", "Document", "Prefix", "PrefixBuilder"]
 

@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from grit_mlx.errors import ArgumentError, ModeError
 from grit_mlx.gritlm import GritLM
-from grit_mlx.model.attention import copy_cache
+from grit_mlx.model.caches import copy_cache
 from grit_mlx.model.prompts import literal_tokens, rag_prompt
 from grit_mlx.rag.answering import Answerer, AnswerStream, Turn
 from grit_mlx.rag.limits import check_length

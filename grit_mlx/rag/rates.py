@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from mlx.utils import tree_flatten
 
 from grit_mlx.model import device
+from grit_mlx.model.checkpoint import decoder_config
 from grit_mlx.model.options import GenerationOptions
 from grit_mlx.rag.modes import Rates
 
@@ -26,7 +26,7 @@ _BYTES_PER_SECOND: Final = 1.5e9
 def default_rates(model: GritLM) -> Rates:
     """Rates of this device, from the model's size and shape."""
     here = device.current_device().kind
-    config: Mapping[str, Any] = {**model.config, **(model.config.get("text_config") or {})}
+    config = decoder_config(model.config)
     named: Any = tree_flatten(model.model.parameters())
     parameters = sum(array.size for name, array in named if _computes(name))
     experts, used = config.get("num_local_experts"), config.get("num_experts_per_tok")

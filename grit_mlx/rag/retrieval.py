@@ -22,7 +22,7 @@ from grit_mlx.text.walking import stored_name
 from grit_mlx.vectors.fusion import fuse_shares, rank_shares, score_shares
 
 if TYPE_CHECKING:
-    from grit_mlx.model.attention import TextCache
+    from grit_mlx.model.caches import TextCache
 
 __all__ = ["Retriever", "SearchResult", "SearchResults", "reranked", "where_clause"]
 

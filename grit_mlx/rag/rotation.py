@@ -22,7 +22,7 @@ import mlx.nn as nn
 from mlx_lm.models.cache import KVCache
 
 from grit_mlx.errors import ArchitectureError
-from grit_mlx.rag.kvfiles import kv_cache
+from grit_mlx.model.caches import held, layer_cache
 
 __all__ = ["Rope", "Rotation"]
 
@@ -62,12 +62,8 @@ class Rotation:
         """
         if start == 0:
             return list(layers)
-        caches = []
-        for layer, cache in enumerate(layers):
-            assert cache.keys is not None and cache.values is not None
-            keys = self._moved_keys(layer, cache.keys[..., : cache.offset, :], start)
-            caches.append(kv_cache(keys, cache.values[..., : cache.offset, :]))
-        return caches
+        pairs = enumerate(map(held, layers))
+        return [layer_cache(self._moved_keys(layer, keys, start), values) for layer, (keys, values) in pairs]
 
     def _moved_keys(self, layer: int, keys: mx.array, start: int) -> mx.array:
         """``(1, H, L, D)`` from positions 0... to ``start``..., in the dtype they came in."""

@@ -42,6 +42,7 @@ from grit_mlx.rag.relevance import PROBES, Scores, thresholds
 from grit_mlx.rag.retrieval import Retriever, SearchResult, SearchResults, where_clause
 from grit_mlx.rag.schema import StoredPassage
 from grit_mlx.rag.table import PassageTable, is_remote
+from grit_mlx.text.blocks import Notes
 from grit_mlx.text.options import WalkOptions
 from grit_mlx.text.passages import Passage, passages_of
 from grit_mlx.text.walking import Walk, walk
@@ -221,6 +222,7 @@ class Store:
         *,
         field: str | None = None,
         patterns: WalkOptions | None = None,
+        encoding: str | None = None,
         on_wait: Callable[[str], None] | None = None,
         progress: Callable[[int, int], None] | None = None,
         **keywords: Any,
@@ -236,6 +238,7 @@ class Store:
             field: in tables, the field or column that holds the text. It is remembered for each table; None for what
                 is remembered, "" for the default.
             patterns: which files of ``paths``; the passages of others in them are removed.
+            encoding: of text files; None to find out file by file.
             on_wait: called once with the process that is waited for.
             progress: called with bytes done and bytes in all.
             **keywords: fields of ``IndexOptions``, in place of ``options``.
@@ -253,6 +256,7 @@ class Store:
         walked = self._walk(paths, patterns)
         report.skipped.update(walked.skipped)
         report.problems += walked.problems
+        report.kinds.update(walked.kinds)
         with self._writing(chosen.wait, on_wait):
             table = PassageTable(self.uri, published=False)
             if not table.exists:
@@ -270,7 +274,8 @@ class Store:
                 published=None if table.is_published else PassageTable(self.uri).file_keys(),
             )
             embed = self._embed_and_cache if chosen.cache_ahead == "all" else self._embed
-            PassageWriter(table, embed, report, read=self._read, progress=progress).write(plan)
+            read = partial(self._read, encoding=encoding, notes=report.notes)
+            PassageWriter(table, embed, report, read=read, progress=progress).write(plan)
             held = {key: state.rows for states in stored.values() for key, state in states.items()}
             report.removed_passages = sum(held.get(key, 0) for key in set(plan.stale))
             self._delete(table, plan.stale)
@@ -300,14 +305,16 @@ class Store:
         *,
         field: str | None = None,
         patterns: WalkOptions | None = None,
+        encoding: str | None = None,
         progress: Progress | None = None,
     ) -> Estimate:
         """What ``index`` would do, counted without embedding anything; files that cannot be read are left out.
 
         Args:
             paths: files and folders.
-            field: in tables, the field or column that holds the text.
+            field: as for ``index``.
             patterns: which files of ``paths``.
+            encoding: of text files; None to find out file by file.
             progress: called with files done and files in all.
 
         Raises:
@@ -321,7 +328,7 @@ class Store:
         passages = tokens = 0
         for done, changed in enumerate(plan.changed, start=1):
             with suppress(DocumentError, DependencyError):
-                for passage in self._read(changed.path, changed.field):
+                for passage in self._read(changed.path, field=changed.field, encoding=encoding, notes=Notes()):
                     passages += 1
                     tokens += prompt + encoder.count(passage.content)
             if progress is not None:
@@ -342,9 +349,16 @@ class Store:
         without = [] if is_remote(self.uri) else [Path(self.uri)]
         return walk(paths, without=without, patterns=patterns or WalkOptions())
 
-    def _read(self, path: Path, field: str | None) -> Iterator[Passage]:
-        sizes = {"size": self.passage_tokens, "overlap": self.overlap}
-        return passages_of(path, **sizes, measure=self.encoder.count, field=field)
+    def _read(self, path: Path, *, field: str | None, encoding: str | None, notes: Notes) -> Iterator[Passage]:
+        return passages_of(
+            path,
+            size=self.passage_tokens,
+            overlap=self.overlap,
+            measure=self.encoder.count,
+            field=field,
+            encoding=encoding,
+            notes=notes,
+        )
 
     def _delete(self, table: PassageTable, file_keys: Collection[str]) -> None:
         """Remove passages, with the cached documents that no other passage has."""

@@ -7,7 +7,7 @@ from os import PathLike
 from pathlib import PurePath
 from typing import Final
 
-__all__ = ["Kind", "is_listed", "kind_of", "stem"]
+__all__ = ["Kind", "is_listed", "kind_of", "stem", "why_not"]
 
 
 @dataclass(frozen=True)
@@ -16,51 +16,93 @@ class Kind:
 
     Attributes:
         name: the kind that passages carry in their metadata.
-        reader: "lines"; "jsonl", "json", "csv" or "tsv" for rows; "html", "pdf" or "docx".
-        unit: what its places count: "line", "page" or "paragraph".
+        reader: "module:function" in ``readers``; "jsonl", "json", "csv" or "tsv", which ``rows`` reads; or "parquet" or
+            "arrow", which ``tables`` reads.
+        unit: what its places count: "line", "page", "paragraph", "slide", "row", ...
         by: what makes one text by default, as in ``ReadingOptions``.
-        headings: whether its paragraphs may begin with Markdown headings.
+        at_random: whether its reader jumps to and fro in the file.
     """
 
     name: str
-    reader: str = "lines"
+    reader: str
     unit: str = "line"
-    by: str = "line"
-    headings: bool = False
+    by: str = "paragraph"
+    at_random: bool = False
 
     @property
     def rows(self) -> bool:
         """Whether it is a table, each row of which is a document of its own."""
         return self.name == "rows"
 
+    @property
+    def has_blocks(self) -> bool:
+        """Whether a module of ``readers`` reads it; else it is a file of rows."""
+        return ":" in self.reader
 
-_TEXT: Final = Kind("text")
-_CODE: Final = Kind("code")
-_MARKDOWN: Final = Kind("markdown", by="paragraph", headings=True)
-_HTML: Final = Kind("html", "html", by="paragraph", headings=True)
-_JSONL: Final = Kind("rows", "jsonl")
+    @property
+    def typed(self) -> bool:
+        """Whether it is plain text, whose lines are what people typed."""
+        return self.reader.startswith("markup:")
+
+
+_TEXT: Final = Kind("text", "markup:read_text", by="line")
+_CODE: Final = Kind("code", "markup:read_code", by="line")
+_JSONL: Final = Kind("rows", "jsonl", by="line")
 
 _CODE_SUFFIXES: Final = (
-    "py pyi js mjs ts tsx jsx java kt scala go rs c h cc cpp hpp cs m mm swift rb php pl lua r jl sh bash zsh fish "
-    "ps1 sql hs ml ex exs erl clj dart zig nim vue svelte css scss toml yaml yml ini cfg proto graphql tf cmake"
+    ".py .pyi .js .mjs .ts .tsx .jsx .java .kt .scala .go .rs .c .h .cc .cpp .hpp .cs .m .mm .swift .rb .php .pl .lua "
+    ".r .jl .sh .bash .zsh .fish .ps1 .sql .hs .ml .ex .exs .erl .clj .dart .zig .nim .vue .svelte .css .scss .toml "
+    ".yaml .yml .ini .cfg .proto .graphql .tf .cmake"
 )
 
-_SUFFIXES: Final[dict[str, Kind]] = {
-    **dict.fromkeys((".txt", ".text", ".rst", ".adoc", ".org", ".tex", ".log", ".srt", ".vtt"), _TEXT),
-    **dict.fromkeys((".md", ".markdown", ".mdx"), _MARKDOWN),
-    **dict.fromkeys((".html", ".htm", ".xhtml"), _HTML),
-    **dict.fromkeys((".jsonl", ".ndjson"), _JSONL),
-    **{f".{suffix}": _CODE for suffix in _CODE_SUFFIXES.split()},
-    ".json": Kind("rows", "json"),
-    ".csv": Kind("rows", "csv"),
-    ".tsv": Kind("rows", "tsv"),
-    ".pdf": Kind("pdf", "pdf", unit="page", by="paragraph"),
-    ".docx": Kind("docx", "docx", unit="paragraph", by="paragraph", headings=True),
+_KINDS: Final[dict[Kind, str]] = {
+    _TEXT: ".txt .text .log .srt .vtt",
+    _CODE: _CODE_SUFFIXES,
+    _JSONL: ".jsonl .ndjson",
+    Kind("rows", "json", by="line"): ".json",
+    Kind("rows", "csv", by="line"): ".csv",
+    Kind("rows", "tsv", by="line"): ".tsv",
+    Kind("rows", "parquet", "row", by="line"): ".parquet",
+    Kind("rows", "arrow", "row", by="line"): ".arrow",
+    Kind("markdown", "markup:read_markdown"): ".md .markdown .mdx .qmd .rmd",
+    Kind("rst", "markup:read_rst", by="line"): ".rst .rest",
+    Kind("org", "markup:read_org", by="line"): ".org",
+    Kind("asciidoc", "markup:read_asciidoc", by="line"): ".adoc .asciidoc",
+    Kind("latex", "markup:read_tex", by="line"): ".tex .ltx",
+    Kind("html", "html:read_html"): ".html .htm .xhtml",
+    Kind("pdf", "pdf:read_pdf", "page", at_random=True): ".pdf",
+    Kind("docx", "word:read_word", "paragraph", at_random=True): ".docx .docm .dotx .dotm",
+    Kind("odt", "opendocument:read_opendocument", "paragraph", at_random=True): ".odt .ott",
+    Kind("pptx", "slides:read_slides", "slide", at_random=True): ".pptx .pptm .potx .ppsx",
+    Kind("odp", "opendocument:read_opendocument", "slide", at_random=True): ".odp .otp",
+    Kind("rows", "sheets:read_sheets", "row", at_random=True): ".xlsx .xlsm .xlsb .xls .ods .ots",
+    Kind("epub", "epub:read_epub", "chapter", at_random=True): ".epub",
+    Kind("mail", "mail:read_mail", "paragraph"): ".eml .mht .mhtml",
+    Kind("mailbox", "mail:read_mailbox", "message"): ".mbox",
+    Kind("notebook", "notebook:read_notebook", "cell"): ".ipynb",
+    Kind("rtf", "rtf:read_rtf", "paragraph"): ".rtf",
 }
+
+_SUFFIXES: Final[dict[str, Kind]] = {suffix: kind for kind, suffixes in _KINDS.items() for suffix in suffixes.split()}
 
 _NAMES: Final[dict[str, Kind]] = {
     **dict.fromkeys(("readme", "license", "changelog", "authors"), _TEXT),
     **dict.fromkeys(("makefile", "dockerfile"), _CODE),
+}
+
+# Kinds that people have and that are not read, with what helps.
+_CONVERT: Final = "Convert it first, for example with: soffice --headless --convert-to"
+_CALIBRE: Final = "is an e-book in Amazon's format. Convert it to EPUB first, for example with Calibre."
+_NOT_READ: Final[dict[str, str]] = {
+    ".doc": f"is in Word's format of before 2007. {_CONVERT} docx",
+    ".ppt": f"is in PowerPoint's format of before 2007. {_CONVERT} pptx",
+    ".pages": "is an Apple Pages document. Export it as Word or PDF first.",
+    ".key": "is an Apple Keynote presentation. Export it as PowerPoint or PDF first.",
+    ".numbers": "is an Apple Numbers spreadsheet. Export it as Excel or CSV first.",
+    ".mobi": _CALIBRE,
+    ".azw3": _CALIBRE,
+    ".djvu": "is a DjVu file. Convert it to PDF first, for example with: ddjvu -format=pdf",
+    ".msg": "is an Outlook message. Save it as .eml first.",
 }
 
 
@@ -77,9 +119,17 @@ def kind_of(path: str | PathLike[str], *, rows: bool = False) -> Kind:
 
 
 def is_listed(path: str | PathLike[str]) -> bool:
-    """Whether a file is read when only its folder is named. JSON is not: in folders it is mostly settings."""
+    """Whether a file is read when only its folder is named.
+
+    JSON is not, for in folders it is mostly settings; nor are tables that hold anything.
+    """
     kind = _known(path)
-    return kind is not None and kind.reader != "json"
+    return kind is not None and kind.reader not in ("json", "parquet", "arrow")
+
+
+def why_not(path: str | PathLike[str]) -> str | None:
+    """Why a file of a common kind is not read and what helps, as the rest of a sentence; None for all others."""
+    return _NOT_READ.get(_name(path).suffix)
 
 
 def stem(path: str | PathLike[str]) -> str:

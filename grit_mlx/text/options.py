@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from grit_mlx.errors import ArgumentError
 from grit_mlx.options import check, option
-from grit_mlx.text.splitting import check_chunking
+from grit_mlx.text.packing import check_chunking
 
 __all__ = ["UNITS", "ReadingOptions", "WalkOptions"]
 
@@ -39,9 +39,9 @@ class ReadingOptions:
 
     Attributes:
         by: "line": a line that is not blank, stripped; in JSON, CSV and TSV the text of a row, unchanged.
-            "paragraph": a block between blank lines. "file": everything. "chunk": see ``splitting.split_chunks``.
-            Paragraphs and chunks never span two rows. None: paragraphs of Markdown, HTML, PDF and DOCX, lines and
-            rows of everything else.
+            "paragraph": a block between blank lines, a heading with what follows it at once, a table. "file":
+            everything. "chunk": see ``packing.pack``. Paragraphs and chunks never span two rows. None: lines of plain
+            text and code, rows of tables, paragraphs of everything else.
         skip_empty: with by="line", drop rows whose text is empty or null instead of refusing them: dropped unasked,
             they would shift every later vector against its row.
 
@@ -71,11 +71,18 @@ class ReadingOptions:
         metavar="NAME",
     )
     skip_empty: bool = option(False, "Skip rows without text instead of refusing the file.")
-    encoding: str = option("utf-8", "Text encoding of the files.", metavar="NAME")
+    encoding: str | None = option(
+        None,
+        "Text encoding of the files. Default: what a file declares (a byte order mark, HTML's meta tag, a coding "
+        "comment), else UTF-8, else a guess, with a warning. Standard input: UTF-8.",
+        metavar="NAME",
+    )
 
     def __post_init__(self) -> None:
         check(self)
         check_chunking(self.chunk_size, self.overlap)
+        if self.encoding is None:
+            return
         try:
             # Unlike codecs.lookup this also refuses codecs that are not of text, such as base64.
             "".encode(self.encoding)

@@ -1,26 +1,29 @@
-"""Files to passages: paragraphs packed into chunks of tokens, each with its place, its heading and its metadata."""
+"""Files to passages: blocks packed into chunks of tokens, each with its place, its heading and its metadata."""
 
 from __future__ import annotations
 
-import re
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
+from grit_mlx.text.blocks import Block, Notes
+from grit_mlx.text.junk import without_junk
 from grit_mlx.text.kinds import kind_of
-from grit_mlx.text.options import ReadingOptions
-from grit_mlx.text.reading import texts_of
-from grit_mlx.text.splitting import Measure, Text, split_chunks
+from grit_mlx.text.packing import Measure, pack
+from grit_mlx.text.readers import read
+from grit_mlx.text.readers.markup import text_blocks
+from grit_mlx.text.reading import row_texts, shown
 
 __all__ = ["Passage", "passages_of"]
+
+logger = logging.getLogger("grit_mlx")
 
 # Maximum number of characters that are kept of a heading, and of a "key=value".
 _HEADING_CHARACTERS: Final = 160
 _VALUE_CHARACTERS: Final = 200
-
-_HEADING: Final = re.compile(r" {0,3}(#{1,6})[ \t]+(.*?)[ \t]*#*$")
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,8 @@ class Passage:
     """A part of a file, small enough to be found and to be answered from.
 
     Attributes:
-        text: as in the file.
-        line: its first line (page of a PDF, paragraph of a DOCX), from 1.
+        text: as in the file; if it begins in the middle of a table, below the table's header.
+        line: its first line (page of a PDF, slide of a presentation, ...: the unit of its kind), from 1.
         end_line: its last one.
         heading: the headings above it, such as "Install > macOS"; empty if there are none.
         metadata: "key=value" of its row's other fields, or of the file.
@@ -51,71 +54,92 @@ class Passage:
         return f"{self.heading} {self.text}" if self.heading else self.text
 
 
+class _Cutting(NamedTuple):
+    """How a file is read and cut; see ``passages_of``."""
+
+    size: int
+    overlap: int
+    measure: Measure
+    field: str | None
+    encoding: str | None
+
+
 def passages_of(
-    path: Path, *, size: int, overlap: int, measure: Measure, field: str | None = None
+    path: Path,
+    *,
+    size: int,
+    overlap: int,
+    measure: Measure,
+    field: str | None = None,
+    encoding: str | None = None,
+    notes: Notes | None = None,
 ) -> Iterator[Passage]:
-    """The passages of a file, in order.
+    """The passages of a file, in order. Junk is left out (see ``junk``).
 
     Args:
         path: a file of any kind that ``kinds`` knows.
         size: maximum number of tokens of a passage.
-        overlap: maximum number of tokens that a passage repeats from the previous one.
+        overlap: maximum number of tokens that a passage repeats from the previous one, in complete sentences.
         measure: counts tokens.
-        field: the field of a table that holds the text; None for "text" or the only column.
+        field: the field of a table that holds the text; None for "text" or the only column, else all columns.
+        encoding: of text files; None to find out.
+        notes: where to note warnings, and what was left out; None to log the warnings.
 
     Raises:
         DocumentError: the file cannot be read.
         DependencyError: it needs a package that is not installed.
     """
+    notes = shown() if notes is None else notes
+    before = sum(notes.left_out.values())
+    yield from _passages(path, _Cutting(size, overlap, measure, field, encoding), notes)
+    if left_out := sum(notes.left_out.values()) - before:
+        logger.debug("%s: %s characters left out as junk.", path, f"{left_out:,}")
+
+
+def _passages(path: Path, how: _Cutting, notes: Notes) -> Iterator[Passage]:
+    cut = partial(pack, size=how.size, overlap=how.overlap, measure=how.measure)
     kind = kind_of(path)
     shared = (f"kind={kind.name}",)
-    if kind.rows:  # each is a document: it is split on its own, and every part has its place
-        reading = ReadingOptions(by="chunk", chunk_size=size, overlap=overlap, field=field)
-        for chunk in texts_of(str(path), kind, reading, measure=measure):
-            title, metadata = _row_metadata(chunk.fields or {}, field or "text")
-            yield Passage(chunk.text, chunk.line, chunk.end_line, title, (*shared, *metadata))
+    if not kind.has_blocks:
+        for row in row_texts(path, field=how.field, encoding=how.encoding, notes=notes):
+            title, metadata = _row_metadata(row.fields or {}, row.text, how.field or "text")
+            paragraphs = without_junk(text_blocks(_newlines(row.text).split("\n")), notes)
+            for chunk in cut(paragraphs):
+                yield Passage(chunk.text, row.line, row.end_line, title, (*shared, *metadata))
         return
-    blocks = texts_of(str(path), kind, ReadingOptions(by="paragraph"))
-    headings = _Headings()
-    watched = headings.watching(blocks) if kind.headings else blocks
-    for chunk in split_chunks(watched, size=size, overlap=overlap, measure=measure, markdown=kind.headings):
-        yield Passage(chunk.text, chunk.line, chunk.end_line, headings.above(chunk), shared)
+    blocks = without_junk(read(path, kind=kind, notes=notes, encoding=how.encoding), notes)
+    if kind.rows:
+        for title, block in _sheet_rows(blocks, how.field):
+            _, metadata = _row_metadata(dict(block.fields), block.text, how.field or "")
+            for chunk in cut([block]):
+                yield Passage(chunk.text, block.first, block.last, title, (*shared, *metadata))
+        return
+    for chunk in cut(blocks):
+        heading = " > ".join(chunk.headings)[:_HEADING_CHARACTERS]
+        yield Passage(chunk.text, chunk.first, chunk.last, heading, shared)
 
 
-class _Headings:
-    """The headings of a document read as a stream, in which a chunk comes after the paragraphs it is made of."""
-
-    def __init__(self) -> None:
-        self._coming: deque[tuple[int, int, str]] = deque()  # line, level, title
-        self._path: list[tuple[int, str]] = []
-
-    def watching(self, blocks: Iterable[Text]) -> Iterator[Text]:
-        for block in blocks:
-            match = _HEADING.match(block.text.split("\n", 1)[0])
-            if match:
-                self._coming.append((block.line, len(match[1]), match[2].strip()))
-            yield block
-
-    def above(self, chunk: Text) -> str:
-        """The headings above a chunk, without the one that it begins with."""
-        while self._coming and self._coming[0][0] < chunk.line:
-            _, level, title = self._coming.popleft()
-            self._path = [*self._parents(level), (level, title)]
-        begins = self._coming and self._coming[0][0] == chunk.line
-        path = self._parents(self._coming[0][1]) if begins else self._path
-        return " > ".join(title for _, title in path if title)[:_HEADING_CHARACTERS]
-
-    def _parents(self, level: int) -> list[tuple[int, str]]:
-        return [heading for heading in self._path if heading[0] < level]
+def _sheet_rows(blocks: Iterator[Block], field: str | None) -> Iterator[tuple[str, Block]]:
+    """The rows of a spreadsheet, each with the name of its sheet; a column that is asked for stands for the row."""
+    title = ""
+    for block in blocks:
+        if block.level:
+            title = block.text[:_HEADING_CHARACTERS]
+            continue
+        columns = dict(block.fields)
+        yield title, replace(block, text=columns[field]) if field in columns else block
 
 
-def _row_metadata(fields: Mapping[str, object], own: str) -> tuple[str, tuple[str, ...]]:
+def _row_metadata(fields: Mapping[str, object], text: str, own: str) -> tuple[str, tuple[str, ...]]:
     """The title of a row, and its other short fields."""
-    title = fields.get("title")
-    text = fields[own] if own in fields else next(iter(fields.values()), None)  # the only column
+    title = fields.get("title") if own in fields else None  # else it is part of the text
     pairs = tuple(
         f"{key}={str(value).lower() if isinstance(value, bool) else value}"[:_VALUE_CHARACTERS]
         for key, value in fields.items()
         if isinstance(value, str | int | float | bool) and value != text and "\0" not in f"{key}{value}"
     )
     return (title.strip()[:_HEADING_CHARACTERS] if isinstance(title, str) else ""), pairs
+
+
+def _newlines(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -1,69 +1,56 @@
 """Files to texts and rows, as a stream: every kind that ``kinds`` knows, gzipped or not.
 
-Bytes become lines, lines become paragraphs or rows, and these become texts. Nothing is held beyond the text being built
-(``by="file"``, ``.json`` and web pages need the complete file), so a file may be larger than memory. Every failure is a
-`DocumentError` that names the file and, if there is one, the line.
+Bytes become lines or blocks, and these become texts. Nothing is held beyond the text being built (``by="file"``,
+``.json`` and web pages need the complete file), so a file may be larger than memory. Every failure is a `DocumentError`
+that names the file and, if there is one, the line.
 """
 
 from __future__ import annotations
 
-import codecs
 import errno
-import gzip
-import io
+import logging
 import stat
 import sys
-import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import chain
 from os import PathLike, fspath
 from pathlib import Path
-from typing import IO, Final, cast
+from typing import Final
 
-from grit_mlx.errors import DocumentError, GritError, Option, unreadable
-from grit_mlx.text.html import html_paragraphs
-from grit_mlx.text.kinds import Kind, kind_of
-from grit_mlx.text.office import docx_paragraphs, pdf_paragraphs
+from grit_mlx.errors import Option
+from grit_mlx.text.blocks import ROW, Block, Notes
+from grit_mlx.text.encoding import check_is_text, decoded_blocks
+from grit_mlx.text.kinds import Kind, kind_of, why_not
 from grit_mlx.text.options import ReadingOptions
-from grit_mlx.text.rows import Row, failure, named, objects, texts, with_text
-from grit_mlx.text.splitting import (
-    STDIN,
-    Measure,
-    Text,
-    count_words,
-    split_chunks,
-    split_file,
-    split_lines,
-    split_paragraphs,
-)
+from grit_mlx.text.packing import Measure, count_words, pack
+from grit_mlx.text.readers import read
+from grit_mlx.text.readers.markup import text_blocks
+from grit_mlx.text.readers.source import lines_of, opened, unreadable_file
+from grit_mlx.text.rows import Row, failure, named, objects, texts, texts_in, with_text
+from grit_mlx.text.splitting import STDIN, Text, split_file, split_lines
+from grit_mlx.text.tables import READERS, table_rows
 
-__all__ = ["read_lines", "read_rows", "read_texts", "texts_of"]
+__all__ = ["read_lines", "read_rows", "read_texts", "row_texts", "shown"]
 
-_BYTE_ORDER_MARKS: Final = (
-    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
-
-_FOREIGN_FILES: Final = (
-    (b"%PDF-", "is a PDF, not text. Give it a name that ends in .pdf."),
-    (b"PK\x03\x04", "is a zip archive or an office document, not text. Export it as plain text first."),
-    (b"{\\rtf", "is an RTF document, not text. Export it as plain text first."),
-    (b"\x1f\x8b", "holds gzipped data. Give it a name that ends in .gz, or unpack it first."),
-)
+logger = logging.getLogger("grit_mlx")
 
 _DEFAULTS: Final = ReadingOptions(by="line")
 
 _BLOCK_BYTES: Final = 1 << 16
-_BINARY_PROBE_BYTES: Final = 8192
+
+# Damaged rows of a file that are warned of one by one.
+_DAMAGED_SHOWN: Final = 5
 
 _NOT_ROWS: Final = "holds text, not rows. Name a .jsonl, .json, .csv or .tsv file"
 
 
 # Reading
+
+
+def shown() -> Notes:
+    """Notes whose warnings are logged."""
+    return Notes(show=lambda sentence: logger.warning("%s", sentence))
 
 
 def read_texts(
@@ -72,6 +59,7 @@ def read_texts(
     *,
     measure: Measure = count_words,
     on_skip: Callable[[], None] | None = None,
+    notes: Notes | None = None,
 ) -> Iterator[Text]:
     """Read the texts of one file, or of standard input.
 
@@ -83,6 +71,7 @@ def read_texts(
         options: what makes one text, which field holds it, how the bytes are encoded.
         measure: the units in a text, such as its number of tokens, for chunks. It must not shrink as a text grows.
         on_skip: called for each row that is dropped because it has no text.
+        notes: where to note warnings; None to log them.
 
     Raises:
         DocumentError: the file cannot be read, or does not hold the texts asked for.
@@ -94,7 +83,52 @@ def read_texts(
         raise failure(source, None, f"{_NOT_ROWS}, or omit ", Option("field"), ".")
     if source != STDIN:
         _check_file(source)
-    return texts_of(source, kind, options, encoding=options.encoding, measure=measure, on_skip=on_skip)
+    notes = shown() if notes is None else notes
+    by = options.by or kind.by
+    if not kind.has_blocks:
+        rows = _row_texts(source, kind, options.field, options.encoding, notes)
+        return _of_rows(rows, by, options, measure, on_skip)
+    if kind.typed and by in ("line", "file"):
+        lines = _lines(source, options.encoding, notes)
+        return split_lines(lines, source=source) if by == "line" else split_file(lines, source=source)
+    if source == STDIN:
+        blocks = text_blocks(_lines(source, options.encoding, notes))
+    else:
+        blocks = read(source, kind=kind, notes=notes, encoding=options.encoding)
+    return _of_blocks(blocks, by, source, options, measure)
+
+
+def row_texts(
+    path: str | PathLike[str], *, field: str | None = None, encoding: str | None = None, notes: Notes
+) -> Iterator[Text]:
+    """The rows of a table that can be read (JSON lines, JSON, CSV, TSV, Parquet, Arrow), each a text of its own.
+
+    Without a field or column "text" that is "column: value" of all columns. Damaged rows are left out, ragged ones
+    kept; both are warned of with their line.
+
+    Args:
+        path: the file.
+        field: the field or column that holds the text; a file that has none of that name is read with all columns.
+        encoding: of the file; None to find out.
+        notes: where to note warnings.
+
+    Raises:
+        DocumentError: the file cannot be read.
+    """
+    source = fspath(path)
+    damaged = 0
+
+    def warn(sentence: str) -> None:
+        nonlocal damaged
+        damaged += 1
+        if damaged <= _DAMAGED_SHOWN:
+            notes.warn(sentence)
+
+    for row in _row_texts(source, kind_of(source, rows=True), field, encoding, notes, on_damage=warn):
+        if row.text.strip():
+            yield row
+    if damaged > _DAMAGED_SHOWN:
+        notes.warn(f"{source}: {damaged - _DAMAGED_SHOWN:,} more rows are ragged or damaged.")
 
 
 def read_rows(path: str | PathLike[str]) -> Iterator[Row]:
@@ -107,8 +141,11 @@ def read_rows(path: str | PathLike[str]) -> Iterator[Row]:
         DocumentError: as ``read_texts``.
     """
     kind = kind_of(path, rows=True)
-    if not kind.rows:
+    if kind.has_blocks:
         raise failure(path, None, f"{_NOT_ROWS}")
+    if kind.reader in READERS:
+        _check_file(fspath(path))
+        return table_rows(path, kind.reader)
     return objects(read_lines(path), kind.reader, source=fspath(path))
 
 
@@ -120,67 +157,86 @@ def read_lines(path: str | PathLike[str]) -> Iterator[str]:
     """
     source = fspath(path)
     _check_file(source)
-    return _lines(_bytes(source), source, None)
+    return _strict_lines(source, None)
 
 
-def texts_of(
+def _row_texts(
     source: str,
     kind: Kind,
-    options: ReadingOptions,
-    *,
-    encoding: str | None = None,
-    measure: Measure = count_words,
-    on_skip: Callable[[], None] | None = None,
+    field: str | None,
+    encoding: str | None,
+    notes: Notes,
+    on_damage: Callable[[str], object] | None = None,
 ) -> Iterator[Text]:
-    """As ``read_texts``, for a file that exists and is of a known kind.
+    if kind.reader in READERS:
+        rows = table_rows(source, kind.reader)
+        return texts_in(rows, source=source, field=field, on_damage=on_damage)
+    lines = _lines(source, encoding, notes)
+    return texts(lines, kind.reader, source=source, field=field, on_damage=on_damage)
 
-    ``encoding`` goes before that of the options; None is UTF-8 that cannot be changed, so that no message proposes to.
-    """
-    by = options.by or kind.by
-    lines = _lines(_bytes(source), source, encoding)
 
-    def paragraphs(lines: Iterable[str]) -> Iterator[Text]:
-        return split_paragraphs(lines, source=source, markdown=kind.headings)
+# Rows and blocks to texts
 
-    def chunks(blocks: Iterable[Text]) -> Iterator[Text]:
-        size, overlap = options.chunk_size, options.overlap
-        return split_chunks(blocks, size=size, overlap=overlap, measure=measure, markdown=kind.headings)
 
-    if kind.rows:
-        rows = texts(lines, kind.reader, source=source, field=options.field)
-        if by == "line":
-            return with_text(rows, skip=options.skip_empty, on_skip=on_skip)
-        if by == "file":
-            return _joined(rows)
-        return _inside(rows, paragraphs if by == "paragraph" else lambda lines: chunks(paragraphs(lines)))
-    if kind.reader == "lines" and by in ("line", "file"):
-        return split_lines(lines, source=source) if by == "line" else split_file(lines, source=source)
-    if kind.reader == "lines":
-        blocks = paragraphs(lines)
-    else:
-        blocks = html_paragraphs(lines, source=source) if kind.reader == "html" else _document(source, kind.reader)
-    if by == "chunk":
-        return chunks(blocks)
+def _of_rows(
+    rows: Iterator[Text], by: str, options: ReadingOptions, measure: Measure, on_skip: Callable[[], None] | None
+) -> Iterator[Text]:
+    if by == "line":
+        return with_text(rows, skip=options.skip_empty, on_skip=on_skip)
     if by == "file":
-        return _joined(blocks)
-    return blocks if by == "paragraph" else _inside(blocks, split_lines)
-
-
-def _inside(texts: Iterable[Text], split: Callable[[Iterable[str]], Iterator[Text]]) -> Iterator[Text]:
-    """The parts of each text, which have its place."""
+        return _joined(rows)
     return (
-        replace(part, source=text.source, line=text.line, end_line=text.end_line, fields=text.fields)
-        for text in texts
-        for part in split(_newlines_only(text.text).split("\n"))
+        replace(part, line=row.line, end_line=row.end_line, fields=row.fields)
+        for row in rows
+        for part in _of_blocks(_row_blocks(row), by, row.source, options, measure)
     )
 
 
-def _joined(texts: Iterable[Text]) -> Iterator[Text]:
+def _row_blocks(row: Text) -> Iterator[Block]:
+    return text_blocks(row.text.replace("\r\n", "\n").replace("\r", "\n").split("\n"))
+
+
+def _of_blocks(
+    blocks: Iterable[Block], by: str, source: str, options: ReadingOptions, measure: Measure
+) -> Iterator[Text]:
+    if by == "chunk":
+        chunks = pack(blocks, size=options.chunk_size, overlap=options.overlap, measure=measure)
+        return (Text(chunk.text, source, chunk.first, chunk.last) for chunk in chunks)
+    if by == "line":
+        return (part for block in blocks for part in _lines_in(block, source))
+    paragraphs = _paragraphs(blocks, source)
+    return _joined(paragraphs) if by == "file" else paragraphs
+
+
+def _paragraphs(blocks: Iterable[Block], source: str) -> Iterator[Text]:
+    """Blocks that stand together: a heading with the lines right under it, the rows of a table."""
+    text, first, last = "", 0, 0
+    for block in blocks:
+        if first and (block.glue != ROW or block.level):
+            yield Text(text, source, first, last)
+            text, first = "", 0
+        text += (block.glue if first else "") + block.text
+        first, last = first or block.first, block.last
+    if first:
+        yield Text(text, source, first, last)
+
+
+def _lines_in(block: Block, source: str) -> Iterator[Text]:
+    for offset, line in enumerate(block.text.split("\n")):
+        if line.strip():
+            first = block.first + offset if block.by_line else block.first
+            yield Text(line.strip(), source, first, first if block.by_line else block.last)
+
+
+def _joined(found: Iterable[Text]) -> Iterator[Text]:
     """All texts that are not empty as one; none if there are none."""
-    full = [text for text in texts if text.text.strip()]
+    full = [text for text in found if text.text.strip()]
     if full:
         whole = "\n\n".join(text.text for text in full)
         yield Text(whole, full[0].source, full[0].line, full[-1].end_line)
+
+
+# Files to lines
 
 
 def _check_file(source: str) -> None:
@@ -191,106 +247,36 @@ def _check_file(source: str) -> None:
         elif Path(source).is_dir():
             raise IsADirectoryError(errno.EISDIR, "is a directory")
     except (OSError, ValueError) as error:
-        raise _unreadable(error, source) from error
+        raise unreadable_file(source, error) from error
+    if problem := why_not(source):
+        raise failure(source, None, problem)
 
 
-# Bytes to paragraphs, or to lines
+def _lines(source: str, encoding: str | None, notes: Notes) -> Iterator[str]:
+    """The lines of a file, whose encoding is found out; of a stream as they arrive."""
+    if source == STDIN or not Path(source).is_file():
+        yield from _strict_lines(source, encoding or "utf-8")
+        return
+    with opened(source, notes=notes, encoding=encoding) as file:
+        yield from file.lines("cookie" if kind_of(source).typed else "none")
 
 
-def _document(source: str, reader: str) -> Iterator[Text]:
-    try:
-        with _opened(source) as file:
-            yield from (pdf_paragraphs if reader == "pdf" else docx_paragraphs)(file, source)
-    except GritError:
-        raise
-    except Exception as error:  # the libraries raise whatever their parsing trips over
-        raise _unreadable(error, source) from error
+def _strict_lines(source: str, encoding: str | None) -> Iterator[str]:
+    blocks = _bytes(source)
+    first = next(blocks, b"")
+    check_is_text(first[:8192], name=named(source), encoding=encoding)
+    return lines_of(decoded_blocks(chain([first], blocks), name=named(source), encoding=encoding))
 
 
 def _bytes(source: str) -> Iterator[bytes]:
-    try:
-        with _opened(source) as file:
-            # read1 hands over what has arrived: texts piped in slowly come out as they arrive.
-            while block := file.read1(_BLOCK_BYTES):  # type: ignore[attr-defined] # all that are opened have it
+    # read1 hands over what has arrived: texts piped in slowly come out as they arrive.
+    if source != STDIN:
+        with opened(source) as file:
+            while block := file.file.read1(_BLOCK_BYTES):  # type: ignore[attr-defined] # all that are opened have it
                 yield block
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise _unreadable(error, source) from error
-
-
-def _opened(source: str) -> AbstractContextManager[IO[bytes]]:
-    if source == STDIN:
-        return nullcontext(sys.stdin.buffer)
-    if source.lower().endswith(".gz"):
-        return cast("IO[bytes]", gzip.open(source, "rb"))
-    return Path(source).open("rb")
-
-
-def _unreadable(error: Exception, source: str) -> DocumentError:
-    message = unreadable(named(source), error)
-    if isinstance(error, IsADirectoryError):
-        message += f" Name the files in it, for example with a shell pattern: {source}/*.txt."
-    return DocumentError(message, path=source)
-
-
-def _lines(blocks: Iterator[bytes], source: str, encoding: str | None) -> Iterator[str]:
-    """Lines without their ends, be they those of Unix, Windows or old Macs."""
-    first = next(blocks, b"")
-    _check_is_text(first, source, encoding)
-    started: list[str] = []  # parts of a line whose end has not come; joined once, however long it gets
-    for decoded in _decoded(chain([first], blocks), source, encoding):
-        head, *rest = decoded.split("\n")
-        started.append(head)
-        for line in rest:
-            yield "".join(started)
-            started = [line]
-    if last := "".join(started):
-        yield last
-
-
-def _check_is_text(head: bytes, source: str, encoding: str | None) -> None:
-    if codecs.lookup(encoding or "utf-8").name.startswith(("utf-16", "utf-32")):
-        return  # both are full of NUL bytes
-    for mark, name in _BYTE_ORDER_MARKS:
-        if head.startswith(mark):
-            raise failure(source, None, f"is encoded in {name.upper()}", *_advice(encoding, "Read it with ", name))
-    for magic, problem in _FOREIGN_FILES:
-        if head.startswith(magic):
-            raise failure(source, None, problem)
-    if b"\0" in head[:_BINARY_PROBE_BYTES]:
-        raise failure(source, None, "looks like a binary file (it holds NUL bytes). Name a text file")
-
-
-def _decoded(blocks: Iterable[bytes], source: str, encoding: str | None) -> Iterator[str]:
-    name = codecs.lookup(encoding or "utf-8").name
-    bytes_decoder = codecs.getincrementaldecoder("utf-8-sig" if name == "utf-8" else name)()
-    decoder = io.IncrementalNewlineDecoder(bytes_decoder, translate=True)
-    fed = 0  # bytes
-    line = 1
+        return
     try:
-        for block in blocks:
-            fed += len(block)
-            decoded = decoder.decode(block)
-            line += decoded.count("\n")
-            yield decoded
-        yield decoder.decode(b"", final=True)
-    except UnicodeDecodeError as error:
-        # error.object is the end of what was fed so far, whatever the decoder had kept back.
-        offset = fed - len(error.object) + error.start
-        line += _newlines_only(error.object[: error.start].decode("latin-1")).count("\n")
-        problem = f"byte 0x{error.object[error.start]:02x} at offset {offset} is not {name.upper()}"
-        advice = _advice(encoding, "Name the encoding of the file, for example ", "latin-1")
-        raise failure(source, line, problem, *advice) from error
-    except UnicodeError as error:
-        advice = _advice(encoding, "Name another ", None)
-        raise failure(source, None, f"is not {name.upper()}: {error}", *advice) from error
-
-
-def _advice(encoding: str | None, start: str, value: str | None) -> tuple[str | Option, ...]:
-    """The end of a message about an encoding: what to choose, or that there is no choice but UTF-8."""
-    if encoding is None:
-        return (". Convert the file to UTF-8.",)
-    return f". {start}", Option("encoding", value), "."
-
-
-def _newlines_only(text: str) -> str:
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+        while block := sys.stdin.buffer.read1(_BLOCK_BYTES):  # type: ignore[union-attr] # as all that stand for it
+            yield block
+    except (OSError, ValueError) as error:
+        raise unreadable_file(named(source), error) from error

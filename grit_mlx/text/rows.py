@@ -9,15 +9,30 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import chain
 from os import PathLike, fspath
 from typing import Any, Final, Literal
 
 from grit_mlx.errors import DocumentError, Option, first_line
+from grit_mlx.text.blocks import row_text
 from grit_mlx.text.splitting import STDIN, Text
 
-__all__ = ["Row", "Source", "failure", "missing", "named", "objects", "table", "text_of", "texts", "with_text"]
+__all__ = [
+    "FORMATS",
+    "Row",
+    "Source",
+    "failure",
+    "missing",
+    "named",
+    "objects",
+    "table",
+    "text_of",
+    "texts",
+    "texts_in",
+    "with_text",
+]
 
 Source = str | PathLike[str]
 
@@ -79,38 +94,90 @@ def objects(lines: Iterable[str], reader: str, *, source: Source) -> Iterator[Ro
         for cells, line, end_line in rows:
             yield dict(zip(columns, cells, strict=True)), line, end_line
         return
-    for value, line, end_line in _VALUES[reader](lines, source):
+    for value, line, end_line in _VALUES[reader](lines, source, None):
         if not isinstance(value, dict):
             raise _wrong_type(source, line, "the row", value, "an object")
         yield value, line, end_line
 
 
-def texts(lines: Iterable[str], reader: str, *, source: str, field: str | None = None) -> Iterator[Text]:
+def texts(
+    lines: Iterable[str],
+    reader: str,
+    *,
+    source: str,
+    field: str | None = None,
+    on_damage: Callable[[str], object] | None = None,
+) -> Iterator[Text]:
     """The texts of rows; some may be empty.
 
-    They are in ``field``; if it is None, in "text", in the only column, or in rows that are JSON strings.
+    They are in ``field``; if it is None, in "text", in the only column, or in rows that are JSON strings. The rows of
+    CSV and TSV without such a column are "column: value" of all columns.
+
+    Args:
+        lines: of the file.
+        reader: how it is written.
+        source: the name of the file.
+        field: the field or column that holds the text.
+        on_damage: called with a sentence about each row that is damaged, instead of raising an error: ragged rows are
+            kept, others left out. Then a file that has no ``field`` is read with all columns, JSON as well.
 
     Raises:
         DocumentError: a row is damaged or has no such field.
     """
-    wanted = "text" if field is None else field
     if reader in _DELIMITERS:
-        rows = table(lines, reader, source=source)
-        header = next(rows, None)
-        columns = _columns(header)
-        if header is not None and wanted not in columns and (field is not None or len(columns) > 1):
-            raise failure(source, header[1], missing([wanted], columns, what="column"), *_CHOOSE)
-        index = columns.index(wanted) if wanted in columns else 0
-        for cells, line, end_line in rows:
-            yield Text(cells[index], source, line, end_line, dict(zip(columns, cells, strict=True)))
+        yield from _table_texts(lines, reader, source, field, on_damage)
         return
-    for value, line, end_line in _VALUES[reader](lines, source):
-        if isinstance(value, dict):
-            yield Text(text_of(value, wanted, source, line, _CHOOSE), source, line, end_line, value)
-        elif field is None and isinstance(value, str):
-            yield Text(value, source, line, end_line)
-        else:
-            raise _wrong_type(source, line, "the row", value, "an object")
+    yield from texts_in(_VALUES[reader](lines, source, on_damage), source=source, field=field, on_damage=on_damage)
+
+
+def texts_in(
+    rows: Iterable[Row], *, source: str, field: str | None = None, on_damage: Callable[[str], object] | None = None
+) -> Iterator[Text]:
+    """As ``texts``, of rows that are objects or strings."""
+    for value, line, end_line in rows:
+        try:
+            yield _json_text(value, field, source, line, end_line, all_columns=on_damage is not None)
+        except DocumentError as error:
+            if on_damage is None:
+                raise
+            on_damage(f"{error} The row is left out.")
+
+
+def _table_texts(
+    lines: Iterable[str], reader: str, source: str, field: str | None, on_damage: Callable[[str], object] | None
+) -> Iterator[Text]:
+    wanted = "text" if field is None else field
+    rows = table(lines, reader, source=source) if on_damage is None else loose_table(lines, reader, source, on_damage)
+    header = next(rows, None)
+    columns = _columns(header)
+    if header is not None and wanted not in columns and field is not None:
+        problem = missing([wanted], columns, what="column")
+        if on_damage is None:
+            raise failure(source, header[1], problem, *_CHOOSE)
+        on_damage(f"{named(source)}: {problem}; all are read.")
+    index = columns.index(wanted) if wanted in columns else 0 if len(columns) == 1 else None
+    for cells, line, end_line in rows:
+        # Cells beyond an only column, which is then a title above the table, count as well.
+        text = row_text(columns, cells) if index is None or len(cells) > len(columns) == 1 else cells[index]
+        yield Text(text, source, line, end_line, dict(zip(columns, cells, strict=False)))
+
+
+def _json_text(value: Any, field: str | None, source: str, line: int, end_line: int, *, all_columns: bool) -> Text:
+    wanted = "text" if field is None else field
+    if isinstance(value, dict):
+        if all_columns and wanted not in value:
+            scalars = {key: part for key, part in value.items() if isinstance(part, str | int | float | bool)}
+            return Text(
+                row_text(list(scalars), [_shown(part) for part in scalars.values()]), source, line, end_line, value
+            )
+        return Text(text_of(value, wanted, source, line, _CHOOSE), source, line, end_line, value)
+    if field is None and isinstance(value, str):
+        return Text(value, source, line, end_line)
+    raise _wrong_type(source, line, "the row", value, "an object")
+
+
+def _shown(value: str | int | float | bool) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def text_of(row: dict[str, Any], field: str, source: Source, line: int, advice: tuple[str | Option, ...] = ()) -> str:
@@ -154,20 +221,32 @@ def _wrong_type(source: Source, line: int, label: str, value: object, wanted: st
 # JSON
 
 
-def _json_lines(lines: Iterable[str], source: Source) -> Iterator[Row]:
+def _json_lines(
+    lines: Iterable[str], source: Source, on_damage: Callable[[str], object] | None = None
+) -> Iterator[Row]:
     decoder = json.JSONDecoder()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        start = len(line) - len(line.lstrip())
-        value, end = _json_value(decoder, line, start, source, number)
-        if line[end:].strip():
-            raise failure(source, number, f"the JSON value ends before column {end + 1}. Put one value on each line.")
-        yield value, number, number
+        try:
+            yield _json_line(decoder, line, source, number), number, number
+        except DocumentError as error:
+            if on_damage is None:
+                raise
+            on_damage(f"{error} The row is left out.")
 
 
-def _json_array(lines: Iterable[str], source: Source) -> Iterator[Row]:
-    """The elements of one array, or a single value."""
+def _json_line(decoder: json.JSONDecoder, line: str, source: Source, number: int) -> Any:
+    value, end = _json_value(decoder, line, len(line) - len(line.lstrip()), source, number)
+    if line[end:].strip():
+        raise failure(source, number, f"the JSON value ends before column {end + 1}. Put one value on each line.")
+    return value
+
+
+def _json_array(
+    lines: Iterable[str], source: Source, on_damage: Callable[[str], object] | None = None
+) -> Iterator[Row]:
+    """The elements of one array, or a single value. Damage ends the file whatever is asked for."""
     text = "\n".join(lines)
     decoder = json.JSONDecoder()
     line, counted = 1, 0  # the line at the offset `counted`
@@ -206,6 +285,9 @@ def _json_array(lines: Iterable[str], source: Source) -> Iterator[Row]:
 
 
 _VALUES: Final = {"jsonl": _json_lines, "json": _json_array}
+
+# How files of rows are written.
+FORMATS: Final = frozenset({*_VALUES, *_DELIMITERS})
 
 
 def _json_value(decoder: json.JSONDecoder, text: str, start: int, source: Source, line: int) -> tuple[Any, int]:
@@ -288,3 +370,54 @@ def _without_nul(lines: Iterable[str], source: Source) -> Iterator[str]:
         if "\0" in line:  # which csv refuses or takes, depending on the Python version
             raise failure(source, number, "there is a NUL byte. Remove it, or name another file.")
         yield line + "\n"
+
+
+def loose_table(lines: Iterable[str], reader: str, source: Source, on_damage: Callable[[str], object]) -> Iterator[Row]:
+    """As ``table``, but no row is lost: a sentence tells of each that is ragged or whose quotes do not match.
+
+    Short rows are filled up, long ones keep their further cells.
+    """
+    csv.field_size_limit(max(csv.field_size_limit(), _CSV_FIELD_LIMIT))
+    delimiter, width = "", 0
+    for record, first, last, is_whole in _records(lines):
+        if not delimiter:
+            delimiter = max(_DELIMITERS[reader], key=record.count)
+        quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if is_whole else csv.QUOTE_NONE
+        cells = next(csv.reader([record.replace("\0", "")], delimiter=delimiter, quoting=quoting), [])
+        width = width or len(cells)
+        where = f"{named(fspath(source))}, line {first}: "
+        if "\0" in record:
+            on_damage(f"{where}there is a NUL byte, which is left out.")
+        if not is_whole:
+            on_damage(f"{where}a quotation mark is not closed; the line is read without it.")
+        if len(cells) != width:
+            on_damage(f"{where}the row has {len(cells)} columns, but the first row has {width}.")
+        yield [*cells, *[""] * (width - len(cells))], first, last
+
+
+# A quoted cell that goes on for more lines is taken for an unclosed quotation mark.
+_RECORD_LINES: Final = 1000
+
+
+def _records(lines: Iterable[str]) -> Iterator[tuple[str, int, int, bool]]:
+    """Lines with the further ones that their quotes open, their places, and whether the quotes match."""
+    waiting: deque[tuple[int, str]] = deque()
+    stream = enumerate(lines, start=1)
+    while True:
+        following = waiting.popleft() if waiting else next(stream, None)
+        if following is None:
+            return
+        taken = [following]
+        while sum(line.count('"') for _, line in taken) % 2:
+            more = None
+            if len(taken) < _RECORD_LINES:
+                more = waiting.popleft() if waiting else next(stream, None)
+            if more is None:
+                waiting.extendleft(reversed(taken[1:]))
+                yield taken[0][1], taken[0][0], taken[0][0], False
+                break
+            taken.append(more)
+        else:
+            record = "\n".join(line for _, line in taken)
+            if record.strip():
+                yield record, taken[0][0], taken[-1][0], True

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from grit_mlx.errors import ArgumentError, DocumentError, first_line, unreadable
-from grit_mlx.text.kinds import is_listed
+from grit_mlx.text.junk import is_junk_file
+from grit_mlx.text.kinds import is_listed, why_not
 from grit_mlx.text.options import WalkOptions
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ SKIPPED: Final = {
     "link": "symbolic links",
     "special": "not regular files",
     "large": "too large",
+    "junk": "lock files, source maps or minified",
     "unreadable": "unreadable",
     "binary": "binary or damaged",
     "package": "without the package that reads them",
@@ -48,12 +50,14 @@ class Walk:
         roots: the files and folders that were asked for, resolved.
         skipped: how many files were left out, by the keys of ``SKIPPED``.
         problems: files or folders that could not be read, with the reason.
+        kinds: the suffixes of files of other kinds.
     """
 
     files: list[Path] = field(default_factory=list)
     roots: list[Path] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
     problems: list[tuple[str, str]] = field(default_factory=list)
+    kinds: Counter[str] = field(default_factory=Counter)
 
     def covers(self, name: str) -> bool:
         """Whether a stored name lies in what was walked: if it was not found there, it was deleted."""
@@ -161,8 +165,13 @@ def _folder(folder: Path, rules: _Rules, excluded: set[Path], found: Walk) -> It
             found.skipped["ignored"] += 1
         elif entry.is_dir():
             yield from _folder(path, rules, excluded, found)
+        elif is_junk_file(entry.name):
+            found.skipped["junk"] += 1
         elif not is_listed(path):
             found.skipped["kind"] += 1
+            found.kinds[path.suffix.lower() or path.name] += 1
+            if problem := why_not(path):
+                found.problems.append((stored_name(path), problem))
         else:
             yield path
 

@@ -4,76 +4,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_unflatten
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
-from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import get_total_parameters
 
-from grit_mlx.errors import AdapterError, ArgumentError, Option, first_line, unreadable
+from grit_mlx.errors import ArgumentError, Option, first_line
+from grit_mlx.model.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterLayout, adapted, layout_from, targets
 from grit_mlx.training.arrays import named_arrays
 from grit_mlx.training.router import find_routers
 
 __all__ = [
+    "ADAPTER_WEIGHTS",
     "AdapterLayout",
     "attach_adapter",
     "choose_keys",
     "count_trainable",
     "is_quantized",
     "layout_from",
-    "load_weights",
-    "read_layout",
     "unfreeze_for_full",
     "write_layout",
 ]
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapters.safetensors"
-
 _LINEAR = (nn.Linear, nn.QuantizedLinear)
 _EXPERTS = (SwitchLinear, QuantizedSwitchLinear)
 _ADAPTABLE = (*_LINEAR, *_EXPERTS)
-
-
-@dataclass(frozen=True)
-class AdapterLayout:
-    """What mlx-lm's ``adapter_config.json`` says about an adapter.
-
-    Attributes:
-        fine_tune_type: ``"lora"`` or ``"dora"``.
-        num_layers: number of last blocks that are adapted; -1 for all.
-        rank: r.
-        scale: factor of the low-rank product: PEFT's alpha / r.
-        dropout: of the adapter's input, in training.
-        keys: names of the adapted layers below a block, such as ``"self_attn.q_proj"``.
-    """
-
-    fine_tune_type: str
-    num_layers: int
-    rank: int
-    scale: float
-    dropout: float
-    keys: tuple[str, ...]
-
-    def parameters(self) -> dict[str, Any]:
-        """mlx-lm's ``lora_parameters``."""
-        return {"rank": self.rank, "scale": self.scale, "dropout": self.dropout, "keys": list(self.keys)}
-
-
-def layout_from(fine_tune_type: str, num_layers: int, parameters: Mapping[str, Any]) -> AdapterLayout:
-    """A layout from mlx-lm's ``lora_parameters``, of which rank and scale are required."""
-    return AdapterLayout(
-        fine_tune_type,
-        num_layers,
-        rank=int(parameters["rank"]),
-        scale=float(parameters["scale"]),
-        dropout=float(parameters.get("dropout", 0.0)),
-        keys=tuple(parameters.get("keys") or ()),
-    )
 
 
 def choose_keys(model: nn.Module, *, experts: bool = False, router: bool = False) -> tuple[str, ...]:
@@ -121,7 +80,8 @@ def attach_adapter(model: nn.Module, layout: AdapterLayout) -> None:
             Option("num_layers", layout.num_layers), f" exceeds the model's {len(model.layers)} blocks."
         )
     try:
-        linear_to_lora_layers(model, layout.num_layers, layout.parameters(), use_dora=layout.fine_tune_type == "dora")
+        made = [(name, adapted(layer, layout)) for name, layer in targets(model, layout).items()]
+        model.update_modules(tree_unflatten(made))
     except ValueError as error:
         raise ArgumentError(f"This layer cannot be adapted: {first_line(error)}") from error
 
@@ -166,23 +126,6 @@ def count_trainable(model: nn.Module) -> tuple[int, int]:
     return trained, int(get_total_parameters(model))
 
 
-def load_weights(model: nn.Module, weights: Mapping[str, mx.array], source: str) -> None:
-    """Load an adapter's weights into a model whose layers are adapted.
-
-    Raises:
-        AdapterError: the model has no such tensor.
-    """
-    present = dict(named_arrays(model.trainable_parameters()))
-    for name, value in weights.items():
-        if name not in present or present[name].shape != value.shape:
-            there = f"has {present[name].shape}" if name in present else "has no such tensor"
-            raise AdapterError(
-                f"The adapter {source} does not fit the model: {name} is {value.shape} and the model {there}. "
-                "Use it with the model it was trained on."
-            )
-    model.load_weights(list(weights.items()), strict=False)
-
-
 def write_layout(folder: Path, layout: AdapterLayout, *, about: Mapping[str, Any]) -> None:
     """Write mlx-lm's ``adapter_config.json``.
 
@@ -198,20 +141,3 @@ def write_layout(folder: Path, layout: AdapterLayout, *, about: Mapping[str, Any
         "lora_parameters": layout.parameters(),
     }
     (folder / ADAPTER_CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def read_layout(folder: Path) -> AdapterLayout:
-    """Read mlx-lm's ``adapter_config.json``.
-
-    Raises:
-        AdapterError: it is missing or incomplete.
-    """
-    path = folder / ADAPTER_CONFIG
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        kind = content.get("fine_tune_type", "lora")
-        return layout_from(kind, int(content["num_layers"]), content["lora_parameters"])
-    except (OSError, ValueError) as error:
-        raise AdapterError(unreadable(path, error)) from error
-    except (KeyError, TypeError) as error:
-        raise AdapterError(f"{path} does not describe an adapter in mlx-lm's layout: {error!r}.") from error

@@ -21,6 +21,7 @@ from grit_mlx.errors import ArgumentError, Option
 from grit_mlx.text.kinds import stem
 from grit_mlx.training.sampling import Sampler, choose_passages
 from grit_mlx.training.token_files import (
+    TRAIN,
     TokenFile,
     TokenOptions,
     find_data_files,
@@ -29,9 +30,6 @@ from grit_mlx.training.token_files import (
 )
 
 __all__ = ["EmbeddingBatch", "EmbeddingData", "Files", "GenerativeData", "load_files", "split_files"]
-
-# mlx-lm's names: in a data folder these are not trained on.
-HELD_OUT_NAMES = ("valid", "test")
 
 # Names of the streams of random numbers, so that no two decisions share one.
 _EMBEDDING_ORDER, _GENERATIVE_ORDER, _PASSAGES, _HELD_OUT = range(4)
@@ -62,7 +60,7 @@ def load_files(
     cache: Path,
     kinds: Sequence[str] = (EMBEDDING, GENERATIVE),
     progress: Callable[[str, int], None] | None = None,
-    held_out: bool = False,
+    splits: Sequence[str] = (TRAIN,),
     outside: Path | None = None,
 ) -> dict[str, Files]:
     """All data files of a folder, checked and tokenised, by kind.
@@ -74,7 +72,7 @@ def load_files(
         cache: where tokens are kept.
         kinds: the kinds wanted; files of others are checked and left out.
         progress: called with a file's name and its number of rows done.
-        held_out: take only mlx-lm's ``valid`` files instead of all others.
+        splits: which files of a folder are wanted; see ``token_files.split_of``.
         outside: see ``find_data_files``.
 
     Raises:
@@ -82,10 +80,7 @@ def load_files(
     """
     fingerprint = tokenizer_fingerprint(tokenizer)
     result: dict[str, Files] = {EMBEDDING: [], GENERATIVE: []}
-    skip = () if folder.is_file() or held_out else HELD_OUT_NAMES
-    for path in find_data_files(folder, skip=skip, outside=outside):
-        if held_out and stem(path) != "valid":
-            continue
+    for path in find_data_files(folder, splits=splits, outside=outside):
         # Two folders may hold files of one name, as the project's own embedding/ and generative/ do.
         name = path.relative_to(folder).parent.joinpath(stem(path)).as_posix() if folder.is_dir() else stem(path)
         report = None if progress is None else partial(progress, name)
@@ -134,6 +129,8 @@ class EmbeddingBatch:
         queries: Q texts.
         passages: Q x G texts, group by group, the positive first.
         identities: ``(Q*G,)`` int32, equal for equal passages.
+        asked: ``(Q,)`` int32, equal for equal queries.
+        answered: ``(Q*G,)`` int32, the query that a passage is a right answer to; 0 for a negative.
         query_vectors: ``(Q, T)`` to distil from, or empty.
         passage_vectors: ``(Q*G, T)``, or empty.
     """
@@ -141,6 +138,8 @@ class EmbeddingBatch:
     queries: list[TokenizedText]
     passages: list[TokenizedText]
     identities: NDArray[np.int32]
+    asked: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, dtype=np.int32))
+    answered: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, dtype=np.int32))
     query_vectors: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), dtype=np.float32))
     passage_vectors: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), dtype=np.float32))
 
@@ -222,13 +221,20 @@ def _embedding_batch(
         queries=[file.text(row, position) for file, row, position in queries],
         passages=texts,
         identities=np.array([_identity(text) for text in texts], dtype=np.int32),
+        asked=np.array([_identity(file.text(row, 0)) for file, row, _ in queries], dtype=np.int32),
+        answered=np.array([_answered(*place) for place in passages], dtype=np.int32),
         **vectors,
     )
 
 
+def _answered(file: TokenFile, row: int, position: int) -> int:
+    """The query that a passage is a right answer to; 0 for a negative."""
+    return _identity(file.text(row, 0)) if position <= file.passages(row)[0] else 0
+
+
 def _identity(text: TokenizedText) -> int:
     digest = hashlib.blake2b(text.ids.tobytes(), digest_size=4).digest()
-    return int.from_bytes(digest, "little", signed=True)
+    return int.from_bytes(digest, "little", signed=True) or 1
 
 
 class GenerativeData:

@@ -7,6 +7,7 @@ V vocabulary. Source of the formulas: the official GritLM's ``training/model.py`
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -42,6 +43,7 @@ def contrastive_loss(
     temperature: float | mx.array,
     symmetric: bool = False,
     identities: mx.array | None = None,
+    answered: tuple[mx.array, mx.array] | None = None,
     false_negative_margin: float | None = None,
 ) -> mx.array:
     """Cross entropy of each query's own passage among all passages of the batch.
@@ -53,6 +55,8 @@ def contrastive_loss(
         symmetric: also let each positive find its query, and take the mean of both (not in the official code).
         identities: ``(Q*G,)`` integers, equal for equal texts. A passage equal to a query's own positive is not a
             negative for it and is left out (not in the official code).
+        answered: ``(Q,)`` and ``(Q*G,)`` integers: each query, and the query that a passage is a right answer to. A
+            right answer to an equal query is not a negative and is left out (not in the official code).
         false_negative_margin: leave out negatives that score above the positive plus this, which are likely to
             be right answers as well (not in the official code; cosine units, before the temperature).
 
@@ -67,7 +71,7 @@ def contrastive_loss(
         raise ArgumentError(f"{P} passages cannot be shared out evenly among {Q} queries.")
     scores = (query @ passage.T).astype(mx.float32)  # (Q, P)
     positives = mx.arange(Q) * (P // Q)
-    left_out = _false_negatives(scores, positives, identities, false_negative_margin)
+    left_out = _false_negatives(scores, positives, identities, answered, false_negative_margin)
     logits = scores / temperature
     if left_out is not None:
         logits = mx.where(left_out, -mx.inf, logits)
@@ -79,12 +83,19 @@ def contrastive_loss(
 
 
 def _false_negatives(
-    scores: mx.array, positives: mx.array, identities: mx.array | None, margin: float | None
+    scores: mx.array,
+    positives: mx.array,
+    identities: mx.array | None,
+    answered: tuple[mx.array, mx.array] | None,
+    margin: float | None,
 ) -> mx.array | None:
     """``(Q, P)`` boolean, true on passages that must not count as negatives; None if all do."""
     left_out = None
     if identities is not None:
         left_out = identities[positives][:, None] == identities[None, :]
+    if answered is not None:
+        right = answered[0][:, None] == answered[1][None, :]
+        left_out = right if left_out is None else left_out | right
     if margin is not None:
         own = mx.take_along_axis(scores, positives[:, None], axis=1)
         close = mx.stop_gradient(scores) > mx.stop_gradient(own) + margin
@@ -94,23 +105,13 @@ def _false_negatives(
     return left_out & (mx.arange(scores.shape[1])[None, :] != positives[:, None])
 
 
-def matryoshka_loss(
-    query: mx.array, passage: mx.array, dimensions: Sequence[int], *, temperature: float | mx.array, **options: object
-) -> mx.array:
+def matryoshka_loss(query: mx.array, passage: mx.array, dimensions: Sequence[int], **options: Any) -> mx.array:
     """The mean of ``contrastive_loss`` over vectors cut to several sizes, each normalised again.
 
     Source: Kusupati et al. 2022, Matryoshka Representation Learning, with equal weights.
     """
-    parts = [
-        contrastive_loss(
-            normalize(query[:, :size]),
-            normalize(passage[:, :size]),
-            temperature=temperature,
-            **options,  # type: ignore[arg-type]
-        )
-        for size in dimensions
-    ]
-    return mx.stack(parts).mean()
+    cut = [(normalize(query[:, :size]), normalize(passage[:, :size])) for size in dimensions]
+    return mx.stack([contrastive_loss(*pair, **options) for pair in cut]).mean()
 
 
 def cosine_distillation(student: mx.array, teacher: mx.array) -> mx.array:

@@ -12,11 +12,11 @@ import mlx.core as mx
 import mlx.optimizers as optim
 
 from grit_mlx.datasets.examples import EMBEDDING, GENERATIVE
-from grit_mlx.errors import ArgumentError, DocumentError, Option
+from grit_mlx.errors import AdapterError, ArgumentError, DocumentError, Option
 from grit_mlx.model import device
+from grit_mlx.model.adapters import attach, check_base, complete, keys_of, read_adapter
 from grit_mlx.model.loading import LoadedModel, load
 from grit_mlx.model.options import ModelChoice
-from grit_mlx.text.kinds import stem
 from grit_mlx.training import adapters
 from grit_mlx.training.adapters import AdapterLayout
 from grit_mlx.training.data import (
@@ -30,13 +30,12 @@ from grit_mlx.training.data import (
 )
 from grit_mlx.training.distributed import World
 from grit_mlx.training.optimizers import Schedule, make_optimizer, make_schedule
-from grit_mlx.training.peft import load_any_adapter
 from grit_mlx.training.recompute import checkpoint_layers
 from grit_mlx.training.router import Routers, find_routers
 from grit_mlx.training.scratch import write_random_model
 from grit_mlx.training.settings import TrainingSettings
 from grit_mlx.training.step import Trainee, TrainingStep
-from grit_mlx.training.token_files import TokenOptions, find_data_files
+from grit_mlx.training.token_files import TEST, TRAIN, VALID, TokenOptions, find_data_files, split_of
 
 __all__ = ["Data", "Preparation", "data_folder", "prepare_data", "prepare_model"]
 
@@ -94,7 +93,7 @@ def prepare_model(settings: TrainingSettings, world: World) -> Preparation:
     """
     loaded = _load(settings, world)
     mx.random.seed(settings.seed)
-    layout = _choose_trained(loaded.model, settings)
+    layout = _choose_trained(loaded.model, loaded.config, settings)
     trainee = Trainee(
         loaded.model, projection=loaded.projection, learn_temperature=settings.learn_temperature and settings.embeds
     )
@@ -157,7 +156,7 @@ def _load(settings: TrainingSettings, world: World) -> LoadedModel:
     return replace(loaded, settings=chosen)
 
 
-def _choose_trained(model: Any, settings: TrainingSettings) -> AdapterLayout | None:
+def _choose_trained(model: Any, config: Mapping[str, Any], settings: TrainingSettings) -> AdapterLayout | None:
     if settings.from_scratch or settings.fine_tune_type == "full":
         if settings.resume_adapter_file:
             adapter = Option("resume_adapter_file")
@@ -165,15 +164,26 @@ def _choose_trained(model: Any, settings: TrainingSettings) -> AdapterLayout | N
         adapters.unfreeze_for_full(model, settings.num_layers, settings.frozen)
         return None
     if settings.resume_adapter_file:
-        layout, weights = load_any_adapter(Path(settings.resume_adapter_file).expanduser(), len(model.layers))
-        adapters.attach_adapter(model, layout)
-        adapters.load_weights(model, weights, settings.resume_adapter_file)
-        return layout
+        return _resumed_adapter(model, config, Path(settings.resume_adapter_file).expanduser())
     layout = adapters.layout_from(settings.fine_tune_type, settings.num_layers, settings.lora_parameters)
     if not layout.keys:
         keys = adapters.choose_keys(model, experts=settings.adapt_experts, router=settings.adapt_router)
         layout = replace(layout, keys=keys)
     adapters.attach_adapter(model, layout)
+    return layout
+
+
+def _resumed_adapter(model: Any, config: Mapping[str, Any], folder: Path) -> AdapterLayout:
+    adapter = read_adapter(folder)
+    if adapter.layout is None:
+        raise AdapterError(f"{folder} holds fully tuned weights, not an adapter. Fuse it first (grit fuse).")
+    check_base(adapter, model, config)
+    adapter = complete(adapter, model)
+    assert adapter.layout is not None
+    # What mlx-lm's default adapts is spelled out, so that the run's own adapter says it.
+    layout = replace(adapter.layout, keys=adapter.layout.keys or keys_of(model, adapter))
+    model.freeze()
+    attach(model, adapter)
     return layout
 
 
@@ -206,6 +216,7 @@ def prepare_data(
     progress: Callable[[str, int], None] | None = None,
     *,
     vector_size: int | None = None,
+    prompt_format: str = "grit",
 ) -> Data:
     """Check and tokenise the data, and hold some out.
 
@@ -215,12 +226,14 @@ def prepare_data(
         world: the processes of the run.
         progress: called with a file's name and its number of rows done.
         vector_size: length of the model's vectors, for checks.
+        prompt_format: how the model's instructions precede texts.
 
     Raises:
         DocumentError: a row cannot be used, or there is no data of a kind that the mode needs.
         ArgumentError: the data does not fill a batch, or a setting does not suit it.
     """
-    options = TokenOptions(**{one.name: getattr(settings, one.name) for one in fields(TokenOptions)})
+    chosen = {one.name: getattr(settings, one.name) for one in fields(TokenOptions) if one.name != "prompt_format"}
+    options = TokenOptions(**chosen, prompt_format=prompt_format)
     kinds = tuple(kind for kind, wanted in ((EMBEDDING, settings.embeds), (GENERATIVE, settings.generates)) if wanted)
     folder, output = data_folder(settings), Path(settings.adapter_path).expanduser()
     load = partial(
@@ -239,10 +252,10 @@ def prepare_data(
         _check_vectors(train[EMBEDDING], settings, vector_size)
     held_out: dict[str, Files] = {}
     if settings.valid:
-        held_out = load(Path(settings.valid).expanduser())
+        held_out = load(Path(settings.valid).expanduser(), splits=(TRAIN, VALID, TEST))
     else:
-        if folder.is_dir() and any(stem(path) == "valid" for path in find_data_files(folder)):
-            held_out = load(folder, held_out=True)
+        if folder.is_dir() and any(split_of(path, folder) == VALID for path in find_data_files(folder)):
+            held_out = load(folder, splits=(VALID,))
         for kind in [kind for kind in kinds if not held_out.get(kind)]:
             train[kind], held_out[kind] = split_files(train[kind], settings.val_rows, settings.seed)
     return Data(

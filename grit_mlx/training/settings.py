@@ -6,6 +6,7 @@ Names are mlx-lm's where it has one. Nothing here imports mlx, so ``grit train -
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from itertools import groupby
@@ -17,6 +18,7 @@ from grit_mlx.files.atomic import atomic_path, output_errors
 from grit_mlx.model.options import DTYPES, MODES
 from grit_mlx.model.settings import ATTENTION, POOLING
 from grit_mlx.options import check, nearest, option, spec_of
+from grit_mlx.training.mlx_lm_config import from_mlx_lm, is_mlx_lm
 
 __all__ = ["TrainingSettings", "commented_yaml", "read_yaml", "write_yaml"]
 
@@ -221,18 +223,32 @@ def read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = yaml.load(path.read_text(encoding="utf-8"), _loader()) or {}
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(unreadable(path, error)) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold names and values, such as 'iters: 100'.")
+    if is_mlx_lm(values):
+        values = from_mlx_lm(values, path)
     known = [one.name for one in fields(TrainingSettings)]
     for name in values:
         if name not in known:
             raise ConfigError(f"{path} has an unknown setting {str(name)!r}: {nearest(str(name), known)}")
     return values
+
+
+def _loader() -> Any:
+    """A safe loader for which 1e-5 is a number, as it is for people and for mlx-lm."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc] # yaml has no types
+        pass
+
+    exponent = re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", exponent, list("-+0123456789"))
+    return Loader
 
 
 def write_yaml(path: Path, settings: TrainingSettings) -> None:

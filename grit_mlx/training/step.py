@@ -34,7 +34,7 @@ from grit_mlx.training.settings import TrainingSettings
 
 __all__ = ["StepResult", "Trainee", "TrainingStep", "plain_head"]
 
-# Where mx.compile is used, lengths are rounded up to this: each new shape is compiled anew.
+# With mx.compile lengths are rounded up to this: each new shape is compiled anew.
 _COMPILED_LENGTHS = 64
 
 
@@ -111,7 +111,7 @@ class TrainingStep:
         training: losses and chunks.
         settings: pooling, attention, normalisation.
         world: the processes of the run.
-        routers: what notes router logits, where there is a load-balancing loss.
+        routers: what notes router logits, if there is a load-balancing loss.
         router_factor: the weight of that loss.
         compiled: use ``mx.compile``.
     """
@@ -167,7 +167,7 @@ class TrainingStep:
     def _embedding_chunks(self, batch: EmbeddingBatch, seed: int) -> list[_Chunk]:
         # Queries and passages are all the same to the model: sorted together they leave the least padding.
         texts = [*self._world.share(batch.queries), *self._world.share(batch.passages)]
-        averaging = self.settings.pooling in AVERAGING
+        averaging = self.settings.pooling in AVERAGING and not self.settings.pool_prompt
         chunks = []
         for rows in self._plan(texts):
             ids, real = pad([texts[i].ids for i in rows], multiple=self._length_step)
@@ -224,6 +224,7 @@ class TrainingStep:
             "temperature": temperature,
             "symmetric": training.symmetric,
             "identities": mx.array(batch.identities) if training.drop_duplicates else None,
+            "answered": _answered(batch) if training.drop_duplicates else None,
             "false_negative_margin": training.false_negative_margin,
         }
         query, passage = rows["query"], rows["passage"]
@@ -381,3 +382,7 @@ def merged(parts: Sequence[StepResult]) -> StepResult:
         gradients = add_gradients(gradients, part.gradients)
         values |= {**part.losses, "total": values.get("total", 0.0) + part.losses["total"]}
     return StepResult(values, gradients or {}, sum(part.tokens for part in parts))
+
+
+def _answered(batch: EmbeddingBatch) -> tuple[mx.array, mx.array] | None:
+    return (mx.array(batch.asked), mx.array(batch.answered)) if len(batch.asked) else None

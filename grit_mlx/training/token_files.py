@@ -11,6 +11,8 @@ import errno
 import hashlib
 import json
 import logging
+import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -37,10 +39,20 @@ from grit_mlx.text.rows import failure
 
 logger = logging.getLogger("grit_mlx")
 
-__all__ = ["TokenFile", "TokenOptions", "find_data_files", "tokenize_file", "tokenizer_fingerprint"]
+__all__ = [
+    "TEST",
+    "TRAIN",
+    "VALID",
+    "TokenFile",
+    "TokenOptions",
+    "find_data_files",
+    "split_of",
+    "tokenize_file",
+    "tokenizer_fingerprint",
+]
 
 # A new number invalidates all caches.
-_FORMAT = 2
+_FORMAT = 3
 
 # Rows that are tokenised together.
 _WINDOW = 1024
@@ -55,12 +67,14 @@ class TokenOptions:
         passage_max_length: tokens of a passage.
         max_seq_length: tokens of a generative row.
         label_mask: one of ``settings.LABEL_MASKS``.
+        prompt_format: one of the model's ``settings.PROMPT_FORMATS``.
     """
 
     query_max_length: int = 256
     passage_max_length: int = 512
     max_seq_length: int = 1024
     label_mask: str = "exact"
+    prompt_format: str = "grit"
 
 
 class TokenFile:
@@ -134,12 +148,34 @@ _ARRAYS: dict[str, type] = {
 }
 
 
-def find_data_files(folder: Path, *, skip: Sequence[str] = (), outside: Path | None = None) -> list[Path]:
-    """The files of JSON lines in and below a folder, in a fixed order; or the one file that was named.
+# What a file of a data folder is for. mlx-lm's names, and those that ``datasets`` and others have for the same.
+TRAIN, VALID, TEST = "train", "valid", "test"
+_SPLITS = {
+    **dict.fromkeys(("valid", "validation", "val", "dev", "eval"), VALID),
+    **dict.fromkeys(("test", "testing", "heldout", "held_out"), TEST),
+}
+# The hub numbers the parts of a split: validation-00000-of-00002.
+_PART = re.compile(r"-\d{5}-of-\d{5}$")
+
+
+def split_of(path: Path, folder: Path) -> str:
+    """What a file of a data folder is for, by its name or by that of a folder between: one of the above."""
+    within = path.relative_to(folder) if path.is_relative_to(folder) else Path(path.name)
+    names = [_PART.sub("", stem(path)), *within.parts[:-1]]
+    return next((_SPLITS[name.lower()] for name in names if name.lower() in _SPLITS), TRAIN)
+
+
+def find_data_files(
+    folder: Path, *, splits: Sequence[str] = (TRAIN, VALID, TEST), outside: Path | None = None
+) -> list[Path]:
+    """The files of rows in and below a folder, in a fixed order; or the one file that was named.
+
+    These are JSON lines, Parquet, the Arrow files of ``datasets``, and JSON that is an array. Links are followed,
+    hidden files and folders (``.ipynb_checkpoints``, a Mac's ``._data.jsonl``) are not data.
 
     Args:
         folder: a folder, or a single file.
-        skip: names without suffix that are left out.
+        splits: what the files may be for.
         outside: a folder whose files are left out, such as a run's with its log.
 
     Raises:
@@ -147,15 +183,37 @@ def find_data_files(folder: Path, *, skip: Sequence[str] = (), outside: Path | N
     """
     if folder.is_file():
         return [folder]
-    found = [path for path in sorted(folder.rglob("*")) if kind_of(path).reader == "jsonl" and path.is_file()]
-    found = [path for path in found if stem(path) not in skip]
+    found = sorted(path for path in _files_below(folder) if _holds_rows(path))
+    found = [path for path in found if split_of(path, folder) in splits]
     if outside is not None:
         found = [path for path in found if not path.resolve().is_relative_to(outside.resolve())]
     if not found and not folder.is_dir():
         raise DocumentError(unreadable(folder, FileNotFoundError(errno.ENOENT, "")), path=folder)
     if not found:
-        raise failure(folder, None, "holds no .jsonl files")
+        raise failure(folder, None, "holds no .jsonl files, nor Parquet files")
     return found
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(place) in seen:  # a link that leads in a circle, or a folder that is linked to twice
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(place))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
+        yield from (Path(place) / name for name in names if not name.startswith("."))
+
+
+def _holds_rows(path: Path) -> bool:
+    reader = kind_of(path).reader
+    if reader == "json":  # an object is settings, as in dataset_info.json
+        try:
+            with path.open("rb") as file:
+                return file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+        except OSError:
+            return False
+    return reader in ("jsonl", "parquet", "arrow") and path.is_file()
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -253,6 +311,7 @@ def _tokens(tokenizer: Any, rows: list[Any], options: TokenOptions) -> list[Any]
             rows,
             query_max_length=options.query_max_length,
             passage_max_length=options.passage_max_length,
+            prompt_format=options.prompt_format,
         )
     return tokenize_chats(tokenizer, rows, max_length=options.max_seq_length, label_mask=options.label_mask)
 

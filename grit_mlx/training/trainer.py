@@ -8,7 +8,7 @@ import math
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from grit_mlx.errors import (
 )
 from grit_mlx.evaluation.sets import AnswerSet, load_set
 from grit_mlx.model import device
+from grit_mlx.model.adapters import check_base, fingerprint, read_adapter
 from grit_mlx.model.settings import write_settings
 from grit_mlx.training import adapters
 from grit_mlx.training.arrays import named_arrays, number
@@ -127,7 +128,8 @@ def _begun(settings: TrainingSettings, world: World, sets: Sequence[Any], callba
         _check_folder(folder, settings)
     prepared = prepare_model(settings, world)
     tokenizer, on_rows = prepared.loaded.tokenizer._tokenizer, partial(_notify, callbacks, "on_rows")
-    data = prepare_data(settings, tokenizer, world, on_rows, vector_size=prepared.vector_size)
+    form = prepared.loaded.settings.prompt_format
+    data = prepare_data(settings, tokenizer, world, on_rows, vector_size=prepared.vector_size, prompt_format=form)
     if world.is_first:
         reporters = make_reporters(settings.report_to, folder.path, settings.project_name)
         callbacks = [*callbacks, JsonLog(folder.path / "log.jsonl"), *reporters]
@@ -257,6 +259,8 @@ class _Run:
         norm = optim.clip_grad_norm(gradients, math.inf)[1]
         if not (math.isfinite(result.losses["total"]) and math.isfinite(number(norm))):
             self._stop(index, result.losses)
+        if index == 0:
+            _warn_of_nothing_to_learn(result.losses)
         if self.settings.max_grad_norm:
             gradients, _ = optim.clip_grad_norm(gradients, self.settings.max_grad_norm)
         optimizer.update(trainee, gradients)
@@ -367,6 +371,8 @@ class _Run:
         state = found = _state(trainee, optimizer)
         if self.world.is_first:
             checkpoint = self.folder.checkpoints()[-1]
+            if self.prepared.layout is not None:
+                check_base(read_adapter(checkpoint), trainee.model, self.prepared.loaded.config)
             self.position, found = self.folder.load(checkpoint, self._weights_name)
         self.position = Position(**self.world.from_first(asdict(self.position)))
         self._check_settings()
@@ -438,7 +444,11 @@ class _Run:
         """Write the files that the weights need to be loaded as an adapter or a model."""
         loaded, step = self.prepared.loaded, self.position.step
         if self.prepared.layout is not None:
-            about = {"model": self.settings.model, "grit_mlx": {"step": step, "mode": self.settings.mode}}
+            about = {
+                "model": str(loaded.folder) if self.settings.model is None else self.settings.model,
+                "base_model": fingerprint(loaded.model, loaded.config),
+                "grit_mlx": {"step": step, "mode": self.settings.mode},
+            }
             adapters.write_layout(folder, self.prepared.layout, about=about)
         else:
             config = dict(loaded.config)
@@ -459,6 +469,16 @@ class _Run:
         if source != self._published:
             self.folder.publish(source, self._weights_name)
             self._published = source
+
+
+def _warn_of_nothing_to_learn(losses: Mapping[str, float]) -> None:
+    for name, value in losses.items():
+        if value == 0 and name in (EMBEDDING, GENERATIVE):
+            logger.warning(
+                "The %s loss is 0 from the start, so there is nothing to learn from: all passages of the first batch "
+                "are right answers to its queries, or equal.",
+                name,
+            )
 
 
 def _mean(reports: Sequence[StepReport]) -> StepReport:

@@ -36,10 +36,11 @@ import numpy.typing as npt
 
 from grit_mlx.errors import ArgumentError, OutputError
 from grit_mlx.files.atomic import atomic_write, output_errors
+from grit_mlx.text.rows import failure, missing
 from grit_mlx.text.splitting import Text
 from grit_mlx.vectors.compression import CompressedVectors, check_dtype, compress
 
-__all__ = ["VectorWriter", "json_lines", "open_writer"]
+__all__ = ["VectorWriter", "fields_of", "json_lines", "open_writer"]
 
 Stored = npt.NDArray[Any] | CompressedVectors
 
@@ -53,7 +54,9 @@ _UNICODE_LIMIT_BYTES: Final = 4 << 30
 
 
 @contextmanager
-def open_writer(path: str | PathLike[str], *, dtype: str = "float32", overwrite: bool = True) -> Iterator[VectorWriter]:
+def open_writer(
+    path: str | PathLike[str], *, dtype: str = "float32", overwrite: bool = True, keep: Sequence[str] = ()
+) -> Iterator[VectorWriter]:
     """Lends a writer for the format that the suffix of a path names.
 
     That the path can be written is tried at once, before anything is embedded. When the block ends the file
@@ -63,6 +66,7 @@ def open_writer(path: str | PathLike[str], *, dtype: str = "float32", overwrite:
         path: ends in .npy, .npz, .jsonl, .jsonl.gz or .parquet.
         dtype: the storage precision, see `grit_mlx.vectors.compression`.
         overwrite: whether an existing file may be replaced.
+        keep: names of fields of the texts' rows to write beside the vectors.
 
     Yields:
         The writer, to which vectors are handed in batches.
@@ -79,9 +83,11 @@ def open_writer(path: str | PathLike[str], *, dtype: str = "float32", overwrite:
     if dtype in _COMPRESSED and not writer_class.keeps_scales:
         kept = _listed(suffix for suffix, writer in _WRITERS.items() if writer.keeps_scales)
         raise ArgumentError(f"A .npy file cannot keep the scales of {dtype} vectors. Write {kept}.")
+    if keep and writer_class is _NpyWriter:
+        raise ArgumentError("A .npy file holds vectors only, and no fields. Write .npz, .jsonl or .parquet.")
     with (
         atomic_write(name, overwrite=overwrite) as file,
-        writer_class(file, name=name, dtype=dtype) as writer,
+        writer_class(file, name=name, dtype=dtype, keep=keep) as writer,
     ):
         yield writer
         writer.finish()
@@ -96,8 +102,9 @@ class VectorWriter(ABC):
 
     keeps_scales: ClassVar = True
 
-    def __init__(self, file: BinaryIO, *, name: str, dtype: str) -> None:
+    def __init__(self, file: BinaryIO, *, name: str, dtype: str, keep: Sequence[str] = ()) -> None:
         self.rows = 0
+        self._keep = tuple(keep)
         self._file = file
         self._name = name
         self._dtype = dtype
@@ -193,7 +200,7 @@ class _NpzWriter(VectorWriter):
         self._spooled_values = self._spool()
         self._spooled_scales = self._spool()
         self._spooled_texts = self._spool()
-        self._widths = {"texts": 1, "sources": 1}  # code points of the longest
+        self._widths = {"texts": 1, "sources": 1, **dict.fromkeys(self._keep, 1)}  # code points of the longest
 
     def _spool(self) -> IO[bytes]:
         # On the disk of the target, which has to have the room anyway; /tmp may be small, or memory.
@@ -205,9 +212,11 @@ class _NpzWriter(VectorWriter):
         if isinstance(stored, CompressedVectors):
             self._spooled_scales.write(_bytes(stored.scales))
         for text in texts or ():
-            row = _clean(text.text), _clean(text.source), text.line, text.end_line
-            self._widths["texts"] = max(self._widths["texts"], len(row[0]))
-            self._widths["sources"] = max(self._widths["sources"], len(row[1]))
+            fields = [_as_text(value) or "" for value in _kept(text, self._keep).values()]
+            cells = [_clean(text.text), _clean(text.source), *fields]
+            for name, cell in zip(self._widths, cells, strict=True):
+                self._widths[name] = max(self._widths[name], len(cell))
+            row = [*cells[:2], text.line, text.end_line, *fields]
             self._spooled_texts.write(json.dumps(row).encode() + b"\n")
         padded = 4 * max(self._widths.values()) * (self.rows + len(stored))  # bytes
         if texts is not None and padded > _UNICODE_LIMIT_BYTES:
@@ -233,6 +242,7 @@ class _NpzWriter(VectorWriter):
             "sources": np.dtype(f"U{self._widths['sources']}"),
             "lines": np.dtype(np.int64),
             "end_lines": np.dtype(np.int64),
+            **{name: np.dtype(f"U{self._widths[name]}") for name in self._keep},
         }
         for index, (column, kind) in enumerate(columns.items()):
             self._spooled_texts.seek(0)
@@ -262,7 +272,7 @@ class _JsonlWriter(VectorWriter):
         self._sink: BinaryIO | gzip.GzipFile = self._file
 
     def _append(self, stored: Stored, texts: Sequence[Text] | None) -> None:
-        for line in json_lines(stored, texts, first=self.rows):
+        for line in json_lines(stored, texts, first=self.rows, keep=self._keep):
             self._sink.write(line.encode() + b"\n")
 
     def _finish(self) -> None:
@@ -294,7 +304,8 @@ class _ParquetWriter(VectorWriter):
         if self._has_texts:
             strings = [(name, pa.string()) for name in ("text", "source")]
             numbers = [(name, pa.int64()) for name in ("line", "end_line")]
-            fields = [*strings, *numbers, *fields]
+            kept = [(name, pa.string()) for name in self._keep]
+            fields = [*strings, *numbers, *kept, *fields]
         facts = {"grit_mlx.dtype": self._dtype, "grit_mlx.dimensions": str(self._dimensions)}
         self._schema = pa.schema(fields, metadata=facts)
         self._gathered: list[Any] = []  # record batches
@@ -316,6 +327,8 @@ class _ParquetWriter(VectorWriter):
             columns["source"] = pa.array([_clean(text.source) for text in texts], pa.string())
             columns["line"] = pa.array([text.line for text in texts], pa.int64())
             columns["end_line"] = pa.array([text.end_line for text in texts], pa.int64())
+            rows = [_kept(text, self._keep) for text in texts]
+            columns |= {name: pa.array([_as_text(row[name]) for row in rows], pa.string()) for name in self._keep}
         batch = pa.record_batch([columns[name] for name in self._schema.names], schema=self._schema)
         self._gathered.append(batch)
         if sum(len(batch) for batch in self._gathered) >= _ROW_GROUP_ROWS:
@@ -346,13 +359,16 @@ _VALUE_TYPES: Final = {"float32": "<f4", "float16": "<f2", "int8": "i1", "binary
 _NUMBER_FORMATS: Final = {"float32": "%.9g", "float16": "%.5g", "int8": "%d", "uint8": "%d"}
 
 
-def json_lines(vectors: Stored, texts: Sequence[Text] | None = None, *, first: int = 0) -> Iterator[str]:
+def json_lines(
+    vectors: Stored, texts: Sequence[Text] | None = None, *, first: int = 0, keep: Sequence[str] = ()
+) -> Iterator[str]:
     """One JSON object per vector, without line ends: the contents of a .jsonl file.
 
     Args:
         vectors: (n, E), as `grit_mlx.vectors.compression.compress` gives them.
         texts: the n texts they stand for; None leaves their keys out.
         first: the index of the first vector.
+        keep: names of fields of the texts' rows; an id is kept in any case.
     """
     values = _values(vectors)
     number = _NUMBER_FORMATS[values.dtype.name]
@@ -362,6 +378,7 @@ def json_lines(vectors: Stored, texts: Sequence[Text] | None = None, *, first: i
             text = texts[row]
             entry |= {"source": _clean(text.source), "line": text.line, "end_line": text.end_line}
             entry["text"] = _clean(text.text)
+            entry |= {name: value for name, value in fields_of(text, keep).items() if name not in entry}
         if isinstance(vectors, CompressedVectors):
             entry |= {"dtype": vectors.dtype, "dimensions": vectors.dimensions}
             entry["scale"] = float(vectors.scales[row])
@@ -369,6 +386,27 @@ def json_lines(vectors: Stored, texts: Sequence[Text] | None = None, *, first: i
             entry["dtype"] = values.dtype.name  # by which the few digits of a float16 read back alike
         numbers = ", ".join([number % value for value in embedding.tolist()])
         yield f'{json.dumps(entry, ensure_ascii=False)[:-1]}, "embedding": [{numbers}]}}'
+
+
+def fields_of(text: Text, keep: Sequence[str] = ()) -> dict[str, object]:
+    """The fields of a text's row that stand beside it in JSON: its id, and those named.
+
+    Raises:
+        DocumentError: the row has no field of a name.
+    """
+    ids = {name: text.fields[name] for name in ("id", "_id") if name in text.fields} if text.fields else {}
+    return {**ids, **_kept(text, keep)}
+
+
+def _kept(text: Text, keep: Sequence[str]) -> dict[str, object]:
+    for name in keep:
+        if text.fields is None or name not in text.fields:
+            raise failure(text.source, text.line, missing([name], text.fields or ()))
+    return {name: text.fields[name] for name in keep} if text.fields else {}
+
+
+def _as_text(value: object) -> str | None:
+    return None if value is None else _clean(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 def _npy_header(shape: tuple[int, ...], kind: np.dtype[Any]) -> bytes:

@@ -95,35 +95,36 @@ def pdf_as_text(place: Place) -> list[object]:
     return ["embed", place.file("x.txt", b"%PDF-1.7\n%\xe2\xe3")]
 
 
-@case(r"{}/x\.pdf cannot be read: .*\.")
+@case(r"{}/x\.pdf is damaged, or not a PDF file\.")
 def broken_pdf(place: Place) -> list[object]:
     return ["embed", place.file("x.pdf", b"%PDF-1.7\n%\xe2\xe3")]
 
 
-@case(r"{}/x\.txt is a zip archive or an office document, not text\. Export it as plain text first\.")
+@case(r"{}/x\.txt is a zip archive or an office document, not text\. Give it the suffix of its kind\.")
 def office(place: Place) -> list[object]:
     return ["embed", place.file("x.txt", b"PK\x03\x04\x14")]
 
 
-@case(r"{}/x\.docx cannot be read: File is not a zip file\.")
+@case(r"{}/x\.docx cannot be read as Word document: File is not a zip file\.")
 def broken_office(place: Place) -> list[object]:
     return ["embed", place.file("x.docx", b"PK\x03\x04\x14")]
 
 
-@case(r"Reading PDF files needs pypdf: pip install 'grit-mlx\[documents\]'\.")
+@case(r"Reading PDF files needs pypdfium2: pip install 'grit-mlx\[documents\]'\.")
 def no_package_for_pdf(place: Place) -> list[object]:
-    place.monkeypatch.setitem(sys.modules, "pypdf", None)
+    place.monkeypatch.setitem(sys.modules, "pypdfium2", None)
     return ["search", "wind", place.file("x.pdf", b"%PDF-1.7\n%\xe2\xe3")]
 
 
 @case(r"{}/x\.txt, line 2: byte 0xfc at offset 6 is not UTF-8\. Name the encoding of the file, for example .*latin-1\.")
 def bad_utf8(place: Place) -> list[object]:
-    return ["embed", place.file("x.txt", "good\ngrün\n".encode("latin-1").replace(b"gr", b"g"))]
+    text = "good\ngrün\n".encode("latin-1").replace(b"gr", b"g")
+    return ["embed", place.file("x.txt", text), "--encoding", "utf-8"]
 
 
 @case(r"{}/x\.txt is encoded in UTF-16\. Read it with --encoding utf-16\.")
 def utf16(place: Place) -> list[object]:
-    return ["embed", place.file("x.txt", "text".encode("utf-16"))]
+    return ["embed", place.file("x.txt", "text".encode("utf-16")), "--encoding", "utf-8"]
 
 
 @case(r"The encoding 'klingon' is unknown\. Try utf-8, latin-1 or utf-16\.")
@@ -163,7 +164,7 @@ def surrogate(place: Place) -> list[object]:
 
 @case(r"{}/x\.csv, line 1: there is no column 'text'; the columns are 'id', 'body'\. Choose one with --field\.")
 def missing_column(place: Place) -> list[object]:
-    return ["embed", place.file("x.csv", "id,body\n1,a\n")]
+    return ["embed", place.file("x.csv", "id,body\n1,a\n"), "--field", "text"]
 
 
 @case(

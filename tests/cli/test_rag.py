@@ -190,14 +190,14 @@ def test_if_every_file_fails_so_does_the_command(grit: Grit, folder: Path) -> No
 
 
 def test_what_was_kept_reused_and_removed_is_told(grit: Grit, indexed: Path) -> None:
-    with (indexed / "rows.jsonl").open("a") as file:
-        file.write('{"text": "half')
+    with (indexed / "rows.jsonl").open("ab") as file:
+        file.write(b"\x00\x01" * 99)
     (indexed / "bread.txt").rename(indexed / "loaf.txt")
     (indexed / "ships.md").unlink()
     run = grit("rag", "index", "notes")
-    assert run.code == 0 and run.out.startswith("Files: 1 new, 2 removed. 0 passages embedded, 2 reused, 2 removed in ")
+    assert run.code == 0 and run.out.startswith("Files: 1 new, 2 removed. 0 passages embedded, 1 reused, 2 removed in ")
     assert run.out.endswith("; .grit holds 3.\n")
-    assert "what was stored of 1 file that cannot be read was kept" in run.err and "rows.jsonl: line 3" in run.err
+    assert "what was stored of 1 file that cannot be read was kept" in run.err and "rows.jsonl: looks like" in run.err
 
 
 def test_what_has_no_room_is_left_out_with_a_note(grit: Grit, indexed: Path) -> None:
@@ -242,10 +242,10 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_sources(
 def test_ctrl_c_while_indexing(grit: Grit, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Store._read
 
-    def pressed(self: Store, path: Path, field: str | None) -> Any:
+    def pressed(self: Store, path: Path, **how: Any) -> Any:
         if path.name == "ships.md":
             raise KeyboardInterrupt
-        return original(self, path, field)
+        return original(self, path, **how)
 
     monkeypatch.setattr(Store, "_read", pressed)
     run = grit("rag", "index", "notes")
@@ -325,3 +325,19 @@ def test_errors_of_the_library_are_of_one_tree() -> None:
     from grit_mlx.errors import StoreBusyError, StoreError
 
     assert issubclass(StoreBusyError, StoreError) and issubclass(StoreError, GritError)
+
+
+def test_files_that_fail_are_named_and_a_run_without_any_fails(grit: Grit, tmp_path: Path) -> None:
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    (folder / "a.pdf").write_bytes(b"no pdf")
+    (folder / "b.xyz").write_bytes(b"x")
+    run = grit("rag", "index", folder, "--store", tmp_path / "store")
+    assert run.code == 1 and "a.pdf: is damaged, or not a PDF file." in run.err
+    assert "1 of other kinds (.xyz 1)" in run.err
+    (folder / "c.txt").write_bytes("Москва, столица России".encode("cp866"))
+    run = grit("rag", "index", folder, "--store", tmp_path / "store", "--encoding", "cp866", "--json")
+    report = json.loads(run.out)
+    assert run.code == 0 and report["added"] == 1 and report["kinds"] == {".xyz": 1}
+    assert report["notes"] == {"warnings": [], "left_out": {}}
+    assert [row.text for row in Store(tmp_path / "store").passages()] == ["Москва, столица России"]

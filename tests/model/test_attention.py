@@ -13,6 +13,7 @@ from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from grit_mlx.errors import ArchitectureError, NonFiniteError
 from grit_mlx.model import attention
+from grit_mlx.model.caches import split_rows
 
 VOCABULARY = 96
 BASE: dict[str, Any] = {
@@ -64,6 +65,7 @@ def random_ids(length: int, seed: int = 0) -> mx.array:
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_both_modes_and_padding(kind: str) -> None:
     model = make(kind)
+    attention.broadcast_masks(model)
     assert attention.check_both_modes(model, vocabulary_size=VOCABULARY) == 32
     states = attention.decoder_of(model)
     ids = random_ids(9)
@@ -115,7 +117,7 @@ def test_document_cache_is_bidirectional_then_causal() -> None:
     assert caches[0].offset == 10
 
 
-def test_split_document_caches_equal_each_text_alone() -> None:
+def test_split_rows_equal_each_text_alone() -> None:
     model = make("llama")
     states = attention.decoder_of(model)
     ids, lengths = random_ids(8), [8, 5]
@@ -123,7 +125,7 @@ def test_split_document_caches_equal_each_text_alone() -> None:
     padding = mx.array([[True] * 8, [True] * 5 + [False] * 3])
     caches = attention.document_caches(4, padding)
     states(batch, cache=caches)
-    rows = attention.split_document_caches(caches, lengths)
+    rows = split_rows(caches, lengths)
     for row, length in zip(rows, lengths, strict=True):
         alone = attention.document_caches(4)
         states(ids[:, :length], cache=alone)

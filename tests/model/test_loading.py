@@ -227,9 +227,7 @@ def test_adapters_that_do_not_fit(tiny_model: Path, tiny_mixtral: Path, tmp_path
     refused(r"has no adapters\.safetensors")
     weights.write_bytes(whole)
     (adapter / "adapter_config.json").write_text("{}")
-    refused("does not fit the model|lacks")
-    (adapter / "adapter_model.safetensors").write_bytes(b"")
-    refused("holds a PEFT adapter")
+    refused("does not describe an adapter of mlx-lm or PEFT: KeyError")
     with pytest.raises(AdapterError, match="There is no adapter folder"):
         GritLM(tiny_model, adapter_path=tmp_path / "none")
 

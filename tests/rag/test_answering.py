@@ -12,7 +12,7 @@ import pytest
 
 from grit_mlx import GritLM
 from grit_mlx.errors import ArgumentError
-from grit_mlx.model.attention import TextCache
+from grit_mlx.model.caches import TextCache
 from grit_mlx.model.prompts import embedding_prompt
 from grit_mlx.rag import Answerer, Document, DocumentCaches, Turn
 from grit_mlx.rag.modes import MODES

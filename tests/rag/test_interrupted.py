@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -162,8 +163,8 @@ def stopped(make_store: Callable[..., Store], tmp_path: Path, monkeypatch: pytes
     original = Store._read
     monkeypatch.setattr(indexing, "_ROWS_AT_ONCE", 8)
 
-    def stop(self: Store, path: Path, field: str | None) -> Iterator[Passage]:
-        for number, passage in enumerate(original(self, path, field)):
+    def stop(self: Store, path: Path, **how: Any) -> Iterator[Passage]:
+        for number, passage in enumerate(original(self, path, **how)):
             if path.name == "b.txt" and number == 9:
                 raise KeyboardInterrupt
             yield passage

@@ -12,7 +12,8 @@ import pytest
 from mlx_lm.models.cache import KVCache
 
 from grit_mlx.errors import ArchitectureError
-from grit_mlx.model.attention import document_caches, split_document_caches
+from grit_mlx.model.attention import document_caches
+from grit_mlx.model.caches import split_rows
 from grit_mlx.rag import Rotation
 
 VOCABULARY = 96
@@ -95,7 +96,7 @@ def test_the_first_place_is_left_as_it_is() -> None:
     model = make("llama")
     caches = document_caches(2)
     model.model(mx.array([[1, 2, 3]]), cache=caches)
-    (layers,) = split_document_caches(caches, [3])
+    (layers,) = split_rows(caches, [3])
     assert all(a is b for a, b in zip(Rotation(model).moved(layers, 0), layers, strict=True))
 
 

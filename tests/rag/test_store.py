@@ -77,6 +77,20 @@ def test_an_old_reader_sees_its_version(make_store: MakeStore, folder: Path) -> 
     assert rows_of(make_store()) != before
 
 
+def test_a_field_is_remembered_file_by_file(make_store: MakeStore, tmp_path: Path) -> None:
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    (folder / "faq.csv").write_text("question,answer\nWhat floats?,A keel.\nWhat rises?,Bread.\n")
+    store = make_store()
+    store.index([folder / "faq.csv"], field="answer")
+    (folder / "towns.csv").write_text("name,town\nAda,London\n")
+    report = store.index([folder])
+    assert (report.added, report.changed, report.unchanged, report.total) == (1, 0, 1, 3)
+    assert {row.text for row in store.passages()} == {"A keel.", "Bread.", "name: Ada\ntown: London"}
+    assert store.index([folder], field="question").changed == 2
+    assert {row.text for row in store.passages()} == {"What floats?", "What rises?", "name: Ada\ntown: London"}
+
+
 def test_another_field_is_read_again(make_store: MakeStore, tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("text,other\none,two\n")

@@ -113,15 +113,22 @@ def test_what_cannot_be_read_is_counted(make_store: Callable[..., Store], tmp_pa
     (root / "broken.docx").write_bytes(b"PK\3\4 and no more")
     (root / "latin.txt").write_bytes("Grüße".encode("latin-1"))
     (root / "empty.md").write_text(" \n\n")
+    (root / "old.doc").write_bytes(b"\xd0\xcf\x11\xe0")
+    (root / "package-lock.json").write_text("{}")
+    (root / "picture.png").write_bytes(b"\x89PNG")
     report = make_store().index([root])
-    assert report.added == report.total == 2
-    assert report.skipped["empty"] == 1 and report.skipped["binary"] + report.skipped["package"] == 5
+    assert report.added == report.total == 4
+    assert report.skipped["empty"] == 1 and report.skipped["binary"] + report.skipped["package"] == 3
+    assert report.skipped["junk"] == 1 and report.kinds == {".doc": 1, ".png": 1}
     reasons = dict(report.problems)
-    assert set(reasons) == {
-        str(root / name) for name in ("binary.txt", "broken.jsonl", "broken.pdf", "broken.docx", "latin.txt")
-    }
+    assert set(reasons) == {str(root / name) for name in ("binary.txt", "broken.pdf", "broken.docx", "old.doc")}
     assert all("\n" not in reason for reason in reasons.values())
-    assert {Path(row[0]).name for row in rows_of(make_store())} == {"good.txt", "other.md"}  # no half of broken.jsonl
+    assert [warning.removeprefix(f"{root}/") for warning in report.notes.warnings] == [
+        "broken.jsonl, line 2: column 10 is not JSON (Expecting value). Fix the line. The row is left out.",
+        "latin.txt is not UTF-8; it is read as cp1252, which is a guess.",
+    ]
+    read = {Path(row[0]).name for row in rows_of(make_store())}
+    assert read == {"good.txt", "other.md", "broken.jsonl", "latin.txt"} and not report.failed
     # Once they are fixed, they come in.
     (root / "broken.jsonl").write_text('{"text": "fine"}\n{"text": "too"}\n')
     assert make_store().index([root]).passages == 2

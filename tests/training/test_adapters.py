@@ -17,12 +17,14 @@ from mlx_lm.utils import quantize_model, save_config, save_model
 
 from grit_mlx import GritLM
 from grit_mlx.errors import AdapterError, ArgumentError, OutputError
-from grit_mlx.model.loading import load
+from grit_mlx.model.adapters import attach, read_adapter
+from grit_mlx.model.loading import load, load_lazily
 from grit_mlx.model.options import ModelChoice
+from grit_mlx.model.peft import from_peft, to_peft
 from grit_mlx.training import adapters
 from grit_mlx.training.adapters import AdapterLayout, attach_adapter, choose_keys, count_trainable
 from grit_mlx.training.arrays import named_arrays
-from grit_mlx.training.peft import export_peft, from_peft, import_peft, load_any_adapter, to_peft
+from grit_mlx.training.peft import export_peft, import_peft
 from grit_mlx.training.scratch import copy_tokenizer
 
 LINEAR = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
@@ -54,6 +56,12 @@ def write_adapter(folder: Path, model: Path, kind: str = "lora", **changes: Any)
     mx.save_safetensors(str(folder / "adapters.safetensors"), weights)
     adapters.write_layout(folder, layout, about={"model": str(model)})
     return weights
+
+
+def made_layout(folder: Path) -> AdapterLayout:
+    layout = read_adapter(folder).layout
+    assert layout is not None
+    return layout
 
 
 def quantized(model: Path, folder: Path, bits: int) -> Path:
@@ -117,14 +125,14 @@ def test_peft_there_and_back_is_exact(tiny_model: Path, tiny_mixtral: Path, tmp_
     changes = by_kind.get(kind, {})
     model = tiny_mixtral if kind == "experts" else tiny_model
     weights = write_adapter(tmp_path / "a", model, kind if kind == "dora" else "lora", **changes)
-    export_peft(tmp_path / "a", tmp_path / "peft", base="base", layers=2)
-    import_peft(tmp_path / "peft", tmp_path / "b", layers=2)
-    layouts = [adapters.read_layout(tmp_path / name) for name in "ab"]
+    export_peft(tmp_path / "a", tmp_path / "peft", base="base", model=load_lazily(ModelChoice(model)))
+    import_peft(tmp_path / "peft", tmp_path / "b", model=load_lazily(ModelChoice(model)))
+    layouts: list[Any] = [read_adapter(tmp_path / name).layout for name in "ab"]
     assert set(layouts[0].keys) == set(layouts[1].keys)
     assert [(one.rank, one.scale, one.num_layers, one.fine_tune_type) for one in layouts[:1]] == [
         (one.rank, one.scale, one.num_layers, one.fine_tune_type) for one in layouts[1:]
     ]
-    back = load_any_adapter(tmp_path / "b", 2)[1]
+    back = read_adapter(tmp_path / "b").weights
     assert back.keys() == weights.keys()
     assert all(mx.array_equal(back[name], value).item() for name, value in weights.items())
     text = ["A keel keeps a ship upright."]
@@ -136,7 +144,7 @@ def test_peft_there_and_back_is_exact(tiny_model: Path, tiny_mixtral: Path, tmp_
 def test_peft_names_and_formula(tiny_model: Path, tmp_path: Path, kind: str) -> None:
     """Not only its own inverse: PEFT's names, shapes and W + alpha / r B A, which DoRA gives rows of length m."""
     weights = write_adapter(tmp_path / "a", tiny_model, kind, keys=("self_attn.q_proj",))
-    config, tensors = to_peft(adapters.read_layout(tmp_path / "a"), weights, base="base", layers=2)
+    config, tensors = to_peft(made_layout(tmp_path / "a"), weights, base="base", layers=2)
     assert (config["r"], config["lora_alpha"], config["target_modules"]) == (4, 10, ["self_attn.q_proj"])
     name = "base_model.model.model.layers.1.self_attn.q_proj"
     a, b = (np.array(tensors[f"{name}.lora_{letter}.weight"], dtype=np.float64) for letter in "AB")
@@ -157,9 +165,17 @@ def test_peft_names_and_formula(tiny_model: Path, tmp_path: Path, kind: str) -> 
     [
         ({"peft_type": "IA3"}, None, "peft_type = 'IA3'"),
         ({"bias": "all"}, None, "bias = 'all'"),
-        ({"rank_pattern": {"q": 2}}, None, "rank_pattern"),
+        ({"modules_to_save": ["embed_tokens"]}, None, r"modules_to_save = \['embed_tokens'\]"),
+        ({"init_lora_weights": "pissa"}, None, "'pissa' cannot be used: it also changes the weights"),
+        ({"init_lora_weights": "pissa_niter_16"}, None, "pissa_niter_16"),
+        ({"init_lora_weights": "olora"}, None, "olora"),
+        ({"target_parameters": ["mlp.experts.down_proj"]}, None, "target_parameters"),
+        ({"trainable_token_indices": [1]}, None, "trainable_token_indices"),
+        ({"use_qalora": True}, None, "use_qalora"),
+        ({"lora_bias": True}, None, "lora_bias"),
+        ({"something_new": {"a": 1}}, None, "something_new"),
         ({}, "base_model.model.model.embed_tokens.lora_embedding_A", "is not one of a LoRA or DoRA layer"),
-        ({}, "base_model.model.lm_head.lora_A.weight", "outside the model's blocks"),
+        ({}, "base_model.model.model.norm.lora_A.weight", "adapts model.norm; only layers of the blocks"),
     ],
 )
 def test_peft_adapters_that_cannot_be_used(config: dict[str, Any], name: str | None, message: str) -> None:
@@ -186,15 +202,15 @@ def test_peft_config_variants() -> None:
 def test_a_full_disk(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing incomplete is left where a model or an adapter is looked for."""
     write_adapter(tmp_path / "a", tiny_model)
-    export_peft(tmp_path / "a", tmp_path / "peft", base="base", layers=2)
+    export_peft(tmp_path / "a", tmp_path / "peft", base="base", model=load_lazily(ModelChoice(tiny_model)))
 
     def full(path: str, *_arguments: Any, **_options: Any) -> None:
         Path(path).write_bytes(b"x" * 100)
 
     monkeypatch.setattr(mx, "save_safetensors", full)
     writers: tuple[Callable[[Path], None], ...] = (
-        lambda folder: export_peft(tmp_path / "a", folder, base="base", layers=2),
-        lambda folder: import_peft(tmp_path / "peft", folder, layers=2),
+        lambda folder: export_peft(tmp_path / "a", folder, model=load_lazily(ModelChoice(tiny_model))),
+        lambda folder: import_peft(tmp_path / "peft", folder, model=load_lazily(ModelChoice(tiny_model))),
     )
     for write in writers:
         with pytest.raises(OutputError, match=r"Cannot write .*full: the disk is full\. Make room"):
@@ -230,16 +246,16 @@ def test_mlx_lms_command_takes_our_adapters(tiny_model: Path, tmp_path: Path) ->
 
 
 def test_wrong_adapters(tiny_model: Path, tiny_mixtral: Path, tmp_path: Path) -> None:
-    weights = write_adapter(tmp_path / "a", tiny_model)
-    model = load(ModelChoice(tiny_mixtral)).model
-    attach_adapter(model, AdapterLayout("lora", -1, 4, 2.5, 0.0, LINEAR))
-    with pytest.raises(AdapterError, match=r"the model has no such tensor\. Use it with the model it was trained on"):
-        adapters.load_weights(model, weights, "a")
+    write_adapter(tmp_path / "a", tiny_model)
+    with pytest.raises(
+        AdapterError, match=r"the model has no layer model\.layers\.\d\.mlp\.\w+ .*Use it with the model"
+    ):
+        attach(load(ModelChoice(tiny_mixtral)).model, read_adapter(tmp_path / "a"))
     with pytest.raises(AdapterError, match="is not an adapter folder"):
-        load_any_adapter(tmp_path, 2)
+        read_adapter(tmp_path)
     (tmp_path / "a" / "adapter_config.json").write_text("{}")
-    with pytest.raises(AdapterError, match="does not describe an adapter in mlx-lm's layout: KeyError"):
-        load_any_adapter(tmp_path / "a", 2)
+    with pytest.raises(AdapterError, match="does not describe an adapter of mlx-lm or PEFT: KeyError"):
+        read_adapter(tmp_path / "a")
 
 
 def test_quantised_weights_cannot_be_trained_in_full(tiny_model: Path, tmp_path: Path) -> None:

@@ -189,7 +189,7 @@ def test_folders(tokenizer: Any, tmp_path: Path) -> None:
         "embedding": ["embedding/x"],
         "generative": ["generative/x"],
     }
-    held_out = load_files(tmp_path / "d", tokenizer, OPTIONS, cache=tmp_path / "cache", held_out=True)
+    held_out = load_files(tmp_path / "d", tokenizer, OPTIONS, cache=tmp_path / "cache", splits=("valid",))
     assert [part.file.name for part in held_out["generative"]] == ["valid"]
     write_rows(tmp_path / "d" / "run" / "log.jsonl", [{"kind": "train"}])
     again = load_files(tmp_path / "d", tokenizer, OPTIONS, cache=tmp_path / "cache", outside=tmp_path / "d" / "run")

@@ -1,0 +1,296 @@
+"""PDF files by pypdfium2: paragraphs with their pages, headings from the file's outline or the size of their letters.
+
+PDFium gives the lines of a page in reading order with words apart and hyphens at the ends of lines marked; the boxes of
+lines say where a paragraph ends. Text in form fields counts. Pages that are only an image are named.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Final, NamedTuple
+
+from grit_mlx.optional import optional
+from grit_mlx.text.blocks import Block, cleaned
+from grit_mlx.text.readers.source import Source
+
+__all__ = ["read_pdf"]
+
+# How PDFium marks a hyphen at the end of a line; it has joined the lines already.
+_HYPHEN: Final = "\ufffe"
+_SENTENCE_END: Final = (".", "!", "?", ":", "”", '"', "。", "！", "？")  # noqa: RUF001 - Chinese and Japanese
+# A line is full when it reaches this far between the left and the right border of its page's text.
+_FULL: Final = 0.8
+_IMAGE_SHARE: Final = 0.25
+_HEADING_CHARACTERS: Final = 160
+# The dots between a title and its page in a table of contents.
+_LEADERS: Final = re.compile(r"(?:[.·] ?){5,}")
+_CJK: Final = re.compile("[\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff\uff00-\uffef]")
+
+
+class _Line(NamedTuple):
+    text: str
+    left: float
+    right: float
+    bottom: float
+    height: float
+
+
+@dataclass(frozen=True)
+class _Paragraph:
+    lines: tuple[_Line, ...]
+    text: str
+
+    @property
+    def height(self) -> float:
+        return self.lines[0].height
+
+
+def read_pdf(source: Source) -> Iterator[Block]:
+    """The paragraphs of a PDF file, page by page; their place is the page.
+
+    Raises:
+        DocumentError: the file is damaged, needs a password, or holds nothing but scanned pages.
+        DependencyError: pypdfium2 is not installed.
+    """
+    pdfium = optional("pypdfium2", extra="documents", purpose="Reading PDF files")
+    logging.getLogger("pypdfium2").setLevel(logging.ERROR)
+    try:
+        document = pdfium.PdfDocument(source.file)
+        pages = len(document)
+    except pdfium.PdfiumError as error:
+        if "password" in str(error).lower():
+            raise source.failure("is protected by a password. Save a copy without one.") from error
+        raise source.failure("is damaged, or not a PDF file.") from error
+    try:
+        outline = _outline(document, pdfium)
+        sizes = _Sizes()
+        scanned, failed, full = [], [], 0
+        for number in range(1, pages + 1):
+            try:
+                lines, only_image = _page(document, number - 1, pdfium)
+            except pdfium.PdfiumError:
+                failed.append(number)
+                continue
+            if only_image:
+                scanned.append(number)
+            full += bool(lines)
+            yield from _blocks(lines, number, outline, sizes)
+    finally:
+        document.close()
+    _report(source, scanned, failed, full=full, pages=pages)
+
+
+def _report(source: Source, scanned: list[int], failed: list[int], *, full: int, pages: int) -> None:
+    name = source.name
+    if scanned:
+        advice = f"Add a text layer with: ocrmypdf --skip-text {name!r} OUTPUT.pdf"
+        if not full:
+            raise source.failure(f"has no text, only scanned pages. {advice}")
+        which = f"{len(scanned):,} of {pages:,} pages are scanned and have no text ({_ranges(scanned)})"
+        source.notes.warn(f"{name}: {which}. {advice}")
+    if failed:
+        if not full:
+            raise source.failure("is damaged: none of its pages can be read.")
+        source.notes.warn(f"{name}: pages that are damaged were left out: {_ranges(failed)}.")
+
+
+def _ranges(numbers: Sequence[int], *, most: int = 8) -> str:
+    """Numbers as "1, 3-7"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][1] == number - 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    shown = [f"{first}" if first == last else f"{first}-{last}" for first, last in runs]
+    return ", ".join([*shown[:most], *(["..."] if len(shown) > most else [])])
+
+
+# --- pages to lines -----------------------------------------------------------------------------------------
+
+
+def _page(document: Any, index: int, pdfium: Any) -> tuple[list[_Line], bool]:
+    """The lines of a page, and whether it shows an image but no text."""
+    page = document[index]
+    try:
+        if _has_fields(page, pdfium) and pdfium.raw.FPDFPage_Flatten(page, 0) == pdfium.raw.FLATTEN_SUCCESS:
+            page.close()
+            page = document[index]  # what was in the fields is now part of the page
+        text_page = page.get_textpage()
+        try:
+            lines = list(_lines(text_page, pdfium))
+        finally:
+            text_page.close()
+        only_image = not lines and _shows_image(page, pdfium)
+        return lines, only_image
+    finally:
+        page.close()
+
+
+def _shows_image(page: Any, pdfium: Any) -> bool:
+    """Whether an image fills a good part of a page, as that of a scanner does."""
+    width, height = page.get_size()
+    for image in page.get_objects(filter=[pdfium.raw.FPDF_PAGEOBJ_IMAGE]):
+        left, bottom, right, top = image.get_bounds()
+        if (right - left) * (top - bottom) >= _IMAGE_SHARE * width * height:
+            return True
+    return False
+
+
+def _has_fields(page: Any, pdfium: Any) -> bool:
+    raw = pdfium.raw
+    wanted = (raw.FPDF_ANNOT_WIDGET, raw.FPDF_ANNOT_FREETEXT)
+    for index in range(raw.FPDFPage_GetAnnotCount(page)):
+        annotation = raw.FPDFPage_GetAnnot(page, index)
+        kind = raw.FPDFAnnot_GetSubtype(annotation)
+        raw.FPDFPage_CloseAnnot(annotation)
+        if kind in wanted:
+            return True
+    return False
+
+
+def _lines(text_page: Any, pdfium: Any) -> Iterator[_Line]:
+    text = text_page.get_text_range(errors="replace")
+    vocabulary = set(re.findall(r"[^\W\d_]+(?:-[^\W\d_]+)*", text))
+    position = 0
+    for raw_line in text.split("\n"):
+        stripped = raw_line.strip()
+        if stripped:
+            start = position + raw_line.index(stripped[0])
+            # A hyphen joins two lines of the page; the box of the first part tells the paragraph.
+            end = start + len(stripped.partition(_HYPHEN)[0]) - 1
+            first = text_page.get_charbox(start, loose=True)
+            last = text_page.get_charbox(max(start, end), loose=True)
+            if line := cleaned(_LEADERS.sub("… ", _dehyphenated(stripped, vocabulary))):
+                right = 1e9 if _HYPHEN in stripped else max(first[2], last[2])
+                yield _Line(line, first[0], right, first[1], max(0.1, first[3] - first[1]))
+        position += len(raw_line) + 1
+
+
+def _dehyphenated(line: str, vocabulary: set[str]) -> str:
+    """A line with the words joined that were broken at its end; true hyphens stay."""
+
+    def joined(match: re.Match[str]) -> str:
+        before, after = match[1], match[2]
+        if before + after in vocabulary:
+            return before + after
+        true = "-" in before or not after[:1].islower() or f"{before}-{after}" in vocabulary
+        return f"{before}-{after}" if true else before + after
+
+    return re.sub(rf"([\w-]*){_HYPHEN}(\w*)", joined, line) if _HYPHEN in line else line
+
+
+# --- lines to paragraphs ------------------------------------------------------------------------------------
+
+
+class _Sizes:
+    """The sizes of letters so far: the commonest is the body's, larger ones are headings'."""
+
+    def __init__(self) -> None:
+        self._characters: Counter[int] = Counter()
+
+    def add(self, lines: Sequence[_Line]) -> None:
+        for line in lines:
+            self._characters[round(line.height)] += len(line.text)
+
+    def level(self, paragraph: _Paragraph) -> int:
+        body = self._characters.most_common(1)[0][0]
+        ratio = paragraph.height / body
+        is_heading = (
+            ratio >= 1.2
+            and len(paragraph.lines) <= 3
+            and len(paragraph.text) <= _HEADING_CHARACTERS
+            and not paragraph.text.endswith((".", ",", ";"))
+            and sum(map(str.isalpha, paragraph.text)) >= 3
+        )
+        return (1 if ratio >= 1.75 else 2 if ratio >= 1.4 else 3) if is_heading else 0
+
+
+def _blocks(
+    lines: list[_Line], number: int, outline: dict[int, dict[str, int]] | None, sizes: _Sizes
+) -> Iterator[Block]:
+    if not lines:
+        return
+    sizes.add(lines)
+    titles = dict(outline.get(number - 1, {})) if outline is not None else {}
+    for paragraph in _paragraphs(lines, titles):
+        level = sizes.level(paragraph) if outline is None else titles.pop(_letters(paragraph.text), 0)
+        yield Block(paragraph.text, number, number, level=level)
+
+
+def _paragraphs(lines: list[_Line], titles: dict[str, int]) -> Iterator[_Paragraph]:
+    """Lines of a page that belong together. A line that is a title of the outline stands alone."""
+    left, right = min(line.left for line in lines), max((line.right for line in lines if line.right < 1e9), default=0)
+    steps = [above.bottom - below.bottom for above, below in pairwise(lines)]
+    # Of a page with hardly a paragraph the steps between paragraphs are the commonest.
+    pitch = min(
+        statistics.median([step for step in steps if step > 0.1] or [1.0]),
+        1.6 * statistics.median(line.height for line in lines),
+    )
+    open_lines: list[_Line] = []
+    for line in lines:
+        is_title = _letters(line.text) in titles
+        if open_lines and (is_title or _letters(open_lines[-1].text) in titles or _parted(open_lines, line, pitch)):
+            yield _joined(open_lines, left, right)
+            open_lines = []
+        open_lines.append(line)
+    yield _joined(open_lines, left, right)
+
+
+def _parted(lines: list[_Line], line: _Line, pitch: float) -> bool:
+    """Whether a line begins a new paragraph."""
+    above = lines[-1]
+    step = above.bottom - line.bottom
+    if abs(line.height - above.height) > 0.15 * max(line.height, above.height):
+        return len(line.text) > 3 and len(above.text) > 3  # a footnote's mark, an index or a fraction does not part
+    if step > 1.3 * max(pitch, line.height) or step < -0.5 * line.height:
+        return True
+    if step > 1.25 * pitch and above.text.endswith(_SENTENCE_END):
+        return True
+    # An indented first line after a line that ends a sentence.
+    indent = line.left - above.left
+    return above.text.endswith(_SENTENCE_END) and 0.7 * line.height < indent < 5 * line.height
+
+
+def _joined(lines: list[_Line], left: float, right: float) -> _Paragraph:
+    text = lines[0].text
+    for above, line in pairwise(lines):
+        full = above.right >= left + _FULL * (right - left) or above.right - above.left > 0.35 * (right - left)
+        if full and _CJK.match(line.text) and _CJK.match(text[-1]):
+            text += line.text
+        else:
+            text += (" " if full else "\n") + line.text
+    return _Paragraph(tuple(lines), text)
+
+
+# --- headings -----------------------------------------------------------------------------------------------
+
+
+def _outline(document: Any, pdfium: Any) -> dict[int, dict[str, int]] | None:
+    """The titles of the outline with their levels, by the index of their page; None where there is no outline."""
+    found: dict[int, dict[str, int]] = defaultdict(dict)
+    try:
+        for bookmark in document.get_toc(max_depth=10):
+            destination = bookmark.get_dest()
+            page = destination.get_index() if destination is not None else None
+            title = _letters(bookmark.get_title() or "")
+            if page is not None and title:
+                found[page].setdefault(title, bookmark.level + 1)
+    except pdfium.PdfiumError:  # a broken outline costs its headings, not the text
+        pass
+    return found or None
+
+
+# What numbers a heading: an outline often leaves it out, or has it where the page does not.
+_NUMBER: Final = re.compile(r"^\s*(?:chapter|part|section|kapitel|chapitre)?\s*[\da-zIVX]?[\d.]*\s+", re.IGNORECASE)
+
+
+def _letters(text: str) -> str:
+    """Letters and figures alone, to compare a title in the outline with the one on the page."""
+    return re.sub(r"[\W_]+", "", _NUMBER.sub("", text)).casefold()

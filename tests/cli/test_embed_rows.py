@@ -1,0 +1,110 @@
+"""``grit embed`` and ``grit search``: fields of rows are kept, and a run that was stopped is continued."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from grit_mlx.vectors.journal import Journal
+from tests.cli.conftest import run
+
+ROWS = [
+    {"id": "a1", "text": "A keel keeps a ship upright.", "topic": "ships", "year": 3},
+    {"id": "a2", "text": "Bread is made of yeast.", "topic": "food", "year": None},
+]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
+def test_json_lines_have_the_id(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
+    assert run("embed", corpus, "-m", tiny_model, "-o", tmp_path / "v.jsonl", "-q").code == 0
+    found = [json.loads(line) for line in (tmp_path / "v.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in found] == ["a1", "a2"] and "topic" not in found[0]
+
+
+def test_fields_are_kept_in_every_format(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
+    for suffix in ("jsonl", "npz", "parquet"):
+        target = tmp_path / f"v.{suffix}"
+        assert run("embed", corpus, "-m", tiny_model, "-o", target, "--keep", "topic", "--keep", "year", "-q").code == 0
+    found = [json.loads(line) for line in (tmp_path / "v.jsonl").read_text().splitlines()]
+    assert [(row["topic"], row["year"]) for row in found] == [("ships", 3), ("food", None)]
+    arrays = np.load(tmp_path / "v.npz", allow_pickle=False)
+    assert arrays["topic"].tolist() == ["ships", "food"] and arrays["year"].tolist() == ["3", ""]
+    table = pq.read_table(tmp_path / "v.parquet")
+    assert table["topic"].to_pylist() == ["ships", "food"] and table["year"].to_pylist() == ["3", None]
+
+
+def test_search_prints_the_id(corpus: Path, tiny_model: Path) -> None:
+    result = run("search", "keel", corpus, "-m", tiny_model, "--json", "--keep", "topic", "-q")
+    found = [json.loads(line) for line in result.out.splitlines()]
+    assert {(row["id"], row["topic"]) for row in found} == {("a1", "ships"), ("a2", "food")}
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_a_field_that_is_not_there(corpus: Path, tiny_model: Path, tmp_path: Path, suffix: str) -> None:
+    result = run("embed", corpus, "-m", tiny_model, "-o", tmp_path / f"v.{suffix}", "--keep", "titel")
+    assert result.code == 1 and "line 1: there is no field 'titel'; the fields are 'id'" in result.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.jsonl"]
+
+
+# Interruptions
+
+
+def texts(tmp_path: Path, count: int) -> Path:
+    path = tmp_path / "many.txt"
+    path.write_text("".join(f"text number {i} of many, about a keel\n" for i in range(count)))
+    return path
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_run_that_was_stopped_is_continued(tiny_model: Path, tmp_path: Path, how: signal.Signals) -> None:
+    many = texts(tmp_path, 2500)
+    code = "import sys; from grit_mlx.cli.main import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "embed", str(many), "-m", str(tiny_model), "-o", "v.npy"]
+    journal = tmp_path / ".v.npy.part" / "vectors.f32"
+    process = subprocess.Popen(command, cwd=tmp_path, env={**os.environ}, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not (journal.exists() and journal.stat().st_size) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    if process.poll() is None:
+        process.send_signal(how)
+    process.communicate(timeout=60)
+    assert not (tmp_path / "v.npy").exists() and journal.stat().st_size
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert again.returncode == 0 and "embedded already" in again.stderr
+    assert not journal.parent.exists()
+    whole = subprocess.run([*command[:-1], "w.npy"], cwd=tmp_path, capture_output=True, timeout=300, check=False)
+    assert whole.returncode == 0
+    np.testing.assert_allclose(np.load(tmp_path / "v.npy"), np.load(tmp_path / "w.npy"), atol=1e-6)
+
+
+def test_a_journal_of_other_texts_or_settings_is_not_used(tmp_path: Path) -> None:
+    output = tmp_path / "v.npz"
+    first = Journal(output, {"files": 1}, 3)
+    first.append(np.ones(3, np.float32))
+    first.append(np.zeros(3, np.float32))
+    first.close()
+    same = Journal(output, {"files": 1}, 3)
+    assert same.done == 2 and [vector.tolist() for vector in same.vectors()] == [[1, 1, 1], [0, 0, 0]]
+    same.close()
+    with (tmp_path / ".v.npz.part" / "vectors.f32").open("ab") as file:
+        file.write(b"12345")  # cut off
+    assert Journal(output, {"files": 1}, 3).done == 2
+    other = Journal(output, {"files": 2}, 3)
+    assert other.done == 0
+    other.close()
+    assert not (tmp_path / ".v.npz.part").exists()

@@ -1,0 +1,186 @@
+"""PDF files to blocks: pages, words, paragraphs, headings, passwords and scans."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from grit_mlx.errors import DependencyError, DocumentError
+from grit_mlx.text.blocks import Block, Notes
+from grit_mlx.text.readers import read
+from tests.text import documents
+
+pytest.importorskip("pypdfium2")
+pytest.importorskip("reportlab")
+
+
+def paragraph(
+    *lines: str, top: float = 700, left: float = 72, size: float = 11
+) -> list[tuple[str, float, float, float]]:
+    return [(line, left, top - 13 * number, size) for number, line in enumerate(lines)]
+
+
+def texts(path: Path) -> list[str]:
+    return [block.text for block in read(path)]
+
+
+def test_each_block_has_the_page_that_it_stands_on(tmp_path: Path) -> None:
+    pages = [[*paragraph(f"The {number}th page tells of topic{number}."), *paragraph(f"Its end{number}.", top=600)]
+             for number in range(1, 41)]  # fmt: skip
+    blocks = list(read(documents.pdf(tmp_path / "a.pdf", pages)))
+    assert [(block.first, block.last) for block in blocks] == [(n, n) for n in range(1, 41) for _ in range(2)]
+    assert all(f"topic{block.first}" in block.text or f"end{block.first}" in block.text for block in blocks)
+    assert not any(block.by_line for block in blocks)
+
+
+def test_lines_become_paragraphs(tmp_path: Path) -> None:
+    long = "This line is long enough to reach the right border of the text on its page, or nearly"
+    lines = [
+        *paragraph(long, long, "and here the paragraph ends."),
+        *paragraph(long, "which is the second one.", top=640),
+        *paragraph("  indented first", top=500),
+    ]
+    first, second, third = texts(documents.pdf(tmp_path / "a.pdf", [lines]))
+    assert first == f"{long} {long} and here the paragraph ends."
+    assert second == f"{long} which is the second one."
+    assert third == "indented first"
+
+
+def test_words_that_are_broken_at_the_end_of_a_line_are_joined(tmp_path: Path) -> None:
+    lines = paragraph(
+        "A very long line that ends with a word that must be broken since it is an indivi-",
+        "dual; and another one, which has a hyphen of its own, since it was found by state-of-the-",
+        "art methods, as well-known things are; the next is a well-",
+        "known thing, and it ends with North-",
+        "South.",
+    )
+    (text,) = texts(documents.pdf(tmp_path / "a.pdf", [lines]))
+    joined = " ".join(text.split())
+    for words in ("individual;", "state-of-the-art methods", "a well-known thing", "North-South."):
+        assert words in joined, joined
+
+
+def test_the_dots_of_a_table_of_contents_are_one(tmp_path: Path) -> None:
+    lines = [*paragraph("1 Ships . . . . . . . . . . . . 3"), *paragraph("2 Bread ................ 7", top=600)]
+    assert texts(documents.pdf(tmp_path / "a.pdf", [lines])) == ["1 Ships … 3", "2 Bread … 7"]
+
+
+def test_ligatures_are_folded(tmp_path: Path) -> None:
+    from reportlab.pdfbase import pdfmetrics
+    from reportlab.pdfbase.ttfonts import TTFont
+    from reportlab.pdfgen import canvas
+
+    font = pytest.importorskip("matplotlib").get_data_path() + "/fonts/ttf/DejaVuSans.ttf"
+    pdfmetrics.registerFont(TTFont("DejaVu", font))
+    path = tmp_path / "a.pdf"
+    drawing = canvas.Canvas(str(path))
+    drawing.setFont("DejaVu", 11)
+    drawing.drawString(72, 700, "An e\ufb03cient \ufb01sh \ufb02ies o\ufb00.")
+    drawing.save()
+    assert texts(path) == ["An efficient fish flies off."]
+
+
+@pytest.mark.parametrize("strength", [40, 128])
+def test_an_empty_user_password_opens(tmp_path: Path, strength: int) -> None:
+    from reportlab.lib.pdfencrypt import StandardEncryption
+
+    restricted = StandardEncryption("", ownerPassword="owner", canPrint=0, canCopy=0, strength=strength)
+    path = documents.pdf(tmp_path / "a.pdf", [paragraph("Not to be printed.")], encrypt=restricted)
+    assert texts(path) == ["Not to be printed."]
+    closed = documents.pdf(
+        tmp_path / "b.pdf", [paragraph("Secret.")], encrypt=StandardEncryption("user", strength=strength)
+    )
+    with pytest.raises(DocumentError, match=r"b\.pdf is protected by a password\. Save a copy without one\.$"):
+        texts(closed)
+
+
+def test_scans_are_named_with_what_helps(tmp_path: Path) -> None:
+    from reportlab.lib.utils import ImageReader
+    from reportlab.pdfgen import canvas
+
+    def scan(path: Path, *, pages: int, text_on: tuple[int, ...] = ()) -> Path:
+        drawing = canvas.Canvas(str(path), pagesize=(300, 400))
+        for number in range(1, pages + 1):
+            if number in text_on:
+                drawing.drawString(20, 300, "Typed words.")
+            drawing.drawImage(ImageReader(io.BytesIO(documents.png())), 0, 0, 290, 390)
+            drawing.showPage()
+        drawing.save()
+        return path
+
+    with pytest.raises(
+        DocumentError, match=r"a\.pdf has no text, only scanned pages\. .*: ocrmypdf --skip-text '.*a\.pdf'"
+    ):
+        texts(scan(tmp_path / "a.pdf", pages=3))
+    notes = Notes()
+    (block,) = read(scan(tmp_path / "b.pdf", pages=6, text_on=(3,)), notes=notes)
+    assert (block.text, block.first) == ("Typed words.", 3)
+    (warning,) = notes.warnings
+    assert "b.pdf: 5 of 6 pages are scanned and have no text (1-2, 4-6)." in warning and "ocrmypdf" in warning
+
+
+def test_headings_come_from_the_outline(tmp_path: Path) -> None:
+    from reportlab.pdfgen import canvas
+
+    path = tmp_path / "a.pdf"
+    drawing = canvas.Canvas(str(path))
+    for title, level in (("1 Ships", 0), ("1.1 Rigging", 1)):
+        drawing.bookmarkPage(title)
+        drawing.addOutlineEntry(title, title, level)
+        drawing.drawString(72, 700, title)
+        drawing.drawString(72, 650, f"A text on {title}.")
+        drawing.showPage()
+    drawing.save()
+    assert [(block.text, block.level, block.first) for block in read(path)] == [
+        ("1 Ships", 1, 1),
+        ("A text on 1 Ships.", 0, 1),
+        ("1.1 Rigging", 2, 2),
+        ("A text on 1.1 Rigging.", 0, 2),
+    ]
+
+
+def test_without_an_outline_large_letters_are_headings(tmp_path: Path) -> None:
+    lines = [("Ships", 72.0, 700.0, 24.0), ("Rigging", 72.0, 660.0, 14.0)]
+    lines += paragraph(*["Some text of the body that is longer than the headings."] * 3, top=630)
+    blocks = list(read(documents.pdf(tmp_path / "a.pdf", [lines])))
+    assert [block.level for block in blocks] == [1, 3, 0]
+
+
+def test_what_was_typed_into_a_form_is_text(tmp_path: Path) -> None:
+    from reportlab.pdfgen import canvas
+
+    path = tmp_path / "a.pdf"
+    drawing = canvas.Canvas(str(path))
+    drawing.drawString(72, 700, "Name:")
+    drawing.acroForm.textfield(name="name", value="Amundsen", x=120, y=690, width=200, height=20)
+    drawing.save()
+    assert "Amundsen" in " ".join(texts(path))
+
+
+def test_damaged_files_are_one_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    whole = documents.pdf(tmp_path / "a.pdf", [paragraph("Words.")]).read_bytes()
+    for data in (b"", b"%PDF-1.4\n", b"not a PDF at all", whole[:200]):
+        (tmp_path / "b.pdf").write_bytes(data)
+        with pytest.raises(DocumentError, match=r"b\.pdf is damaged, or not a PDF file\.$"):
+            texts(tmp_path / "b.pdf")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_gzipped_files_are_read(tmp_path: Path) -> None:
+    whole = documents.pdf(tmp_path / "a.pdf", [paragraph("One."), paragraph("Two.")]).read_bytes()
+    (tmp_path / "a.pdf.gz").write_bytes(gzip.compress(whole))
+    assert list(read(tmp_path / "a.pdf.gz")) == [Block("One.", 1, 1), Block("Two.", 2, 2)]
+    (tmp_path / "b.pdf.gz").write_bytes(gzip.compress(whole)[:-40])
+    with pytest.raises(DocumentError, match="cannot be read: Compressed file ended"):
+        texts(tmp_path / "b.pdf.gz")
+
+
+def test_the_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = documents.pdf(tmp_path / "a.pdf", [paragraph("Words.")])
+    monkeypatch.setitem(sys.modules, "pypdfium2", None)
+    with pytest.raises(DependencyError, match=r"pypdfium2: pip install 'grit-mlx\[documents\]'"):
+        texts(path)
