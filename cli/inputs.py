@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grit_mlx.cli import console
 from grit_mlx.cli.wording import number_of
-from grit_mlx.errors import ArgumentError, DocumentError, TextError
+from grit_mlx.errors import ArgumentError, DependencyError, DocumentError, GritError, TextError
+from grit_mlx.model import hub
 from grit_mlx.model.options import EmbeddingOptions
 from grit_mlx.text.blocks import Notes
-from grit_mlx.text.options import ReadingOptions
+from grit_mlx.text.kinds import kind_of
+from grit_mlx.text.options import ReadingOptions, WalkOptions
 from grit_mlx.text.packing import Measure, count_words
+from grit_mlx.text.passages import passages_of
 from grit_mlx.text.reading import read_texts
 from grit_mlx.text.rows import failure
 from grit_mlx.text.splitting import STDIN, Text
+from grit_mlx.text.walking import walk
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +35,10 @@ if TYPE_CHECKING:
     from grit_mlx.gritlm import GritLM
     from grit_mlx.progress import Progress
 
-__all__ = ["CutTexts", "Inputs", "embedded", "encode_options", "paired", "token_measure"]
+__all__ = ["CutTexts", "Inputs", "Sources", "embedded", "embedded_once", "encode_options", "paired", "token_measure"]
+
+_OVERLAP = 32  # of passages, in tokens, as in a store
+_WINDOW = 2048  # texts that are looked up at once
 
 
 @dataclass
@@ -94,6 +105,115 @@ class Inputs:
         self.skipped += 1
 
 
+@dataclass
+class Sources:
+    """Files and folders to search. A file that cannot be read is named and passed over, unless it is the only one.
+
+    Attributes:
+        paths: files and folders, and at most once "-" for standard input.
+        reading: how files are read. By default documents become the passages that a store has, and other files lines.
+        walking: which files of ``paths``.
+        skipped: rows without text that ``read`` has skipped so far.
+    """
+
+    paths: Sequence[str]
+    reading: ReadingOptions
+    walking: WalkOptions
+    skipped: int = 0
+    _files: list[tuple[str, ReadingOptions]] = field(default_factory=list)
+    _failures: list[GritError] = field(default_factory=list)
+    _tried: int = 0
+
+    def check(self) -> None:
+        """Find the files, without a model.
+
+        Raises:
+            GritError: none of them can be read.
+        """
+        if list(self.paths).count(STDIN) > 1:
+            raise ArgumentError("Standard input (-) can be read only once.")
+        for path in self.paths:
+            try:
+                found = list(self._found(path))
+                for name, reading in found:
+                    read_texts(name, reading)  # refuses what is missing
+                self._files += found
+            except (DocumentError, DependencyError) as error:
+                self._fail(error)
+        self._tried = len(self._files) + len(self._failures)
+        if self._failures and not self._files:
+            raise self.nothing()
+        if STDIN in self.paths and console.stdin_is_terminal():
+            console.note("reading from the terminal: one text per line, Ctrl-D ends the input")
+
+    def read(self, measure: Measure) -> Iterator[tuple[Text, str]]:
+        """All texts as a stream, each with what is embedded of it: a passage's headings too.
+
+        Args:
+            measure: the tokens of a text.
+        """
+        for name, reading in self._files:
+            try:
+                if reading.by is None and kind_of(name).by == "paragraph":
+                    for one in passages_of(
+                        Path(name),
+                        size=reading.chunk_size,
+                        overlap=min(_OVERLAP, reading.chunk_size // 4),
+                        measure=measure,
+                        field=reading.field,
+                        encoding=reading.encoding,
+                    ):
+                        yield Text(one.text, name, one.line, one.end_line), one.content
+                else:
+                    texts = read_texts(name, reading, measure=measure, on_skip=self._count_skipped)
+                    yield from ((text, text.text) for text in texts)
+            except (DocumentError, DependencyError) as error:
+                self._fail(error)
+
+    def nothing(self) -> GritError:
+        """The error of files that hold no text, or cannot be read."""
+        return self._failed() or Inputs(self.paths, self.reading).no_text()
+
+    def finish(self) -> None:
+        """Say how many rows had no text, if any.
+
+        Raises:
+            GritError: no file could be read to its end.
+        """
+        if self.skipped:
+            console.note(f"skipped {number_of(self.skipped, 'row')} without text")
+        if failed := self._failed():
+            raise failed
+
+    def _failed(self) -> GritError | None:
+        if not self._failures or len(self._failures) < self._tried:
+            return None
+        if len(self._failures) == len(self.paths) == 1:
+            return self._failures[0]
+        return DocumentError(f"None of {number_of(len(self._failures), 'file')} can be read.", path=self.paths[0])
+
+    def _found(self, path: str) -> Iterator[tuple[str, ReadingOptions]]:
+        if path == STDIN or not Path(path).expanduser().is_dir():
+            yield path, self.reading
+            return
+        walked = walk([path], patterns=self.walking)
+        for name, reason in walked.problems:
+            self._failures.append(DocumentError(f"{name}: {reason}", path=name))
+            console.warn(f"{name}: {reason}")
+        for file in walked.files:
+            # As it was named; a field is for tables, of which a folder may have some.
+            name = str(Path(path) / file.relative_to(walked.roots[0]))
+            yield name, self.reading if kind_of(file).rows else replace(self.reading, field=None)
+
+    def _fail(self, error: GritError) -> None:
+        self._failures.append(error)
+        if len(self.paths) > 1 or len(self._files) > 1:
+            console.warn(*error.parts)
+
+    def _count_skipped(self) -> None:
+        self.skipped += 1
+
+
 def token_measure(grit: GritLM) -> Measure:
     """Counts the tokens of a text, without those that the tokenizer adds."""
     return lambda text: len(grit.tokenizer.encode(text, add_special_tokens=False, verbose=False))
@@ -118,6 +238,56 @@ def embedded(
     """
     options = {**encode_options(embedding), **role}
     return paired(texts, lambda strings: grit.encode_iter(strings, progress=progress, **options))
+
+
+def embedded_once(
+    grit: GritLM,
+    texts: Iterable[tuple[Text, str]],
+    embedding: EmbeddingOptions,
+    progress: Progress,
+    *,
+    budget: int | None,
+) -> Iterator[tuple[Text, NDArray[np.float32]]]:
+    """Each text with its vector as a document, which is taken from the cache if it was embedded before.
+
+    Args:
+        grit: the model.
+        texts: any number of them, each with what is embedded of it.
+        embedding: how they are embedded.
+        progress: called with the number of texts done.
+        budget: of the cache, in bytes; 0 to use none, None for no limit.
+    """
+    from mlx.utils import tree_flatten
+
+    from grit_mlx.rag.fingerprint import digest, fingerprint
+    from grit_mlx.vectors.cache import VectorCache
+
+    cache = VectorCache(hub.home() / "vectors.sqlite", budget=sys.maxsize if budget is None else budget)
+    weights: Any = tree_flatten(grit.model.parameters())
+    dtypes = sorted({str(value.dtype) for _, value in weights})
+    how = json.dumps([digest(fingerprint(grit)), dtypes, embedding.max_length, embedding.long_texts])
+    stream, done = iter(texts), 0
+    while window := list(islice(stream, _WINDOW)):
+        keys = [hashlib.blake2b(f"{how}\0{content}".encode(), digest_size=16).digest() for _, content in window]
+        vectors = cache.get(list(dict.fromkeys(keys))) if budget != 0 else {}
+        missing = {key: replace(text, text=content) for key, (text, content) in zip(keys, window, strict=True)}
+        missing = {key: text for key, text in missing.items() if key not in vectors}
+        start = done + len(window) - len(missing)
+        new: dict[bytes, NDArray[np.float32]] = {}
+        try:
+            pairs = embedded(grit, missing.values(), embedding, _from(progress, start), role="document")
+            for key, (_, vector) in zip(missing, pairs, strict=True):
+                new[key] = vector
+        finally:
+            cache.keep(new)
+        vectors |= new
+        yield from ((text, vectors[key]) for key, (text, _) in zip(keys, window, strict=True))
+        done += len(window)
+        progress(done, done)
+
+
+def _from(progress: Progress, start: int) -> Progress:
+    return lambda done, total: progress(start + done, total)
 
 
 def paired(

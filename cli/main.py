@@ -40,6 +40,7 @@ COMMANDS = {
     "fuse": "Fuse an adapter into its model's weights, as a model folder of its own.",
     "rag": "Make files searchable, and answer from them.",
     "rag index": "Make files searchable, or bring a store up to date with them.",
+    "rag watch": "Keep a store up to date with files until Ctrl-C.",
     "rag ask": "Answer a question from a store, as it comes, and name the sources.",
     "rag chat": "Chat about what a store holds.",
     "rag stats": "Show what a store holds, and how much disk space it takes.",

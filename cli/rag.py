@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
@@ -14,10 +15,11 @@ from grit_mlx.cli.generate import show_piece
 from grit_mlx.cli.loader import load_model
 from grit_mlx.cli.options import Use
 from grit_mlx.cli.wording import number_of, one_line, size_of
+from grit_mlx.errors import DocumentError, StoreBusyError
 from grit_mlx.model.options import GenerationOptions, ModelChoice
 from grit_mlx.options import option
 from grit_mlx.rag.options import ChatOptions, IndexOptions, RagOptions, StoreOptions, check_question
-from grit_mlx.text.options import ReadingOptions
+from grit_mlx.text.options import ReadingOptions, WalkOptions
 
 if TYPE_CHECKING:
     from grit_mlx.rag import Estimate, IndexReport, Rag, Response, SearchResult, SearchResults, Store
@@ -30,12 +32,14 @@ __all__ = [
     "REMOVE_EXAMPLES",
     "STATS_EXAMPLES",
     "VERIFY_EXAMPLES",
+    "WATCH_EXAMPLES",
     "ask",
     "chat",
     "index",
     "remove",
     "stats",
     "verify",
+    "watch",
 ]
 
 EXAMPLES = """
@@ -71,6 +75,12 @@ REMOVE_EXAMPLES = """
 Examples:
   grit rag remove ~/notes/old
   grit rag remove "*.log" --store mails.grit
+  grit rag remove letters/ --purge
+"""
+WATCH_EXAMPLES = """
+Examples:
+  grit rag watch ~/notes
+  grit rag watch docs/ --include "*.md" --store docs.grit
 """
 VERIFY_EXAMPLES = """
 Examples:
@@ -78,6 +88,8 @@ Examples:
 """
 
 _STORE = "Store"
+
+_WATCHED_MILLISECONDS = 500  # between two looks at whether to stop
 
 Location = Annotated[
     str,
@@ -125,6 +137,7 @@ def index(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", rich_help_panel=_STORE, help="Only count files, passages, tokens and bytes.")
     ] = False,
+    walking: WalkOptions,
     reading: Annotated[ReadingOptions, Use(only=("field", "encoding"))],
     model: _Model,
     json_output: options.JsonFlag = False,
@@ -140,7 +153,7 @@ def index(
     opened.use(grit)
     if dry_run or indexing.cache_ahead == "all":
         with console.progress("Counting", None) as advance:
-            estimate = opened.estimate(paths, field=reading.field, encoding=reading.encoding, progress=advance)
+            estimate = opened.estimate(paths, **_how(reading, walking), progress=advance)
         if dry_run:
             _show_estimate(estimate, in_json=json_output)
             return
@@ -149,21 +162,61 @@ def index(
         if opened.caches.budget is not None and size > opened.caches.budget:
             console.warn("that is more than --cache-budget allows: only the last ones will be kept")
     try:
-        with console.phases() as advance:
-            report = opened.index(
-                paths,
-                indexing,
-                field=reading.field,
-                encoding=reading.encoding,
-                on_wait=lambda holder: console.note(f"{holder} is writing to {store}; waiting"),
-                progress=lambda done, total: advance("Indexing", f"{size_of(done)} of {size_of(total)}", done, total),
-            )
+        report = _indexed(opened, paths, indexing, reading, walking, store=store)
     except KeyboardInterrupt:
         console.note("stopped; what was embedded is kept, and the same command resumes")
         raise
     _show_report(report, store, in_json=json_output)
     if report.failed:
         raise typer.Exit(1)
+
+
+@options.command
+def watch(
+    *,
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Files and folders, as for 'grit rag index'.")],
+    store: Location = ".grit",
+    chosen: Annotated[StoreOptions, Use(defaults=_BUDGET)],
+    indexing: Annotated[IndexOptions, Use(defaults={"wait": 60.0})],
+    walking: WalkOptions,
+    reading: Annotated[ReadingOptions, Use(only=("field", "encoding"))],
+    model: _Model,
+) -> None:
+    """Keep a store up to date with files until Ctrl-C.
+
+    They are indexed now, and again whenever one of them changes; see 'grit rag index'.
+    """
+    from watchfiles import watch as changes_of
+
+    grit = load_model(model, mode="embedding")
+    opened = _opened(store, chosen)
+    opened.use(grit)
+    own = Path(opened.uri)
+    folders = sorted({str(Path(path) if Path(path).is_dir() else Path(path).absolute().parent) for path in paths})
+    # The first time it yields, without changes, it watches already: nothing that happens while indexing is missed.
+    changes = changes_of(
+        *folders,
+        watch_filter=lambda _, path: not Path(path).is_relative_to(own),
+        recursive=any(Path(path).is_dir() for path in paths),
+        rust_timeout=_WATCHED_MILLISECONDS,
+        yield_on_timeout=True,
+        raise_interrupt=True,
+    )
+    for number, changed in enumerate(changes):
+        if number and not changed:
+            continue
+        try:
+            report = _indexed(opened, paths, indexing, reading, walking, store=store)
+        except (DocumentError, StoreBusyError) as error:  # it may be there, or free, when something changes again
+            if not number:
+                raise
+            console.warn(*error.parts)
+            continue
+        if not number or report.added + report.changed + report.removed or report.problems:
+            _show_report(report, store, in_json=False)
+            console.flush()
+        if not number:
+            console.note("watching; Ctrl-C stops")
 
 
 @options.command
@@ -189,6 +242,7 @@ def ask(
     if answering or chosen.rerank:
         rag = _rag(opened, chosen, model)
         results = rag.find(question)
+        _check_filters(results, opened, chosen)
         if answering:
             _show_answer(rag.respond(results, **asdict(sampling)), opened, in_json=output.json)
             return
@@ -196,6 +250,7 @@ def ask(
         if chosen.method != "bm25":
             opened.use(load_model(model, mode="embedding"))
         results = opened.search(question, chosen)
+    _check_filters(results, opened, chosen)
     _show_results(results, opened, in_json=output.json, texts=output.no_generate)
 
 
@@ -262,16 +317,27 @@ def stats(*, store: Location = ".grit", json_output: options.JsonFlag = False) -
 def remove(
     *,
     paths: Annotated[
-        list[str], typer.Argument(metavar="PATH...", help="Files, folders, or patterns such as 'docs/*.md'.")
-    ],
+        list[str] | None,
+        typer.Argument(
+            metavar="PATH...", help="Files, folders, or patterns such as 'docs/*.md'; may be omitted with --purge."
+        ),
+    ] = None,
+    purge: Annotated[
+        bool,
+        typer.Option(
+            "--purge",
+            rich_help_panel=_STORE,
+            help="Remove the text from the disk at once, also of what was removed before.",
+        ),
+    ] = False,
     store: Location = ".grit",
     indexing: Annotated[IndexOptions, Use(only=("wait",))],
 ) -> None:
     """Remove files from a store; the files themselves stay."""
     opened = _opened(store)
     opened.require()
-    count = opened.remove(paths, wait=indexing.wait)
-    console.note(f"{number_of(count, 'file')} removed from {store}")
+    count = opened.remove(paths or [], purge=purge, wait=indexing.wait)
+    console.note(f"{number_of(count, 'file')} removed from {store}" + (", and purged from the disk" if purge else ""))
 
 
 @options.command
@@ -290,11 +356,40 @@ def verify(*, store: Location = ".grit") -> None:
     console.note("no problems found")
 
 
+def _how(reading: ReadingOptions, walking: WalkOptions) -> dict[str, Any]:
+    return {"field": reading.field, "encoding": reading.encoding, "patterns": walking}
+
+
+def _indexed(
+    opened: Store,
+    paths: Sequence[str],
+    indexing: IndexOptions,
+    reading: ReadingOptions,
+    walking: WalkOptions,
+    *,
+    store: str,
+) -> IndexReport:
+    with console.phases() as advance:
+        return opened.index(
+            paths,
+            indexing,
+            **_how(reading, walking),
+            on_wait=lambda holder: console.note(f"{holder} is writing to {store}; waiting"),
+            progress=lambda done, total: advance("Indexing", f"{size_of(done)} of {size_of(total)}", done, total),
+        )
+
+
 def _opened(uri: str, chosen: StoreOptions | None = None) -> Store:
     with console.status("Opening the store"):
         from grit_mlx.rag import Store
 
         return Store(uri, options=chosen)
+
+
+def _check_filters(results: SearchResults, opened: Store, chosen: RagOptions) -> None:
+    """That nothing was found has another reason where a filter leaves nothing to search."""
+    if not results and (chosen.paths or chosen.metadata):
+        opened.check_filters(chosen.paths, chosen.metadata)
 
 
 def _rag(opened: Store, chosen: RagOptions, model: ModelChoice) -> Rag:
@@ -321,9 +416,13 @@ def _show_answer(response: Response, opened: Store, *, in_json: bool = False) ->
                 show_piece(piece)
             if stopped():
                 break
+    if answer.left_out or answer.forgotten:
+        what = [number_of(answer.left_out, "passage")] if answer.left_out else []
+        what += [f"the first {number_of(answer.forgotten, 'turn')} of the conversation"] if answer.forgotten else []
+        console.note(f"left out, as the model's context has no room for them: {' and '.join(what)}")
     text, first = "".join(pieces), answer.seconds_to_first_token or 0.0
     if in_json:
-        counts = ("mode", "cached_tokens", "computed_tokens", "generated_tokens", "finish_reason")
+        counts = ("mode", "cached_tokens", "computed_tokens", "generated_tokens", "finish_reason", "left_out")
         measured = {name: getattr(answer, name) for name in counts}
         seconds = {"seconds_to_first_token": round(first, 4), "seconds": round(answer.seconds, 4)}
         console.write(console.dumps({"answer": text, **_as_json(response.results), **measured, **seconds}))
@@ -414,10 +513,14 @@ def _show_report(report: IndexReport, store: str, *, in_json: bool) -> None:
         "removed": report.removed,
     }
     files = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count) or "none"
-    console.write(
-        f"Files: {files}. {number_of(report.passages, 'passage')} embedded in {report.seconds:.1f} s; "
-        f"{console.visible(store)} holds {report.total:,}."
+    others = {"reused": report.reused, "removed": report.removed_passages}
+    did = ", ".join(
+        [f"{number_of(report.passages, 'passage')} embedded"]
+        + [f"{count:,} {name}" for name, count in others.items() if count]
     )
+    console.write(f"Files: {files}. {did} in {report.seconds:.1f} s; {console.visible(store)} holds {report.total:,}.")
+    if report.kept:
+        console.note(f"what was stored of {number_of(report.kept, 'file')} that cannot be read was kept")
     if any(report.skipped.values()):
         console.note(f"skipped: {', '.join(_skipped(report))}")
     if left_out := ", ".join(f"{count:,} of {kind}" for kind, count in report.notes.left_out.items() if count):

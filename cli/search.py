@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import typer
 
 from grit_mlx.cli import console, options
-from grit_mlx.cli.inputs import CutTexts, Inputs, embedded, token_measure
+from grit_mlx.cli.inputs import CutTexts, Sources, embedded_once, token_measure
 from grit_mlx.cli.loader import load_model
 from grit_mlx.cli.options import Use
 from grit_mlx.cli.wording import number_of, one_line
 from grit_mlx.errors import ArgumentError
 from grit_mlx.model.options import EmbeddingOptions, ModelChoice
 from grit_mlx.options import check, option
-from grit_mlx.text.options import ReadingOptions
+from grit_mlx.rag.options import budget_of
+from grit_mlx.text.options import ReadingOptions, WalkOptions
 from grit_mlx.text.splitting import Text
 
 if TYPE_CHECKING:
@@ -29,13 +30,14 @@ __all__ = ["EXAMPLES", "ScoredText", "SearchOutput", "best", "search"]
 EXAMPLES = """
 Examples:
   grit search "how do I run the tests" README.md docs/*.md
+  grit search "where are tokens counted" src/ --include "*.py"
   grit search "refund after cancelling" mails.jsonl --field body --top 3
   history | grit search "shrink a video" - --min-score 0.4
 """
 
 _BY = (
     "Unit that is ranked: lines (or rows of .jsonl and .csv), paragraphs, complete files, or chunks of at most "
-    "--chunk-size tokens. Default: paragraphs of Markdown, HTML, PDF and DOCX, lines and rows of other files."
+    "--chunk-size tokens. Default: passages of documents as 'grit rag' makes them, lines and rows of other files."
 )
 _TERMINAL_ROWS = 3  # rows of the terminal that one text may fill
 
@@ -74,11 +76,34 @@ class SearchOutput:
         check(self)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CacheOptions:
+    """Whether vectors are kept for the next search."""
+
+    heading: ClassVar[str] = options.MODEL
+
+    no_cache: bool = option(False, "Embed everything anew, and keep nothing for the next search.")
+    cache_budget: int | None = option(
+        500_000_000,
+        "Maximum disk space for kept vectors, such as 500MB or 0; the least recently used are removed.",
+        minimum=0,
+        parse=budget_of,
+        metavar="SIZE",
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
 @options.command
 def search(
     *,
     query: Annotated[str, typer.Argument(metavar="QUERY", help="What to look for.")],
-    files: options.Files,
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="PATH...", help="Files and folders, of all kinds that 'grit rag' reads; - reads stdin."),
+    ],
+    walking: WalkOptions,
     reading: Annotated[ReadingOptions, Use(helps={"by": _BY})],
     instruction: Annotated[
         str | None,
@@ -90,31 +115,34 @@ def search(
     ] = None,
     model: ModelChoice,
     embedding: EmbeddingOptions,
+    cache: Annotated[CacheOptions, Use(defaults={"cache_budget": "500MB"})],
     output: SearchOutput,
 ) -> None:
     """Rank the texts of files by meaning, as grep finds words.
 
-    Each hit is FILE:LINE: SCORE TEXT, where SCORE is the cosine, at most 1. Nothing is indexed or kept: all
-    files are embedded each time, in constant memory.
+    Each hit is FILE:LINE: SCORE TEXT, where SCORE is the cosine, at most 1. In folders, files excluded by .gitignore
+    are left out. A file that cannot be read is named, and the others are searched. Vectors are kept, so that the next
+    search embeds only what is new.
     """
     if not query.strip():
         raise ArgumentError("The query is empty. Say what to look for.")
-    inputs = Inputs(files, reading)
-    total = inputs.check()
+    inputs = Sources(files, reading, walking)
+    inputs.check()
     grit = load_model(model, mode="embedding")
     wanted = grit.encode(query, role="query", instruction=instruction, max_length=embedding.max_length)
-    with CutTexts() as cut, console.progress("Searching", total) as advance:
+    budget = 0 if cache.no_cache else cache.cache_budget
+    with CutTexts() as cut, console.progress("Searching", None) as advance:
         texts = inputs.read(token_measure(grit))
-        pairs = embedded(grit, texts, embedding, advance, role="document")
+        pairs = embedded_once(grit, texts, embedding, advance, budget=budget)
         found, seen = best(pairs, wanted, count=output.top)
     if not seen:
-        raise inputs.no_text()
+        raise inputs.nothing()
     least = output.min_score
     _print([one for one in found if least is None or one.score >= least], output)
-    inputs.report_skipped()
     cut.report(seen)
     if least is not None and found[0].score < least:
         console.note(f"none of {number_of(seen, 'text')} scores {least:g}; the best has {found[0].score:.3f}")
+    inputs.finish()
 
 
 def best(

@@ -13,7 +13,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from grit_mlx.errors import GritError, Option
 from grit_mlx.files.atomic import output_errors
 
-__all__ = ["writing"]
+__all__ = ["writer_of", "writing"]
 
 _POLL_SECONDS = 0.2
 
@@ -56,6 +56,21 @@ def writing(
         yield
     finally:
         held.release()
+
+
+def writer_of(lock: Path) -> str | None:
+    """Who holds a lock now, such as ``"process 123"``; None if nobody does, or it cannot be read."""
+    if not lock.is_file():
+        return None
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        return _holder(held)
+    except OSError:
+        return None
+    held.release()
+    return None
 
 
 def _acquire(lock: BaseFileLock, wait: float, on_wait: Callable[[str], None] | None) -> None:

@@ -16,9 +16,11 @@ from grit_mlx.errors import ArgumentError, Option
 from grit_mlx.gritlm import GritLM
 from grit_mlx.model.caches import TextCache
 from grit_mlx.model.generation import PromptCache
+from grit_mlx.model.options import GenerationOptions
 from grit_mlx.model.prompts import literal_tokens, rag_prompt, raw_tokens
 from grit_mlx.rag.caches import DocumentCaches
 from grit_mlx.rag.encoding import Encoder
+from grit_mlx.rag.limits import check_length, fitted
 from grit_mlx.rag.modes import AUTO_MODES, CHAT_MODES, DocumentCost, choose_mode
 from grit_mlx.rag.options import RagOptions, check_question
 from grit_mlx.rag.prefix import Document, Prefix, PrefixBuilder
@@ -49,6 +51,8 @@ class AnswerStream:
         seconds: from the call to the last token so far.
         generated_tokens: tokens that were generated so far.
         finish_reason: "stop" or "length" once it is complete.
+        left_out: documents, the last ones, for which the model's context has no room.
+        forgotten: turns of the conversation, the first ones, for which it has none.
     """
 
     mode: str
@@ -59,6 +63,8 @@ class AnswerStream:
     seconds: float = 0.0
     generated_tokens: int = 0
     finish_reason: str | None = None
+    left_out: int = 0
+    forgotten: int = 0
     _written: str = ""
 
     def __iter__(self) -> Iterator[str]:
@@ -139,6 +145,9 @@ class Answerer:
     ) -> AnswerStream:
         """Answer a question from documents.
 
+        Question, documents and answer fit into the model's context: the last documents and the first turns are left
+        out if they do not, and the answer ends where the context does.
+
         Args:
             question: the question.
             documents: the best first, in the order of the prompt.
@@ -148,12 +157,14 @@ class Answerer:
             **sampling: the fields of ``GenerationOptions``.
 
         Raises:
-            ArgumentError: an empty question, no documents, an unknown mode, or one that has no history.
+            ArgumentError: an empty question or one longer than the context, no documents, an unknown mode, or one
+                that has no history.
             ArchitectureError: a cached text has to be moved and this model's keys cannot be.
         """
         start = time.perf_counter()
         RagOptions(cache=cache)
         check_question(question)
+        check_length(self.encoder, question)
         if not documents:
             raise ArgumentError("There are no documents to answer from.")
         if history and cache not in CHAT_MODES:
@@ -161,14 +172,26 @@ class Answerer:
         if cache == "auto":
             modes = [mode for mode in AUTO_MODES if not history or mode in CHAT_MODES]
             cache = self._chosen_mode(question, documents, query_cache is not None, modes)
+        sampling = vars(GenerationOptions(**sampling))
+        fit = fitted(
+            self.encoder,
+            question,
+            [document.content for document in documents],
+            mode=cache,
+            history=[(turn.question, turn.answer) for turn in history],
+            max_tokens=sampling["max_tokens"],
+        )
+        documents, left_out = documents[: fit.documents], len(documents) - fit.documents
         prefix = self.prefixes.build(cache, question, documents, query_cache)
-        tokens = self._prompt(cache, question, documents, history)
+        tokens = self._prompt(cache, question, documents, history[fit.forgotten :])
         base = (cache, *prefix.names)
         last = self._last
         if base != last[0]:
             last = self._last = base, PromptCache(prefix.layers)
+        sampling["max_tokens"] = fit.max_tokens
         responses = self.model.stream_responses(tokens, cache=last[1], **sampling)
         answer = AnswerStream(cache, prefix.cached_tokens, prefix.computed_tokens + len(tokens), iter(()))
+        answer.left_out, answer.forgotten = left_out, fit.forgotten
         answer._pieces = self._written(answer, responses, prefix, last[1], start)
         return answer
 

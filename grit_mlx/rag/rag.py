@@ -8,14 +8,15 @@ from typing import Any, Final
 
 import mlx.core as mx
 
-from grit_mlx.errors import ModeError
+from grit_mlx.errors import ArgumentError, ModeError
 from grit_mlx.gritlm import GritLM
 from grit_mlx.model import threads
 from grit_mlx.model.caches import copy_cache
 from grit_mlx.model.prompts import literal_tokens, rag_prompt
 from grit_mlx.rag.answering import Answerer, AnswerStream, Turn
+from grit_mlx.rag.limits import check_length
 from grit_mlx.rag.modes import CHAT_MODES
-from grit_mlx.rag.options import RagOptions, merged
+from grit_mlx.rag.options import RagOptions, check_question, merged
 from grit_mlx.rag.prefix import Document
 from grit_mlx.rag.retrieval import SearchResult, SearchResults, reranked
 from grit_mlx.rag.store import Store
@@ -86,7 +87,13 @@ class Rag:
         self._last: list[SearchResult] = []
 
     def find(self, question: str, **filters: Any) -> SearchResults:
-        """The passages that match a question best; ``filters`` are ``paths`` and ``metadata`` for this one."""
+        """The passages that match a question best; ``filters`` are ``paths`` and ``metadata`` for this one.
+
+        Raises:
+            ArgumentError: the question is longer than the model's context.
+        """
+        check_question(question)
+        check_length(self.answerer.encoder, question, documents=self.store.passage_tokens if self.options.rerank else 0)
         vector, layers = self.answerer.encoder.query(question)
         top = self.options.top
         if self.options.rerank:
@@ -124,7 +131,7 @@ class Rag:
             query_cache=results.query_cache,
             **sampling,
         )
-        return Response(results, answer)
+        return Response(replace(results, results=_given(results, answer)), answer)
 
     def chat(self, question: str, **sampling: Any) -> Response:
         """Answer as the next turn of a conversation; call ``remember`` with the complete answer.
@@ -132,8 +139,7 @@ class Rag:
         A turn may be about something that was said before, so passages are searched with the previous question as well.
         As long as they are among those of the last turn, its documents stay in place and only what is new is computed.
         """
-        before = f"{self.history[-1].question}\n" if self.history else ""
-        results = self.find(before + question)
+        results = self.find(self._with_previous(question))
         if results.relevant:
             if results[0].passage.id not in {result.passage.id for result in self._last}:
                 self._last = results.results
@@ -141,7 +147,19 @@ class Rag:
             return Response(results, None)
         cache = self.options.cache if self.options.cache in CHAT_MODES else "auto"
         answer = self.answerer.answer(question, _documents(self._last), cache=cache, history=self.history, **sampling)
-        return Response(replace(results, question=question, results=self._last, query_cache=None), answer)
+        given = _given(self._last, answer)
+        return Response(replace(results, question=question, results=given, query_cache=None), answer)
+
+    def _with_previous(self, question: str) -> str:
+        """A question after the previous one, if the model's context has room for both."""
+        if not self.history:
+            return question
+        both = f"{self.history[-1].question}\n{question}"
+        try:
+            check_length(self.answerer.encoder, both, documents=self.store.passage_tokens)
+        except ArgumentError:
+            return question
+        return both
 
     def remember(self, question: str, answer: str) -> None:
         """Add a turn to the conversation."""
@@ -169,6 +187,11 @@ class Rag:
             score: Any = mx.mean((chosen - mx.logsumexp(logits, axis=-1))[start - 1 :]).item()
             scores.append(float(score))
         return scores
+
+
+def _given(results: Sequence[SearchResult], answer: AnswerStream) -> list[SearchResult]:
+    """The results that an answer had room for."""
+    return list(results[: len(results) - answer.left_out])
 
 
 def _documents(results: Sequence[SearchResult]) -> list[Document]:

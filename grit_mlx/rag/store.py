@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +27,7 @@ from grit_mlx.errors import (
     StoreError,
     unreadable,
 )
-from grit_mlx.files.lock import writing
+from grit_mlx.files.lock import writer_of, writing
 from grit_mlx.model import hub
 from grit_mlx.progress import Progress
 from grit_mlx.rag.caches import CacheStats, DocumentCaches, cache_key
@@ -34,16 +35,17 @@ from grit_mlx.rag.encoding import Encoder
 from grit_mlx.rag.fingerprint import check_fingerprint, digest, fingerprint
 from grit_mlx.rag.indexing import IndexReport, PassageWriter, hash_of, plan_index
 from grit_mlx.rag.kvfiles import bytes_of
+from grit_mlx.rag.limits import check_length
 from grit_mlx.rag.nearest import fits_in_memory, recall
 from grit_mlx.rag.options import PRECISIONS, IndexOptions, SearchOptions, StoreOptions, check_question, merged
 from grit_mlx.rag.relevance import PROBES, Scores, thresholds
-from grit_mlx.rag.retrieval import Retriever, SearchResults, where_clause
+from grit_mlx.rag.retrieval import Retriever, SearchResult, SearchResults, where_clause
 from grit_mlx.rag.schema import StoredPassage
 from grit_mlx.rag.table import PassageTable, is_remote
 from grit_mlx.text.blocks import Notes
-from grit_mlx.text.kinds import kind_of
+from grit_mlx.text.options import WalkOptions
 from grit_mlx.text.passages import Passage, passages_of
-from grit_mlx.text.walking import Walk, stored_name, walk
+from grit_mlx.text.walking import Walk, walk
 
 if TYPE_CHECKING:
     from grit_mlx.gritlm import GritLM
@@ -139,7 +141,7 @@ class Store:
         """Open the published version, and read what the store was made with."""
         self._table: PassageTable | None = None
         self._retriever: Retriever | None = None
-        self._thresholds = Scores()
+        self._state: dict[str, Any] | None = None
         self._made_with: dict[str, Any] = {}
         if not is_remote(self.uri) and not (Path(self.uri) / "passages.lance").exists():
             return  # opening it would create the folder
@@ -192,11 +194,16 @@ class Store:
         Raises:
             StoreError: there are none.
         """
-        if self._table is None:
+        if self._table is not None:
+            return self._table
+        if writer := writer_of(self._lock):
+            raise StoreError(f"The store {self.uri} is being built by {writer}. Try again when it is done.")
+        if self._made_with:
             raise StoreError(
-                f"There is no store at {self.uri}. Create one with 'grit rag index PATH --store {self.uri}'."
+                f"The store {self.uri} is not complete: its first 'grit rag index' was interrupted. Run the same "
+                "command again, which resumes it."
             )
-        return self._table
+        raise StoreError(f"There is no store at {self.uri}. Create one with 'grit rag index PATH --store {self.uri}'.")
 
     @property
     def model_digest(self) -> str:
@@ -214,6 +221,7 @@ class Store:
         options: IndexOptions | None = None,
         *,
         field: str | None = None,
+        patterns: WalkOptions | None = None,
         encoding: str | None = None,
         on_wait: Callable[[str], None] | None = None,
         progress: Callable[[int, int], None] | None = None,
@@ -227,7 +235,9 @@ class Store:
         Args:
             paths: files and folders; what the store holds of other places stays.
             options: how to do it.
-            field: in tables, the field or column that holds the text; None for the one that each was indexed with.
+            field: in tables, the field or column that holds the text. It is remembered for each table; None for what
+                is remembered, "" for the default.
+            patterns: which files of ``paths``; the passages of others in them are removed.
             encoding: of text files; None to find out file by file.
             on_wait: called once with the process that is waited for.
             progress: called with bytes done and bytes in all.
@@ -243,7 +253,7 @@ class Store:
         size = self.encoder.model.embedding_size
         started = time.monotonic()
         report = IndexReport()
-        walked = self._walk(paths)
+        walked = self._walk(paths, patterns)
         report.skipped.update(walked.skipped)
         report.problems += walked.problems
         report.kinds.update(walked.kinds)
@@ -253,25 +263,32 @@ class Store:
                 sizes = {"passage_tokens": self.passage_tokens, "overlap": self.overlap}
                 table.create(size, {**self._fingerprint, **sizes})
             check_fingerprint(table.fingerprint, self._fingerprint, uri=self.uri)
-            fields = _fields(walked, table.read_state().get("fields", {}), field)
+            noted, stored = table.read_state(), table.files()
             plan = plan_index(
                 walked,
-                table.files(),
+                stored,
                 report,
-                fields=fields,
+                field=field,
+                fields=noted.get("fields"),
                 keep_missing=chosen.keep_missing,
                 published=None if table.is_published else PassageTable(self.uri).file_keys(),
             )
             embed = self._embed_and_cache if chosen.cache_ahead == "all" else self._embed
-            read = partial(self._read, fields=fields, encoding=encoding, notes=report.notes)
+            read = partial(self._read, encoding=encoding, notes=report.notes)
             PassageWriter(table, embed, report, read=read, progress=progress).write(plan)
+            held = {key: state.rows for states in stored.values() for key, state in states.items()}
+            report.removed_passages = sum(held.get(key, 0) for key in set(plan.stale))
             self._delete(table, plan.stale)
+            facts = {"fields": plan.fields, "keep_missing": chosen.keep_missing}
+            if {name: noted.get(name) for name in facts} != facts:
+                table.write_state(**facts)
+                self._state = None
             if not table.is_published:
                 table.update_text_index()
                 self._index_vectors(table, chosen.approximate)
                 table.publish()
                 self._open()
-                table.write_state(relevance=None, relevance_bm25=None, fields=fields)
+                table.write_state(relevance=None, relevance_bm25=None)
             if table.read_state().get("relevance") is None:  # the last run may have been killed just before this
                 self._measure_thresholds(table)
         if isinstance(chosen.cache_ahead, int):
@@ -287,6 +304,7 @@ class Store:
         paths: Sequence[str | PathLike[str]],
         *,
         field: str | None = None,
+        patterns: WalkOptions | None = None,
         encoding: str | None = None,
         progress: Progress | None = None,
     ) -> Estimate:
@@ -294,7 +312,8 @@ class Store:
 
         Args:
             paths: files and folders.
-            field: in tables, the field or column that holds the text; None for the one that each was indexed with.
+            field: as for ``index``.
+            patterns: which files of ``paths``.
             encoding: of text files; None to find out file by file.
             progress: called with files done and files in all.
 
@@ -302,14 +321,14 @@ class Store:
             DocumentError: one of ``paths`` does not exist.
         """
         encoder, report = self.encoder, IndexReport()
-        walked, table = self._walk(paths), self._table
-        fields = _fields(walked, {} if table is None else table.read_state().get("fields", {}), field)
-        plan = plan_index(walked, {} if table is None else table.files(), report, fields=fields)
+        held = {} if self._table is None else self._table.files()
+        known = {} if self._table is None else self._table.read_state().get("fields", {})
+        plan = plan_index(self._walk(paths, patterns), held, report, field=field, fields=known)
         prompt = len(encoder.model.tokenizer.encode(encoder.document_prompt))
         passages = tokens = 0
         for done, changed in enumerate(plan.changed, start=1):
             with suppress(DocumentError, DependencyError):
-                for passage in self._read(changed.path, fields=fields, encoding=encoding, notes=Notes()):
+                for passage in self._read(changed.path, field=changed.field, encoding=encoding, notes=Notes()):
                     passages += 1
                     tokens += prompt + encoder.count(passage.content)
             if progress is not None:
@@ -320,28 +339,37 @@ class Store:
         return Estimate(len(plan.changed), report.unchanged, passages, tokens, sizes)
 
     def _writing(self, wait: float, on_wait: Callable[[str], None] | None = None) -> AbstractContextManager[None]:
-        lock = self._local / "writer.lock"
-        return writing(self._local, lock=lock, busy=StoreBusyError, wait=wait, on_wait=on_wait)
+        return writing(self._local, lock=self._lock, busy=StoreBusyError, wait=wait, on_wait=on_wait)
 
-    def _walk(self, paths: Sequence[str | PathLike[str]]) -> Walk:
-        return walk(paths, without=[] if is_remote(self.uri) else [Path(self.uri)])
+    @property
+    def _lock(self) -> Path:
+        return self._local / "writer.lock"
 
-    def _read(self, path: Path, *, fields: Mapping[str, str], encoding: str | None, notes: Notes) -> Iterator[Passage]:
+    def _walk(self, paths: Sequence[str | PathLike[str]], patterns: WalkOptions | None) -> Walk:
+        without = [] if is_remote(self.uri) else [Path(self.uri)]
+        return walk(paths, without=without, patterns=patterns or WalkOptions())
+
+    def _read(self, path: Path, *, field: str | None, encoding: str | None, notes: Notes) -> Iterator[Passage]:
         return passages_of(
             path,
             size=self.passage_tokens,
             overlap=self.overlap,
             measure=self.encoder.count,
-            field=fields.get(stored_name(path)),
+            field=field,
             encoding=encoding,
             notes=notes,
         )
 
     def _delete(self, table: PassageTable, file_keys: Collection[str]) -> None:
-        """Remove passages with their cached documents."""
-        if file_keys:
-            self.caches.remove(map(partial(cache_key, self.model_digest), table.contents_of(file_keys)))
-            table.delete(file_keys)
+        """Remove passages, with the cached documents that no other passage has."""
+        if not file_keys:
+            return
+        cached = self.caches.stats().files > 0
+        gone = set(table.contents_of(file_keys)) if cached else set()
+        table.delete(file_keys)
+        if gone:
+            gone -= set(table.contents())
+            self.caches.remove(map(partial(cache_key, self.model_digest), gone))
 
     def _embed(self, _ids: Sequence[str], passages: Sequence[Passage]) -> NDArray[np.float32]:
         return self.encoder.vectors([passage.content for passage in passages])
@@ -392,11 +420,13 @@ class Store:
             self._embed_and_cache([passage.id for passage in passages], passages)
         return len(passages)
 
-    def remove(self, paths: Sequence[str], *, wait: float = 0.0) -> int:
+    def remove(self, paths: Sequence[str], *, purge: bool = False, wait: float = 0.0) -> int:
         """Remove files from the store, with their cached documents; the files themselves stay.
 
         Args:
-            paths: files, folders, or patterns, as for ``search``.
+            paths: files, folders, or patterns, as for ``search``; none only if ``purge``.
+            purge: remove their text, and what earlier runs removed, from the disk at once. Else it stays for an hour
+                or more, for processes that still read an older version.
             wait: seconds to wait for another writer.
 
         Returns:
@@ -406,17 +436,17 @@ class Store:
             ArgumentError: the store holds none of them.
         """
         where = where_clause(paths)
-        if where is None:
+        if where is None and not purge:
             raise ArgumentError("Name the files to remove.")
         with self._writing(wait):
             table = PassageTable(self.uri, published=False)
             if table.exists:
                 table.drop_unpublished()
-            passages = list(table.passages_where(where)) if table.exists else []
-            if not passages:
+            passages = list(table.passages_where(where)) if table.exists and where is not None else []
+            if not passages and where is not None:
                 raise ArgumentError(f"The store {self.uri} holds no passages of {', '.join(paths)}.")
             self._delete(table, {passage.id.rpartition("-")[0] for passage in passages})
-            table.publish()
+            table.purge() if purge else table.publish()
             self._open()
         return len({passage.source for passage in passages})
 
@@ -439,17 +469,57 @@ class Store:
             **keywords: fields of ``SearchOptions``, in place of ``options``.
 
         Raises:
-            ArgumentError: an empty question, or an option that cannot work.
+            ArgumentError: an empty question or one longer than the model's context, or an option that cannot work.
             StoreError: there is no store.
         """
         check_question(question)
         chosen = merged(SearchOptions, options, keywords)
         if vector is None and chosen.method != "bm25":
+            check_length(self.encoder, question)
             vector = self.encoder.queries([question])[0]
         where = where_clause(chosen.paths, chosen.metadata)
-        results = self._searcher().search(question, vector, method=chosen.method, top=chosen.top, where=where)
+        found = partial(self._searcher().search, question, vector, method=chosen.method, where=where)
+        results = self._citable(found, chosen.top)
         needed = self.thresholds if chosen.min_score is None else Scores(chosen.min_score)
         return SearchResults.of(question, results, needed)
+
+    def _citable(self, search: Callable[..., list[SearchResult]], top: int) -> list[SearchResult]:
+        """The best results that may be cited: each text once, and none of files that are gone."""
+        asked = top
+        while True:
+            found = search(top=asked)
+            once: dict[str, SearchResult] = {}
+            for result in found:
+                if not self._is_gone(result.passage.source):
+                    once.setdefault(" ".join(result.passage.content.split()), result)
+            if len(once) >= top or len(found) < asked:
+                return list(once.values())[:top]
+            asked *= 2
+
+    def _is_gone(self, name: str) -> bool:
+        """Whether a file was deleted or moved since it was indexed, and its passages were not kept on purpose.
+
+        A store whose files are all elsewhere was copied from another machine: it is read as it is.
+        """
+        if "\\x" in name or os.path.lexists(name) or self.state.get("keep_missing"):
+            return False
+        return Path(name).parent.is_dir() or any(map(os.path.lexists, self.require().files()))
+
+    def check_filters(self, paths: Sequence[str] = (), metadata: Sequence[str] = ()) -> None:
+        """Refuse filters that no passage satisfies; they are those of ``search``.
+
+        Raises:
+            ArgumentError: names the filter.
+        """
+        table = self.require()
+        for path in paths:
+            if not table.count(where_clause([path])):
+                raise ArgumentError(Option("paths"), f" {path!r} matches no file of the store {self.uri}.")
+        for pair in metadata:
+            if not table.count(where_clause(metadata=[pair])):
+                raise ArgumentError(Option("metadata"), f" {pair!r} matches no passage of the store {self.uri}.")
+        if not table.count(where_clause(paths, metadata)):
+            raise ArgumentError(f"No passage of the store {self.uri} satisfies all filters together.")
 
     def _searcher(self) -> Retriever:
         if self._retriever is None:
@@ -459,10 +529,14 @@ class Store:
     @property
     def thresholds(self) -> Scores:
         """What a passage must exceed to be relevant, as measured when the store was indexed."""
-        if self._thresholds.cosine is None:
-            state = self.require().read_state()
-            self._thresholds = Scores(state.get("relevance"), state.get("relevance_bm25"))
-        return self._thresholds
+        return Scores(self.state.get("relevance"), self.state.get("relevance_bm25"))
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Facts that were noted when the store was indexed; see ``PassageTable.read_state``."""
+        if self._state is None or self._state.get("relevance") is None:
+            self._state = self.require().read_state()
+        return self._state
 
     def passages(self, paths: Sequence[str] = (), metadata: Sequence[str] = ()) -> Iterator[StoredPassage]:
         """All passages, in no order; the filters are those of ``search``."""
@@ -522,10 +596,3 @@ def _wrong_vectors(table: PassageTable) -> Iterator[str]:
     damaged = sum(int((~np.isfinite(vectors).all(axis=1)).sum()) for _, vectors in table.vectors())
     if damaged:
         yield f"{damaged} vectors hold NaN or infinity. Index their files into a new store."
-
-
-def _fields(walked: Walk, known: Mapping[str, str], field: str | None) -> dict[str, str]:
-    """The fields that hold the text of tables, by name: as the store remembers, or as now asked for."""
-    if field is None:
-        return dict(known)
-    return {**known, **{stored_name(path): field for path in walked.files if kind_of(path).rows}}

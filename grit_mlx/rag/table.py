@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -37,6 +38,23 @@ _GRACE: Final = timedelta(hours=1)
 _NEVER: Final = timedelta(days=36500)  # by default optimize() would remove old versions, the published one included
 
 _IDS_AT_ONCE: Final = 500  # in one SQL expression
+
+# What Lance says where a file of the store is missing or does not hold what it should.
+_DAMAGED: Final = (
+    "not found",
+    "failed to fill",
+    "too small",
+    "invalid magic",
+    "expected value",
+    "corrupt",
+    "decode",
+    "end of file",
+    "eof",
+    "out of bounds",
+    "checksum",
+    "utf-8",
+)
+_PLACE_IN_SOURCE: Final = re.compile(r",? ?(?:at )?\S*\.rs:\d+(?::\d+)?")
 
 _DISK_FULL: Final = ("No space left", "os error 28", "File too large", "os error 27", "quota exceeded", "os error 122")
 
@@ -72,9 +90,9 @@ class PassageTable:
         self.uri = uri
         self._database = _connected(uri)
         self._table: Any = None
-        if _PASSAGES not in _tables(self._database):
-            return
         with _lance_errors(uri):
+            if _PASSAGES not in _tables(self._database):
+                return
             self._table = self._database.open_table(_PASSAGES)
             if published:
                 if _PUBLISHED not in self._table.tags.list():
@@ -135,6 +153,11 @@ class PassageTable:
             for batch in self._scan([CONTENT], where):
                 yield from batch.column(CONTENT).to_pylist()
 
+    def contents(self) -> Iterator[str]:
+        """What is embedded of all passages."""
+        for batch in self._scan([CONTENT]):
+            yield from batch.column(CONTENT).to_pylist()
+
     def update_text_index(self) -> None:
         """Bring the full-text index, and every other, up to date with the rows."""
         from lancedb.index import FTS
@@ -182,6 +205,25 @@ class PassageTable:
             # The rows are published; the next run cleans up.
             logger.info("Old versions were not removed: %s", error)
 
+    def purge(self) -> None:
+        """Write the rows anew and remove every older version at once, with the texts that only they hold.
+
+        Processes that still read an older version fail.
+        """
+        indexed = self.has_vector_index
+        with _lance_errors(self.uri):
+            columns = self._table.schema
+            batches = (batch.select(columns.names).cast(columns) for batch in self._scan(columns.names))
+            reader = pa.RecordBatchReader.from_batches(columns, batches)
+            self._table = self._database.create_table(_PASSAGES, reader, mode="overwrite")
+        self.update_text_index()
+        if indexed and len(self):
+            self.build_vector_index()
+        self.publish()
+        with _lance_errors(self.uri), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that readers fail, which was asked for
+            self._table.optimize(cleanup_older_than=timedelta(0), delete_unverified=True)
+
     @property
     def is_published(self) -> bool:
         """Whether readers see the newest version."""
@@ -225,9 +267,30 @@ class PassageTable:
                 state.complete |= last
         return states
 
+    def content_hashes(self, hash_of: Callable[[str], int]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        """A hash of 64 bits of what is embedded of each row, and the row ids."""
+        hashes, rows = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
+        for batch in self._scan([CONTENT], row_ids=True):
+            hashes.append(np.array([hash_of(content) for content in batch.column(CONTENT).to_pylist()], np.uint64))
+            rows.append(batch.column("_rowid").to_numpy())
+        return np.concatenate(hashes), np.concatenate(rows)
+
+    def contents_and_vectors(self, row_ids: Sequence[int]) -> dict[str, NDArray[np.float16]]:
+        """Vectors ``(E,)`` of some rows by what was embedded."""
+        if not row_ids:
+            return {}
+        table = self._taken(row_ids, [CONTENT, VECTOR])
+        vectors = table[VECTOR].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
+        return dict(zip(table[CONTENT].to_pylist(), vectors, strict=True))
+
     def file_keys(self) -> set[str]:
         """The keys of all contents that are stored."""
         return {key for states in self.files().values() for key in states} if self.exists else set()
+
+    def count(self, where: str | None) -> int:
+        """The number of rows that satisfy a condition."""
+        with _lance_errors(self.uri):
+            return int(self._table.count_rows(where))
 
     def _scan(self, columns: Sequence[str], where: str | None = None, *, row_ids: bool = False) -> Iterator[Any]:
         query = self._table.search().select(list(columns)).limit(max(1, len(self)))
@@ -342,4 +405,14 @@ def _lance_errors(uri: str) -> Iterator[None]:
                 f"Cannot write to the store {uri}: the disk is full. Make room and run the same command again: it "
                 "resumes where it stopped."
             ) from error
-        raise StoreError(f"The store {uri} cannot be used: {first_line(error)}") from error
+        raise StoreError(f"The store {uri} cannot be used: {_reason(uri, error)}") from error
+
+
+def _reason(uri: str, error: BaseException) -> str:
+    said = _PLACE_IN_SOURCE.sub("", first_line(error)).removeprefix("lance error: ")
+    if "permission denied" in said.lower():
+        return "permission denied. Check the permissions of its files."
+    if any(sign in said.lower() for sign in _DAMAGED):
+        again = "index again into another store" if is_remote(uri) else "delete the folder and index again"
+        return f"a file of it is damaged or missing. Restore it from a backup, or {again}."
+    return said if said.endswith(".") else said + "."

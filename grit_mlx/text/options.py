@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,10 +10,27 @@ from grit_mlx.errors import ArgumentError
 from grit_mlx.options import check, option
 from grit_mlx.text.packing import check_chunking
 
-__all__ = ["UNITS", "ReadingOptions"]
+__all__ = ["UNITS", "ReadingOptions", "WalkOptions"]
 
 # What makes one text.
 UNITS = ("line", "paragraph", "file", "chunk")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WalkOptions:
+    """Which files are read, besides the rules of ``walking``. Patterns are those of .gitignore."""
+
+    heading: ClassVar[str] = "Input"
+
+    include: Sequence[str] = option(
+        (), "Only files that match a pattern such as '*.md' or 'docs/**'; relative to the folder.", metavar="PATTERN"
+    )
+    exclude: Sequence[str] = option(
+        (), "No files that match a pattern such as 'drafts/' or '*.log'; relative to the folder.", metavar="PATTERN"
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from grit_mlx.errors import DocumentError, unreadable
+from grit_mlx.errors import ArgumentError, DocumentError, first_line, unreadable
 from grit_mlx.text.junk import is_junk_file
 from grit_mlx.text.kinds import is_listed, why_not
+from grit_mlx.text.options import WalkOptions
 
 if TYPE_CHECKING:
     from pathspec import GitIgnoreSpec
@@ -23,6 +24,7 @@ __all__ = ["SKIPPED", "Walk", "stored_name", "walk"]
 SKIPPED: Final = {
     "kind": "of other kinds",
     "ignored": "ignored by .gitignore",
+    "excluded": "left out by --include and --exclude",
     "link": "symbolic links",
     "special": "not regular files",
     "large": "too large",
@@ -32,6 +34,8 @@ SKIPPED: Final = {
     "package": "without the package that reads them",
     "empty": "without text",
 }
+
+_EVERYTHING: Final = WalkOptions()
 
 # Folders that are never read, besides those whose names begin with a dot.
 _NEVER: Final = frozenset({"__pycache__", "node_modules", "CVS"})
@@ -70,7 +74,13 @@ def stored_name(path: Path) -> str:
     return os.fspath(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def walk(paths: Sequence[str | os.PathLike[str]], *, without: Iterable[Path] = (), max_bytes: int = 1 << 28) -> Walk:
+def walk(
+    paths: Sequence[str | os.PathLike[str]],
+    *,
+    without: Iterable[Path] = (),
+    patterns: WalkOptions = _EVERYTHING,
+    max_bytes: int = 1 << 28,
+) -> Walk:
     """Find the files of some files and folders.
 
     A file that is named is taken whatever its kind. In folders only known kinds are, without hidden names, what
@@ -80,12 +90,15 @@ def walk(paths: Sequence[str | os.PathLike[str]], *, without: Iterable[Path] = (
     Args:
         paths: files and folders.
         without: folders to leave out, such as the store itself.
+        patterns: which files to take of these.
         max_bytes: larger files are left out.
 
     Raises:
         DocumentError: one of ``paths`` does not exist.
+        ArgumentError: a pattern cannot work.
     """
     found = Walk()
+    chosen = _Patterns(patterns)
     excluded = {path.resolve() for path in without}
     seen: set[Path] = set()
     for given in paths:
@@ -100,10 +113,35 @@ def walk(paths: Sequence[str | os.PathLike[str]], *, without: Iterable[Path] = (
         found.roots.append(root)
         inside = _folder(root, _rules_above(root), excluded, found) if root.is_dir() else [root]
         for path in inside:
-            if path not in seen and _readable(path, max_bytes, found):
+            if path in seen:
+                continue
+            if not chosen.take(path.relative_to(root if root.is_dir() else root.parent).as_posix()):
+                found.skipped["excluded"] += 1
+            elif _readable(path, max_bytes, found):
                 seen.add(path)
                 found.files.append(path)
     return found
+
+
+class _Patterns:
+    """The patterns of a walk, compiled."""
+
+    def __init__(self, options: WalkOptions) -> None:
+        self._include = self._exclude = None
+        if options.include or options.exclude:
+            from pathspec import GitIgnoreSpec
+
+            try:
+                self._include = GitIgnoreSpec.from_lines(options.include) if options.include else None
+                self._exclude = GitIgnoreSpec.from_lines(options.exclude)
+            except ValueError as error:
+                raise ArgumentError("A pattern cannot be used: " + first_line(error)) from error
+
+    def take(self, relative: str) -> bool:
+        """Whether a file is taken, by its path below the folder that was named."""
+        if self._include is not None and not self._include.match_file(relative):
+            return False
+        return self._exclude is None or not self._exclude.match_file(relative)
 
 
 # The rules of a folder's .gitignore, with that folder: patterns are relative to it.

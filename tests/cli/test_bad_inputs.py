@@ -62,7 +62,7 @@ def missing(place: Place) -> list[object]:
 
 @case(r"{}/none\.txt does not exist\. Check the name\.")
 def missing_beside_good(place: Place) -> list[object]:
-    return ["search", "wind", place.good, place.folder / "none.txt"]
+    return ["embed", place.good, place.folder / "none.txt"]
 
 
 @case(r"{}/good\.txt/x does not exist: a part of its path is a file, not a folder\.")

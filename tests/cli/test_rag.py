@@ -170,6 +170,49 @@ def test_nothing_relevant_is_said(grit: Grit, indexed: Path) -> None:
     assert values == {"answer": None, "question": "What floats?", "relevant": False, "sources": []}
 
 
+def test_a_filter_that_matches_nothing_is_named(grit: Grit, indexed: Path) -> None:
+    for args, said in (
+        (["--path", "docs/*.md"], "error: --path 'docs/*.md' matches no file of the store"),
+        (["--path", "notes/ships.md", "--where", "year=1999"], "satisfies all filters together"),
+        (["--where", "year=2"], "error: --where 'year=2' matches no passage of the store"),
+    ):
+        for more in (["--sources-only"], [], ["--json"]):
+            run = grit("rag", "ask", "What floats?", *args, *more)
+            assert (run.code, run.out) == (1, "") and said in run.err
+
+
+def test_if_every_file_fails_so_does_the_command(grit: Grit, folder: Path) -> None:
+    (folder / "bad.txt").write_bytes(bytes(range(256)))
+    run = grit("rag", "index", folder / "bad.txt")
+    assert run.code == 1 and "bad.txt: " in run.err
+    assert grit("rag", "index", folder / "bad.txt", "--json").code == 1
+    assert grit("rag", "index", folder).code == 0
+
+
+def test_what_was_kept_reused_and_removed_is_told(grit: Grit, indexed: Path) -> None:
+    with (indexed / "rows.jsonl").open("ab") as file:
+        file.write(b"\x00\x01" * 99)
+    (indexed / "bread.txt").rename(indexed / "loaf.txt")
+    (indexed / "ships.md").unlink()
+    run = grit("rag", "index", "notes")
+    assert run.code == 0 and run.out.startswith("Files: 1 new, 2 removed. 0 passages embedded, 1 reused, 2 removed in ")
+    assert run.out.endswith("; .grit holds 3.\n")
+    assert "what was stored of 1 file that cannot be read was kept" in run.err and "rows.jsonl: looks like" in run.err
+
+
+def test_what_has_no_room_is_left_out_with_a_note(grit: Grit, indexed: Path) -> None:
+    (indexed / "many.txt").write_text("\n\n".join(f"Paragraph {i} of many sails. " * 4 for i in range(90)))
+    assert grit("rag", "index", "notes").code == 0
+    args = ("rag", "ask", "What floats?", "--min-score", -1, "--top", 200, "--max-tokens", 4)
+    run = grit(*args)
+    assert run.code == 0 and "left out, as the model's context has no room for them: " in run.err
+    values = json.loads(grit(*args, "--json").out)
+    assert values["left_out"] > 0 and len(values["sources"]) == run.out.count("\n", run.out.index("Sources:")) - 1
+    run = grit("rag", "ask", "keel " * 17_600)
+    assert (run.code, run.out) == (1, "") and "tokens, but the model's context is 1,024 tokens. Shorten it." in run.err
+    assert grit("rag", "ask", "keel " * 17_600, "--method", "bm25", "--sources-only").code == 0
+
+
 def test_chat(grit: Grit, indexed: Path) -> None:
     lines = "What floats?\n/sources\nAnd what holds?\n/help\n/reset\n/quit\nnot read\n"
     run = grit("rag", "chat", "--min-score", -1, "--max-tokens", 3, "--top", 1, stdin=lines)

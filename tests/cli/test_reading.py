@@ -94,7 +94,7 @@ def test_a_table_of_text_is_text_everywhere(grit: Grit, tmp_path: Path) -> None:
     texts = ["# Ships", "```sh\nmake keel\n\nmake mast\n```"]
     embedded = grit("embed", path, "--by", "paragraph").out.splitlines()
     assert [json.loads(line)["text"] for line in embedded] == texts
-    found = grit("search", "mast", path, "--json").out.splitlines()
+    found = grit("search", "mast", path, "--json", "--by", "paragraph").out.splitlines()
     assert {json.loads(line)["text"] for line in found} == set(texts)
     passages = list(passages_of(path, size=6, overlap=0, measure=count_words))
     assert [passage.text for passage in passages] == texts and passages[1].metadata == ("kind=markdown",)
@@ -143,11 +143,12 @@ def tokenize(tiny_model: Path, tmp_path: Path) -> Callable[[Path], int]:
 def test_documents_are_prose_everywhere(grit: Grit, tmp_path: Path) -> None:
     path = tmp_path / "a.html"
     path.write_text("<head><title>no</title></head>\n<h1>Ships</h1>\n<p>A keel keeps\na ship upright.</p>")
-    by_default = grit("search", "keel", path, "--json").out.splitlines()
-    places = sorted((row["line"], row["end_line"], row["text"]) for row in map(json.loads, by_default))
+    paragraphs = grit("search", "keel", path, "--json", "--by", "paragraph").out.splitlines()
+    places = sorted((row["line"], row["end_line"], row["text"]) for row in map(json.loads, paragraphs))
     assert places == [(2, 2, "Ships"), (3, 4, "A keel keeps a ship upright.")]
     (passage,) = passages_of(path, size=20, overlap=0, measure=count_words)
     whole = json.loads(grit("embed", path, "--by", "file").out)
+    assert json.loads(grit("search", "keel", path, "--json").out)["text"] == passage.text
     assert passage.text == whole["text"] == "Ships\n\nA keel keeps a ship upright."
     with pytest.raises(DocumentError, match="is not a set to score"):
         from grit_mlx.evaluation.sets import load_set

@@ -40,10 +40,12 @@ def test_hits_are_ranked_by_cosine(grit: Grit, notes: Path, library: GritLM) -> 
 def test_a_pipe_gets_a_line_for_each_hit(grit: Grit, tmp_path: Path) -> None:
     path = tmp_path / "a.md"
     path.write_text("# Title\n\nTwo lines\nof\x1b[31m prose.\n")
-    run = grit("search", "prose", path)
+    run = grit("search", "prose", path, "--by", "paragraph")
     assert run.code == 0
     places = [line.split(": ", 1)[0] for line in run.out.splitlines()]
-    assert sorted(places) == [f"{path}:1", f"{path}:3"]  # Markdown is ranked by paragraph
+    assert sorted(places) == [f"{path}:1", f"{path}:3"]
+    passages = grit("search", "prose", path, "--json")  # by default Markdown is ranked by passage, as in a store
+    assert [json.loads(line)["end_line"] for line in passages.out.splitlines()] == [4]
     assert "Two lines of\\x1b[31m prose." in run.out
 
 
@@ -75,6 +77,104 @@ def test_hits_in_colours_are_cut_to_a_few_rows(grit: Grit, tmp_path: Path, monke
     assert "[red]sail[/red]" in run.out
     assert len(run.out.rstrip("\n")) == 120
     assert run.out.rstrip().endswith("…")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A folder of several kinds of files, some of them damaged or ignored."""
+    root = tmp_path / "tree"
+    (root / "deep").mkdir(parents=True)
+    (root / ".git").mkdir()
+    (root / ".gitignore").write_text("*.log\n")
+    (root / "ships.md").write_text("# Ships\n\nA keel keeps a ship upright.\n\n## Rigging\n\nThe mast carries sails.\n")
+    (root / "deep" / "code.py").write_text("def tide():\n    return 2\n")
+    (root / "page.html").write_text("<html><body><h1>Harbours</h1><p>A harbour shelters ships.</p></body></html>")
+    (root / "rows.csv").write_text("text,year\nAn anchor holds.,1999\n")
+    (root / "noise.log").write_text("ignored\n")
+    (root / "bad.txt").write_bytes(bytes(range(256)))
+    (root / "bad.jsonl").write_text('{"text": ')
+    return root
+
+
+def found_in(run: Any, root: Path) -> set[str]:
+    return {Path(json.loads(line)["source"]).relative_to(root).as_posix() for line in run.out.splitlines()}
+
+
+def test_folders_are_searched_and_bad_files_passed_over(grit: Grit, tree: Path) -> None:
+    run = grit("search", "a ship", tree, "--json", "-n", 50)
+    assert run.code == 0
+    assert found_in(run, tree) == {"ships.md", "deep/code.py", "page.html", "rows.csv"}
+    assert run.err.count("warning: ") == 2 and "bad.txt looks like" in run.err and "bad.jsonl, line 1" in run.err
+    run = grit("search", "a ship", tree / "bad.txt", tree / "ships.md", tree / "none.txt", "--json")
+    assert run.code == 0 and found_in(run, tree) == {"ships.md"}
+    assert "none.txt does not exist" in run.err and run.err.count("warning: ") == 2
+
+
+@pytest.mark.parametrize("names", [("bad.txt",), ("bad.txt", "bad.jsonl"), ("none.txt", "bad.txt"), ("no.txt", "x.md")])
+def test_if_every_file_is_bad_the_exit_code_is_1(grit: Grit, tree: Path, names: tuple[str, ...]) -> None:
+    run = grit("search", "a ship", *(tree / name for name in names))
+    assert (run.code, run.out) == (1, "")
+    assert run.err.count("error: ") == 1 and run.err.count("warning: ") == (len(names) if len(names) > 1 else 0)
+
+
+def test_patterns_choose_files(grit: Grit, tree: Path) -> None:
+    run = grit("search", "a ship", tree, "--json", "--include", "*.md", "--include", "*.py", "-q")
+    assert found_in(run, tree) == {"ships.md", "deep/code.py"}
+    run = grit("search", "a ship", tree, "--json", "--exclude", "deep/", "--exclude", "bad.*")
+    assert found_in(run, tree) == {"ships.md", "page.html", "rows.csv"} and run.err == ""
+
+
+def test_documents_are_searched_by_the_passages_of_a_store(grit: Grit, tree: Path, tmp_path: Path) -> None:
+    text = "\n\n".join(f"## Part {i}\n\n" + "The mast carries the sails. " * 9 for i in range(9))
+    (tree / "long.md").write_text("# Ships\n\n" + text)
+    assert grit("rag", "index", tree / "long.md", "--store", tmp_path / "store", "-q").code == 0
+    from grit_mlx.rag import Store
+
+    stored = {(one.line, one.end_line, one.text) for one in Store(tmp_path / "store").passages()}
+    rows = map(json.loads, grit("search", "mast", tree / "long.md", "--json", "-n", 99).out.splitlines())
+    assert {(row["line"], row["end_line"], row["text"]) for row in rows} == stored and len(stored) > 3
+
+
+def test_vectors_are_kept_for_the_next_search(
+    grit: Grit, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedded: list[str] = []
+    original = GritLM.encode_iter
+
+    def counted(self: GritLM, texts: Any, **options: Any) -> Any:
+        def noted() -> Any:
+            for text in texts:
+                embedded.append(text)
+                yield text
+
+        return original(self, noted(), **options)
+
+    monkeypatch.setattr(GritLM, "encode_iter", counted)
+    args = ("search", "a ship", tree, "--json", "-n", 50, "-q")
+    first = grit(*args)
+    count = len(embedded)
+    assert count == len(set(embedded)) > 4
+    embedded.clear()
+    assert grit(*args).out == first.out and embedded == []
+    (tree / "ships.md").rename(tree / "boats.md")  # moved files and copies are known too
+    (tree / "copy.py").write_text((tree / "deep" / "code.py").read_text())
+    (tree / "new.txt").write_text("A new line.\n")
+    assert grit(*args).code == 0 and embedded == ["A new line."]
+    embedded.clear()
+    assert grit(*args, "--no-cache").code == 0 and len(embedded) >= count + 1
+    embedded.clear()
+    assert grit(*args, "--max-length", 300).code == 0 and embedded  # other vectors
+    embedded.clear()
+    for damage in (b"garbage" * 99, b""):
+        next(iter(_cache_files())).write_bytes(damage)
+        assert grit(*args).code == 0
+    assert embedded
+
+
+def _cache_files() -> list[Path]:
+    from grit_mlx.model import hub
+
+    return list(hub.home().glob("vectors.sqlite"))
 
 
 def test_best_keeps_the_first_of_equal_texts_and_no_more_than_asked() -> None:
