@@ -27,7 +27,7 @@ def many() -> list[Document]:
 def read(answerer: Answerer, answer: Any) -> int:
     """Tokens that the model has seen when an answer is complete."""
     assert answer.text is not None
-    return int(answerer._prompt_cache.layers[0].offset)
+    return int(answerer._last[1].layers[0].offset)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -55,7 +55,7 @@ def test_history_is_shortened_from_its_beginning(model: GritLM, many: list[Docum
     for mode in ("none", "doc", "auto"):
         answer = answerer.answer(QUESTION, many[:1], cache=mode, history=history, max_tokens=32)
         assert 0 < answer.forgotten < 20 and answer.left_out == 0 and read(answerer, answer) <= CONTEXT
-    text = model.tokenizer.decode(answerer._prompt_cache.tokens)
+    text = model.tokenizer.decode(answerer._last[1].tokens)
     assert "Question 19?" in text and "Question 0?" not in text
 
 
