@@ -1,7 +1,6 @@
 """From a checkpoint to an MLX folder: plan, check, write shard by shard, prove, rename.
 
-Memory stays near one block of rows, however large the model, except for the proof, which loads source and result one
-after the other and is left out if they do not fit.
+Memory stays near a few blocks of rows, however large the model, in the proof as well.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from grit_mlx.convert.remote import open_source
 from grit_mlx.convert.report import ConversionReport, ConversionStep, Progress, about_of, report_of
 from grit_mlx.convert.sensitivity import Budget, allocate
 from grit_mlx.convert.streaming import Stream
-from grit_mlx.convert.verification import fits, verify_conversion
+from grit_mlx.convert.verification import verify_conversion
 from grit_mlx.convert.writing import Shard, is_written, shards_of, write_index, write_json, write_shards
 from grit_mlx.errors import CheckpointError, ModelError, Option, OutputError
 from grit_mlx.evaluation.drift import Drift
@@ -259,16 +258,12 @@ def _proof(
     """The drift, if it is wanted and can be measured."""
     if options.verify is False:
         return None
-    if options.verify is None and not fits(values.plan.parameters):
-        logger.info(
-            "Not verified, because the model does not fit into memory. %s does it anyway.", Option("verify", True)
-        )
-        return None
     try:
         return verify_conversion(
             values,
             ModelChoice(folder, trust_remote_code=choice.trust_remote_code),
             texts=options.texts,
+            complete=options.verify is True,
             progress=lambda done, total: tell(ConversionStep("verify", done, total)),
         )
     except ModelError as error:

@@ -96,7 +96,7 @@ class ConversionOptions:
     shard_bytes: int = option(1 << 30, "Maximum size of a file of weights.", minimum=1, flags=None, parse=bytes_of_size)
     verify: bool | None = option(
         None,
-        "Embed and continue the same texts with source and result. Default: if the model fits into memory.",
+        "Embed and continue the same texts with source and result: all of them. Default: fewer if they take long.",
         heading="Proof",
     )
     texts: tuple[str, ...] | None = option(None, "Texts to measure and compare with.", flags=None)

@@ -16,12 +16,13 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from numpy.typing import NDArray
 
 from grit_mlx.errors import CheckpointError, unreadable
 from grit_mlx.model.checkpoint import INDEX, Tensor, read_headers
 from grit_mlx.model.hub import model_files
 
-__all__ = ["DTYPES", "Folder", "Source", "check_tensors", "read_index", "read_rows", "side_files"]
+__all__ = ["DTYPES", "Folder", "Source", "check_tensors", "read_index", "read_rows", "read_stored", "side_files"]
 
 # safetensors' names: what NumPy reads, and the dtype in mlx. NumPy has no bfloat16, so its bits are read.
 DTYPES: dict[str, tuple[type[np.generic], mx.Dtype]] = {
@@ -135,13 +136,13 @@ def check_tensors(tensors: dict[str, Tensor], index: dict[str, str], place: Path
                 )
 
 
-def read_rows(tensor: Tensor, start: int, stop: int) -> mx.array:
-    """Rows ``start`` to ``stop`` of a tensor, as ``(stop - start, width)``.
+def read_stored(tensor: Tensor, start: int, stop: int) -> NDArray[Any]:
+    """Rows ``start`` to ``stop`` of a tensor as they are stored, ``(stop - start, width)``; bfloat16 as ``uint16``.
 
     Raises:
         CheckpointError: the file cannot be read, or has become shorter than its header says.
     """
-    stored, dtype = DTYPES[tensor.dtype]
+    stored = DTYPES[tensor.dtype][0]
     width = tensor.shape[-1] if tensor.shape else 1
     count = (stop - start) * width
     offset = tensor.offset + start * width * np.dtype(stored).itemsize
@@ -152,7 +153,12 @@ def read_rows(tensor: Tensor, start: int, stop: int) -> mx.array:
         raise CheckpointError(unreadable(tensor.file, error)) from error
     if values.size != count:
         raise CheckpointError(f"{tensor.file} has become shorter while it was read. Download the model again.")
-    return mx.array(values).view(dtype).reshape(stop - start, width)
+    return values.reshape(stop - start, width)
+
+
+def read_rows(tensor: Tensor, start: int, stop: int) -> mx.array:
+    """As ``read_stored``, in the tensor's own dtype."""
+    return mx.array(read_stored(tensor, start, stop)).view(DTYPES[tensor.dtype][1])
 
 
 def side_files(folder: Path, *, code: bool) -> Iterator[Path]:

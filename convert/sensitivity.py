@@ -27,9 +27,9 @@ from grit_mlx.convert.options import MODES
 from grit_mlx.convert.plan import ConversionPlan, Weight
 from grit_mlx.convert.quantization import ROUTERS, Quantization, quantizable
 from grit_mlx.convert.streaming import Stream
+from grit_mlx.convert.walking import Values, Wrapper, path_of
 from grit_mlx.errors import ArchitectureError, ArgumentError
 from grit_mlx.evaluation.drift import TEXTS
-from grit_mlx.model import device
 from grit_mlx.model.attention import decoder_of, embedding_caches
 from grit_mlx.model.checkpoint import decoder_config
 
@@ -199,13 +199,13 @@ def measure(
     Raises:
         ArchitectureError: the model's parts are not where those of a decoder are.
     """
-    model, values = stream.model, _Values(stream)
+    model, values = stream.model, Values(stream)
     body: Any = decoder_of(model)
     if not all(hasattr(body, part) for part in ("embed_tokens", "layers")):
         kind = stream.plan.config["model_type"]
         raise ArchitectureError(f"The architecture {kind!r} cannot be measured layer by layer. Use a recipe instead.")
     table, layers = body.embed_tokens, list(body.layers)
-    table_path, *paths = (_path_of(model, part) for part in (table, *layers))
+    table_path, *paths = (path_of(model, part) for part in (table, *layers))
     own = [[name for name in modules if name.startswith(path + ".")] for path in paths]
     trials = [name for name in (table_path,) if name in modules] + [name for names in own for name in names]
     tokens = _token_rows(
@@ -247,35 +247,7 @@ def measure(
     return costs
 
 
-class _Values:
-    """Weights in the dtype that is computed in, read when they are asked for."""
-
-    def __init__(self, stream: Stream) -> None:
-        self.weights = {weight.name: weight for weight in stream.plan.weights}
-        self.dtype = device.compute_dtype("auto")
-        self._stream = stream
-
-    def __call__(self, name: str) -> mx.array:
-        values = self._stream.values(self.weights[name])
-        if self.dtype is not None and mx.issubdtype(values.dtype, mx.floating):
-            values = values.astype(self.dtype)
-        mx.eval(values)
-        return values
-
-
-class _Wrapper:
-    """Stands for a part of a model. Models look at their layers, for instance for whether one slides its window."""
-
-    def __init__(self, part: nn.Module) -> None:
-        self._part = part
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self._part, name)
-
-
-class _TrialLayer(_Wrapper):
+class _TrialLayer(Wrapper):
     """A layer that holds its weights only while it is computed, and adds a trial for each of its modules."""
 
     def __init__(
@@ -283,7 +255,7 @@ class _TrialLayer(_Wrapper):
         layer: nn.Module,
         path: str,
         modules: Sequence[str],
-        values: _Values,
+        values: Values,
         trial: Quantization,
         texts: int,
         done: Callable[[], None],
@@ -312,10 +284,10 @@ class _TrialLayer(_Wrapper):
         return mx.concatenate(outputs)
 
 
-class _TrialTable(_Wrapper):
+class _TrialTable(Wrapper):
     """The token embeddings, and behind them those of the table quantised for a trial, if there is one."""
 
-    def __init__(self, table: nn.Module, path: str, values: _Values, trial: Quantization | None) -> None:
+    def __init__(self, table: nn.Module, path: str, values: Values, trial: Quantization | None) -> None:
         super().__init__(table)
         self._arguments = (path, values, trial)
 
@@ -331,7 +303,7 @@ class _TrialTable(_Wrapper):
 class _Head:
     """Log-probabilities of the next token, from hidden states."""
 
-    def __init__(self, values: _Values, table_path: str, trial: Quantization) -> None:
+    def __init__(self, values: Values, table_path: str, trial: Quantization) -> None:
         name = "lm_head.weight" if "lm_head.weight" in values.weights else f"{table_path}.weight"
         self._weight = values(name)
         self._trial = trial
@@ -370,10 +342,6 @@ def _token_rows(tokenize: Callable[[str], list[int]], texts: Sequence[str], toke
     # From all over the texts, not from the first ones.
     step = max(1, len(ids) // length // rows)
     return mx.array([ids[i * step * length : i * step * length + length] for i in range(rows)])
-
-
-def _path_of(model: nn.Module, part: nn.Module) -> str:
-    return next(str(path) for path, module in model.named_modules() if module is part)
 
 
 def _belongs(name: str, paths: Sequence[str]) -> bool:

@@ -6,10 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
+from numpy.typing import NDArray
 
 from grit_mlx.convert.layout import Origin, sanitized
 from grit_mlx.convert.plan import ConversionPlan, Weight
-from grit_mlx.convert.reading import Source, read_rows
+from grit_mlx.convert.reading import Source, read_rows, read_stored
+from grit_mlx.convert.unpacking import unpacked, widened
+from grit_mlx.model.checkpoint import Tensor
 
 __all__ = ["Block", "Delta", "Stream"]
 
@@ -70,6 +74,23 @@ class Stream:
         parts = [self._values(weight, start, stop) for start, stop in self._ranges(weight)]
         return mx.concatenate(parts).reshape(weight.shape)
 
+    def rows(self, weight: Weight, start: int, stop: int) -> mx.array:
+        """Rows of a weight before quantising, ``(stop - start, width)``, from one stored tensor."""
+        return self._values(weight, start, stop)
+
+    def wide(self, weight: Weight, start: int, stop: int) -> NDArray[np.float32] | None:
+        """Rows before casting and quantising, unpacked by NumPy, so that any thread can do it.
+
+        Returns:
+            ``(stop - start, width)``; None if only mlx can compute them: with an adapter, or by ``sanitize``.
+        """
+        origins = [self.plan.layout.origins[name] for name in self._stored_names(weight)]
+        if weight.name in self._deltas or not all(origin.tensors for origin in origins):
+            return None
+        pieces = [self._located(origin, start, stop) for origin in origins]
+        stored = [(read_stored(*piece), piece[0].dtype) for piece in pieces]
+        return widened(*stored[0]) if weight.packed is None else unpacked(weight.packed, stored)
+
     def _ranges(self, weight: Weight) -> Iterator[tuple[int, int]]:
         """Blocks of rows that do not cross from one stored tensor into the next."""
         pieces = max(1, len(self.plan.layout.origins[weight.name].tensors))
@@ -108,10 +129,13 @@ class Stream:
         origin = self.plan.layout.origins[name]
         if not origin.tensors:
             return self._computed_rows(name, origin, start, stop)
+        return read_rows(*self._located(origin, start, stop))
+
+    def _located(self, origin: Origin, start: int, stop: int) -> tuple[Tensor, int, int]:
+        """The stored tensor that holds these rows of a parameter, and their numbers in it."""
         rows = _rows(origin) // len(origin.tensors)
-        tensor = self._source.locate(origin.tensors[start // rows])
         first = start // rows * rows
-        return read_rows(tensor, start - first, stop - first)
+        return self._source.locate(origin.tensors[start // rows]), start - first, stop - first
 
     def _computed_rows(self, name: str, origin: Origin, start: int, stop: int) -> mx.array:
         if self._computed is None:

@@ -18,10 +18,19 @@ from numpy.typing import NDArray
 from grit_mlx.errors import ArgumentError
 from grit_mlx.gritlm import GritLM
 
-__all__ = ["TEXTS", "Drift", "Outputs", "drift_between", "kl_divergence", "neighbour_overlap", "outputs_of"]
+__all__ = [
+    "TEXTS",
+    "Drift",
+    "Outputs",
+    "drift_between",
+    "kept_positions",
+    "kl_divergence",
+    "neighbour_overlap",
+    "outputs_of",
+]
 
 # Log-probabilities that are kept of one model while the other is computed, in bytes.
-_KEPT_BYTES = 128 << 20
+_KEPT_BYTES = 32 << 20
 _NEIGHBOURS = 10
 
 
@@ -130,8 +139,9 @@ def neighbour_overlap(a: NDArray[np.float32], b: NDArray[np.float32], k: int) ->
 
 def kl_divergence(p: NDArray[np.float32], q: NDArray[np.float32]) -> NDArray[np.float32]:
     """KL(p || q) of each row of log-probabilities ``(M, V)``, in nats, at least 0."""
-    divergence: NDArray[np.float32] = np.sum(np.exp(p) * (p - q), axis=1)
-    return np.maximum(divergence, 0)
+    # Row by row: the temporary arrays would be larger than what they are made of.
+    divergence = [np.sum(np.exp(a) * (a - b)) for a, b in zip(p, q, strict=True)]
+    return np.maximum(np.array(divergence, np.float32), 0)
 
 
 def outputs_of(model: GritLM, texts: Sequence[str] | None = None) -> Outputs:
@@ -146,6 +156,11 @@ def outputs_of(model: GritLM, texts: Sequence[str] | None = None) -> Outputs:
     return Outputs(np.asarray(vectors, np.float32), _log_probabilities(model, texts))
 
 
+def kept_positions(vocabulary: int, texts: int) -> int:
+    """Number of each text's last positions whose log-probabilities are kept."""
+    return max(1, _KEPT_BYTES // (4 * vocabulary * texts))
+
+
 def _log_probabilities(model: GritLM, texts: Sequence[str]) -> NDArray[np.float32]:
     """Of the token that follows each of the last few tokens of each text, ``(M, V)``."""
     kept: list[NDArray[np.float32]] = []
@@ -153,7 +168,7 @@ def _log_probabilities(model: GritLM, texts: Sequence[str]) -> NDArray[np.float3
     for text in texts:
         ids = model.tokenizer.encode(text)[: model.settings.max_length]
         logits = model.model(mx.array([ids]))[0]  # (L, V)
-        positions = positions or max(1, _KEPT_BYTES // (4 * logits.shape[-1] * len(texts)))
+        positions = positions or kept_positions(logits.shape[-1], len(texts))
         logits = logits[-positions:].astype(mx.float32)
         kept.append(np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True)))
     return np.concatenate(kept)

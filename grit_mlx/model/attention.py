@@ -33,6 +33,7 @@ from grit_mlx.model.intercept import intercept
 __all__ = [
     "DocumentCache",
     "EmbeddingCache",
+    "MixedCache",
     "bidirectional_mask",
     "broadcast_masks",
     "check_both_modes",
@@ -99,6 +100,28 @@ class EmbeddingCache:
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """mlx-lm's hook: keys and values ``(B, H, L, D)`` to attend to."""
         return keys, values
+
+
+class MixedCache(EmbeddingCache):
+    """One pass in both modes, row by row, so that a batch needs the weights only once; keeps nothing.
+
+    Args:
+        padding: ``(B, L)`` boolean, true on tokens.
+        causal_rows: ``(B,)`` boolean, true for rows with causal attention.
+    """
+
+    def __init__(self, padding: mx.array, causal_rows: mx.array) -> None:
+        super().__init__(padding)
+        self.causal_rows = causal_rows
+        self.asked = False
+
+    def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> Mask:
+        """mlx-lm's hook: ``(B, 1, L, L)`` for ``N`` new tokens."""
+        self.asked = True
+        causal = create_causal_mask(N, window_size=window_size)  # (L, L)
+        both = bidirectional_mask(N, self.padding, window_size)  # (B, 1, 1 or L, L)
+        assert both is not None
+        return mx.where(self.causal_rows[:, None, None, None], causal, both)
 
 
 class DocumentCache(KVCache):

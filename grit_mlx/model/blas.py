@@ -13,8 +13,9 @@ import os
 import sys
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
-__all__ = ["Blas", "prefer_fast_blas"]
+__all__ = ["Blas", "numpy_threads", "prefer_fast_blas"]
 
 OPENBLAS = "libopenblas.so.0"
 
@@ -51,3 +52,27 @@ def prefer_fast_blas() -> Blas:
             "(Debian and Ubuntu: apt install libopenblas0)",
         )
     return Blas("openblas")
+
+
+def numpy_threads(count: int | None) -> int | None:
+    """Set the number of threads of the OpenBLAS inside NumPy's wheel.
+
+    Several threads of ours that multiply at once are slowed down many times by threads of OpenBLAS, which wait busily.
+
+    Returns:
+        The number until now; None, and nothing is set, if NumPy has another BLAS or ``count`` is None.
+    """
+    import numpy as np
+
+    libraries = Path(np.__file__).parent.parent / "numpy.libs"
+    path = next(libraries.glob("libscipy_openblas*"), None)
+    if path is None or count is None:
+        return None
+    suffix = "64_" if "openblas64_" in path.name else ""
+    library = ctypes.CDLL(str(path))  # loaded already
+    try:
+        before = int(library[f"scipy_openblas_get_num_threads{suffix}"]())
+        library[f"scipy_openblas_set_num_threads{suffix}"](count)
+    except AttributeError:
+        return None
+    return before

@@ -143,7 +143,7 @@ def _load(
         config=config,
         folder=folder,
         hidden_size=hidden_size,
-        projection=_load_projection(adapter, folder),
+        projection=load_projection(adapter, folder),
         adapter=adapter,
     )
 
@@ -367,7 +367,7 @@ def _vocabulary_size(config: Mapping[str, Any], tokenizer: Any) -> int:
     return int(decoder_config(config).get("vocab_size") or len(tokenizer))
 
 
-def _load_projection(*folders: Path | None) -> nn.Linear | None:
+def load_projection(*folders: Path | None) -> nn.Linear | None:
     """The optional linear map after pooling, float32, from the first folder that has one."""
     path = next((path for folder in folders if folder and (path := folder / hub.PROJECTION).exists()), None)
     if path is not None:
