@@ -10,6 +10,7 @@ import logging
 import math
 import shutil
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -20,7 +21,7 @@ import mlx.core as mx
 
 from grit_mlx.convert.adapters import deltas_of
 from grit_mlx.convert.card import upload, write_card
-from grit_mlx.convert.options import ConversionOptions
+from grit_mlx.convert.options import MODES, ConversionOptions
 from grit_mlx.convert.plan import ConversionPlan, make_plan
 from grit_mlx.convert.quantization import Quantization, base_of, chosen_by
 from grit_mlx.convert.reading import Source, read_rows, side_files
@@ -47,6 +48,12 @@ logger = logging.getLogger("grit_mlx")
 
 # Space on the disk for the tokenizer, the index and the rest.
 _SPARE_BYTES = 64 << 20
+
+# Numbers of two tables that are compared at a time.
+_COMPARED = 1 << 20
+
+# Share of the weights that stay as they are from which on someone should know.
+_MANY_UNQUANTIZED = 0.2
 
 _PROJECTION = "projection.safetensors"
 
@@ -124,12 +131,13 @@ def convert_source(
     hub.tokenizer_files(source.folder)
     plan, model = make_plan(source, dtype=options.dtype, dequantize=options.dequantize, trust=choice.trust_remote_code)
     deltas = {} if adapter is None else deltas_of(model, adapter)
-    _warn(plan, options, fuses=bool(deltas))
     values = Stream(plan.quantized({}), source, model, deltas)
     source.expect(name for weight in plan.weights for name in plan.layout.origins[weight.name].tensors)
     with source:
+        _warn(plan, source, options, fuses=bool(deltas))
         if options.quantize:
             plan = plan.quantized(_chosen(values, source, choice, options, tell))
+            _warn_unquantized(plan, values, options)
         shards = shards_of(plan, options.shard_bytes)
         size = sum(shard.nbytes for shard in shards)
         with resumable_folder(target, identity=_identity(source, plan, shards, adapter)) as (folder, resumed):
@@ -170,7 +178,7 @@ def _refuse_overwriting(target: Path, source: Path | str, force: bool) -> None:
         raise OutputError(f"{target} exists. ", *another[:2], ", or replace it with ", Option("force", True), ".")
 
 
-def _warn(plan: ConversionPlan, options: ConversionOptions, *, fuses: bool) -> None:
+def _warn(plan: ConversionPlan, source: Source, options: ConversionOptions, *, fuses: bool) -> None:
     packed = any(weight.packed is not None for weight in plan.weights)
     if packed and options.quantize:
         logger.warning("The source is quantised already: quantising it again loses more than the original would.")
@@ -183,9 +191,56 @@ def _warn(plan: ConversionPlan, options: ConversionOptions, *, fuses: bool) -> N
     if plan.headless:
         logger.warning("The checkpoint is a base model without a language-model head: the result only embeds.")
     expected = ("rotary_emb.inv_freq", "lm_head.weight")
+    if (head := _other_head(plan, source)) is not None:
+        logger.warning(
+            "%s differs from the token table, and config.json ties the two (tie_word_embeddings): it is left out. If "
+            "the model predicts wrongly, set tie_word_embeddings to false in config.json and convert again.",
+            head,
+        )
     if notable := [name for name in plan.layout.dropped if not name.endswith(expected)]:
         kind = plan.config["model_type"]
         logger.warning("%s does not use %d tensors of the checkpoint, such as %s.", kind, len(notable), notable[0])
+
+
+def _other_head(plan: ConversionPlan, source: Source) -> str | None:
+    """The name of a stored head that is dropped because the config ties it, though it is not the token table."""
+    head = next((name for name in plan.layout.dropped if name.endswith("lm_head.weight")), None)
+    table = next((o for name, o in plan.layout.origins.items() if name.endswith("embed_tokens.weight")), None)
+    if head is None or table is None or len(table.tensors) != 1:
+        return None
+    stored, tied = source.locate(head), source.locate(table.tensors[0])
+    if stored.shape != tied.shape:
+        return head
+    rows, step = math.prod(stored.shape[:-1]), max(1, _COMPARED // stored.shape[-1])
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        if not mx.array_equal(read_rows(stored, start, stop), read_rows(tied, start, stop)).item():
+            return head
+    return None
+
+
+def _warn_unquantized(plan: ConversionPlan, values: Stream, options: ConversionOptions) -> None:
+    """Say how many weights stay as they are though quantising was asked for, if they are many, and why."""
+    base = base_of(options)
+    modules = dict(values.model.named_modules())
+    left: Counter[int] = Counter()  # numbers of weights that could be quantised, by their rows' width
+    for weight in plan.weights:
+        if weight.quantization is None and hasattr(modules.get(weight.module), "to_quantized"):
+            left[weight.width] += weight.rows * weight.width
+    share = sum(left.values()) / plan.parameters
+    if share < _MANY_UNQUANTIZED:
+        return
+    nothing = all(weight.quantization is None for weight in plan.weights)
+    text = "Nothing is quantised" if nothing else f"{100 * share:.0f} % of the weights are not quantised"
+    width, count = left.most_common(1)[0]
+    if width % base.group_size == 0 or 2 * count < sum(left.values()):
+        logger.warning("%s: the recipe leaves them as they are.", text)
+        return
+    why = f"{text}: rows of {width} do not divide into groups of {base.group_size}."
+    if fitting := [size for size in MODES[base.mode][1] if width % size == 0]:
+        logger.warning("%s Use %s.", why, Option("group_size", max(fitting)))
+    else:
+        logger.warning("%s No group size of mode %s fits.", why, base.mode)
 
 
 def _chosen(

@@ -219,11 +219,40 @@ def _mended(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[d
 
 
 def _refuse_foreign_quantization(config: Mapping[str, Any], folder: Path) -> None:
-    method = (config.get("quantization_config") or {}).get("quant_method")
-    if method and "quantization" not in config:
+    table = config.get("quantization_config") or config.get("compression_config") or {}
+    if not isinstance(table, Mapping) or "quantization" in config:
+        return
+    method = table.get("quant_method") or next((name for name in _FOREIGN if name in str(table).lower()), None)
+    if method:
+        known = _FOREIGN.get(str(method).lower(), str(method))
         raise ConfigError(
-            f"{folder} is quantised with {method}, which cannot be converted. Use the unquantised original."
+            f"{folder} is quantised with {known}, which cannot be converted. Use the unquantised original"
+            f"{_original(config)}."
         )
+
+
+# Other tools' quantisation, by the name that they have in config.json.
+_FOREIGN = {
+    "awq": "AWQ",
+    "gptq": "GPTQ",
+    "bitsandbytes": "bitsandbytes",
+    "fp8": "fp8 (8-bit floats of a GPU)",
+    "fbgemm_fp8": "fp8 (8-bit floats of a GPU)",
+    "compressed-tensors": "compressed-tensors (llm-compressor)",
+    "aqlm": "AQLM",
+    "hqq": "HQQ",
+    "eetq": "EETQ",
+    "quanto": "quanto",
+    "mxfp4": "mxfp4 as transformers stores it",
+    "torchao": "torchao",
+    "modelopt": "ModelOpt",
+}
+
+
+def _original(config: Mapping[str, Any]) -> str:
+    """Where the unquantised model may be, if the config says so."""
+    name = config.get("_name_or_path")
+    return f"; its config.json names {name}" if isinstance(name, str) and name else ""
 
 
 def _packed(model: nn.Module, layout: Layout, config: Mapping[str, Any]) -> dict[str, Quantization]:

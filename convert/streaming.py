@@ -13,6 +13,7 @@ from grit_mlx.convert.layout import Origin, sanitized
 from grit_mlx.convert.plan import ConversionPlan, Weight
 from grit_mlx.convert.reading import Source, read_rows, read_stored
 from grit_mlx.convert.unpacking import unpacked, widened
+from grit_mlx.errors import NonFiniteError, Option
 from grit_mlx.model.checkpoint import Tensor
 
 __all__ = ["Block", "Delta", "Stream"]
@@ -51,20 +52,22 @@ class Stream:
             self._streams.append(mx.new_stream(device))  # a CPU gives each stream one core to quantise on
 
     def blocks(self, weight: Weight) -> Iterator[Block]:
-        """A weight's tensors from the first row to the last, as evaluated arrays ``(rows, ...)``."""
+        """A weight's tensors from the first row to the last, as evaluated arrays ``(rows, ...)``.
+
+        Raises:
+            NonFiniteError: it holds NaN or infinity, or its values are too large for the dtype of the output.
+        """
         # While mlx computes a block, the next one is read and computed beside it, and the one before is written.
-        waiting: Block | None = None
+        waiting: tuple[Block, mx.array] | None = None
         for number, (start, stop) in enumerate(self._ranges(weight)):
             with mx.stream(self._streams[number % len(self._streams)]):
-                arrays = self._block_of(weight, start, stop)
-            mx.async_eval(arrays)
+                arrays, finite = self._block_of(weight, start, stop)
+            mx.async_eval(arrays, finite)
             if waiting is not None:
-                mx.eval(waiting[1])
-                yield waiting
-            waiting = start, arrays
+                yield self._checked(weight, *waiting)
+            waiting = (start, arrays), finite
         if waiting is not None:
-            mx.eval(waiting[1])
-            yield waiting
+            yield self._checked(weight, *waiting)
         if self._computed is not None:
             for name in self._stored_names(weight):
                 self._computed.pop(name, None)
@@ -100,13 +103,35 @@ class Stream:
             for start in range(piece * rows, (piece + 1) * rows, step):
                 yield start, min(start + step, (piece + 1) * rows)
 
-    def _block_of(self, weight: Weight, start: int, stop: int) -> tuple[mx.array, ...]:
+    def _checked(self, weight: Weight, block: Block, finite: mx.array) -> Block:
+        """A block, evaluated, once it is known to be sound."""
+        mx.eval(block[1])
+        start, stop = block[0], block[0] + int(block[1][0].shape[0])
+        if finite.item() or mx.all(mx.isfinite(self._values(weight, start, stop))).item():
+            return block
+        origin = self.plan.layout.origins[weight.name]
+        of = f"{origin.tensors[0] if len(origin.tensors) == 1 else weight.name} of {self._source.name}"
+        plain = weight.packed is None and weight.name not in self._deltas and origin.tensors
+        if plain and mx.all(mx.isfinite(self._rows(weight.name, start, stop))).item():
+            raise NonFiniteError(
+                f"{of} has numbers too large for {str(weight.dtype).removeprefix('mlx.core.')}. Choose another ",
+                *(Option("dtype"), ", such as bfloat16."),
+            )
+        whose = "or the adapter's " if weight.name in self._deltas else ""
+        raise NonFiniteError(
+            f"{of} holds NaN or infinity: the checkpoint's {whose}weights are damaged. Download the model again."
+        )
+
+    def _block_of(self, weight: Weight, start: int, stop: int) -> tuple[tuple[mx.array, ...], mx.array]:
+        """The tensors' rows, and whether the sum of what they are made of is finite: the cheapest sign of NaN."""
         if weight.packed is not None and weight.packed == weight.quantization and weight.name not in self._deltas:
             packed, *scales = (self._rows(name, start, stop) for name in self._stored_names(weight))
             floats = (mx.issubdtype(array.dtype, mx.floating) for array in scales)
-            return packed, *(a.astype(weight.dtype) if f else a for a, f in zip(scales, floats, strict=True))
+            scales = [a.astype(weight.dtype) if f else a for a, f in zip(scales, floats, strict=True)]
+            return (packed, *scales), mx.isfinite(mx.stack([array.astype(mx.float32).sum() for array in scales]).sum())
         values = self._values(weight, start, stop)
-        return (values,) if weight.quantization is None else weight.quantization.quantize(values)
+        finite = mx.isfinite(values.sum())
+        return (values,) if weight.quantization is None else weight.quantization.quantize(values), finite
 
     def _values(self, weight: Weight, start: int, stop: int) -> mx.array:
         rows = [self._rows(name, start, stop) for name in self._stored_names(weight)]

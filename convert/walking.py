@@ -218,7 +218,7 @@ class _Streamed(nn.Module):
     """Stands for a layer whose weight passes by."""
 
     def __init__(self, walk: Walk, path: str, bias: bool) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._walk = walk
         self._name = f"{path}.weight"
         if bias:

@@ -145,7 +145,7 @@ MISTRAL: list[tuple[str, Damage, type[ModelError], str]] = [
         "quantised elsewhere",
         config(quantization_config={"quant_method": "gptq"}),
         ConfigError,
-        "is quantised with gptq, which cannot be converted. Use the unquantised original",
+        "is quantised with GPTQ, which cannot be converted. Use the unquantised original",
     ),
     ("no tokenizer", remove("tokenizer.json"), TokenizerError, "has no tokenizer"),
     ("broken settings", write("grit.json", "{"), ConfigError, "grit.json"),

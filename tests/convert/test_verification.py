@@ -16,6 +16,7 @@ from grit_mlx.convert.plan import make_plan
 from grit_mlx.convert.reading import Folder
 from grit_mlx.convert.streaming import Stream
 from grit_mlx.evaluation.drift import TEXTS, outputs_of
+from grit_mlx.model import device
 from grit_mlx.model.attention import decoder_of, embedding_caches
 from tests.conftest import GOLDEN
 from tests.convert.conftest import checkpoint_of, sharded
@@ -86,7 +87,7 @@ def test_a_large_model_is_compared_on_fewer_texts_unless_asked(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(verification, "_CPU_WORK", 0)
-    monkeypatch.setattr(verification.device, "compute_dtype", lambda dtype: mx.float32)
+    monkeypatch.setattr(device, "compute_dtype", lambda dtype: mx.float32)
     some = convert(tiny_model, tmp_path / "some", bits=4, group_size=32).drift
     every = convert(tiny_model, tmp_path / "every", bits=4, group_size=32, verify=True).drift
     own = convert(tiny_model, tmp_path / "own", bits=4, group_size=32, texts=TEXTS[:20]).drift
