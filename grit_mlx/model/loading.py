@@ -47,6 +47,8 @@ __all__ = [
     "config_fixes",
     "load",
     "load_error",
+    "load_lazily",
+    "load_projection",
     "load_tokenizer",
     "refuse_code",
 ]
