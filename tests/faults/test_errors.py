@@ -305,16 +305,19 @@ def test_standard_input_in_another_encoding(tiny_model: Path, command: list[str]
     assert b"--encoding" not in result.stderr and b"encoding=" not in result.stderr
 
 
-@pytest.mark.parametrize(
-    ("content", "name"), [(b"caf\xe9", "latin-1"), (b"it\x92s", "cp1252"), (b"caf\xe9 it\x92s", "cp1252")]
-)
-def test_files_in_another_encoding(tiny_model: Path, tmp_path: Path, content: bytes, name: str) -> None:
+@pytest.mark.parametrize(("content", "name"), [(b"caf\xe9", "latin-1"), (b"it\x92s", "cp1252"), (b"\x80 5", "cp1252")])
+def test_what_messages_propose_maps_no_character_to_a_control(
+    tiny_model: Path, tmp_path: Path, content: bytes, name: str
+) -> None:
+    """Of files the encoding is found out; of a stream it has to be named."""
     (tmp_path / "x.txt").write_bytes(content + b"\n")
     output = ("-o", str(tmp_path / "v.jsonl"), "--model", str(tiny_model))
-    refused(grit("embed", str(tmp_path / "x.txt"), *output), f"--encoding {name}")
-    assert grit("embed", str(tmp_path / "x.txt"), *output, "--encoding", name).returncode == 0
-    text = json.loads((tmp_path / "v.jsonl").read_text(encoding="utf-8"))["text"]
-    assert text == content.decode(name) and text.isprintable()
+    refused(grit("embed", "-", *output, input=content + b"\n"), f"--encoding {name}")
+    for source in ("-", str(tmp_path / "x.txt")):
+        result = grit("embed", source, *output, "--encoding", name, input=content + b"\n")
+        assert result.returncode == 0, result.stderr
+        text = json.loads((tmp_path / "v.jsonl").read_text(encoding="utf-8"))["text"]
+        assert text == content.decode(name) and text.isprintable()
 
 
 # Folders

@@ -165,7 +165,9 @@ class Pandas:
 NA = type("NAType", (Pandas,), {})()
 
 
-@pytest.mark.parametrize("title", [None, NAN, np.float32("nan"), "", NA, np.datetime64("NaT")], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "title", [None, NAN, np.float32("nan"), "", NA, np.datetime64("NaT")], ids=lambda value: type(value).__name__
+)
 def test_a_missing_title_is_absent(title: Any) -> None:
     assert documents_of([{"title": title, "text": "a"}]) == ["a"]
     assert documents_of({"title": title, "text": "a"}) == "a"
