@@ -139,7 +139,7 @@ def embed(
         def compute(texts: Iterable[Text], progress: Progress) -> Pairs:
             return embedded(grit, texts, embedding, progress, role=role, instruction=instruction)
 
-        if target.output is None or STDIN in files:
+        if target.output is None or not all(Path(name).is_file() for name in files):  # a pipe is read once
             pairs = compute(texts, advance)
         else:
             used = [reading, embedding, role, instruction]

@@ -324,11 +324,13 @@ def _grit_chat(tokenizer: Any, messages: Sequence[Message]) -> tuple[str, list[t
 
 def _drops_system(tokenizer: Any, messages: Sequence[Message]) -> bool:
     """Whether a template refuses or leaves out a leading system message, so that its words must go elsewhere."""
-    if len(messages) < 2 or messages[0]["role"] != "system" or messages[1]["role"] != "user":
+    if [message["role"] for message in messages[:2]] != ["system", "user"]:
         return False
-    words = messages[0]["content"].strip()
+    words = messages[0]["content"]
+    if not isinstance(words, str) or not isinstance(messages[1]["content"], str):  # parts, which templates know
+        return False
     try:
-        return words not in _from_template(tokenizer, messages[:2], add_generation_prompt=True)
+        return words.strip() not in _from_template(tokenizer, messages[:2], add_generation_prompt=True)
     except ArgumentError:
         return True
 

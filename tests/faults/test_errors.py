@@ -64,7 +64,8 @@ MISTRAL = (  # refuses what does not alternate, and systems
 )
 GEMMA = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% for m in messages %}{{ '<turn>' + m['role'] + '\\n' + m['content'] | trim + '</turn>\\n' }}{% endfor %}"
+    "{% for m in messages %}{% set role = 'model' if m['role'] == 'assistant' else m['role'] %}"
+    "{{ '<turn>' + role + '\\n' + m['content'] | trim + '</turn>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<turn>model\\n' }}{% endif %}"
 )
 SILENT = (  # leaves the system message out without a word
