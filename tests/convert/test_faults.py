@@ -128,5 +128,5 @@ def test_a_git_lfs_pointer_is_named(in_shards: Callable[..., Path], tmp_path: Pa
     source = in_shards()
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
     (source / "model-00002-of-00003.safetensors").write_text(pointer)
-    with pytest.raises(CheckpointError, match=r"00002-of-00003.safetensors is Git LFS.*git lfs pull"):
+    with pytest.raises(CheckpointError, match=r"00002-of-00003.safetensors is a Git LFS pointer.*git lfs pull"):
         quick(source, tmp_path / "out")

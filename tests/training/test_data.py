@@ -106,7 +106,8 @@ def test_bad_files(tokenizer: Any, tmp_path: Path) -> None:
     deep = b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
     assert refused("deep.jsonl", deep) == "/deep.jsonl, line 1: the JSON value is nested too deeply."
     assert refused("latin.jsonl", b'{"text": "\xe9"}') == (
-        "/latin.jsonl, line 1: byte 0xe9 at offset 10 is not UTF-8. Convert the file to UTF-8."
+        "/latin.jsonl, line 1: byte 0xe9 at offset 10 is not UTF-8. Convert the file to UTF-8 "
+        "(iconv -f latin-1 -t utf-8)."
     )
     whole = gzip.compress(random.Random(0).randbytes(3000).hex().encode().join([b'{"text": "', b'"}\n']) * 3)
     assert refused("cut.jsonl.gz", whole[: len(whole) // 2]).startswith(
