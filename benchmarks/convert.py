@@ -5,13 +5,16 @@
 The checkpoints have random bfloat16 weights in several shards and are created by the script. Each conversion runs in
 its own process; memory is the peak resident set beyond what the process has after its imports. ``mlx_lm`` and
 ``uniform`` quantise to 4 bits in the same way, and the script checks that their results are identical; ``grit`` is our
-default recipe. Verification is off.
+default recipe. These three prove nothing. ``proof`` is what users run: the default recipe, and source and result
+compared. ``grit`` and ``proof`` run with OpenBLAS and without. The goals: the proof adds at most 100 MB, and with it a
+conversion takes at most three times as long as without.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -23,9 +26,19 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from common import machine, save
+from common import RESULTS, machine, save
 
-HOWS = ("mlx_lm", "uniform", "grit")
+# What is measured: which converter or recipe, whether source and result are compared, and the BLAS.
+WAYS = {
+    "mlx_lm": ("mlx_lm", False, None),
+    "uniform": ("uniform", False, None),
+    "grit": ("grit", False, None),
+    "proof": ("grit", True, None),
+    "grit_bundled": ("grit", False, "bundled"),
+    "proof_bundled": ("grit", True, "bundled"),
+}
+PROOFS = {"proof": "grit", "proof_bundled": "grit_bundled"}
+GOAL_MB, GOAL_RATIO = 100, 3.0
 TOKENIZER = Path(__file__).parents[1] / "tests" / "golden" / "mistral"
 SHARD_BYTES = 400_000_000
 VOCABULARY = 32000
@@ -43,14 +56,15 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 CHILD = """
 import json, resource, sys, time
-source, target, how = sys.argv[1:]
+source, target, how, proof = sys.argv[1:]
 if how == "mlx_lm":
     import mlx_lm.convert, mlx_lm
     from mlx_lm.convert import convert
     options = dict(hf_path=source, mlx_path=target, quantize=True, q_bits=4, q_group_size=64)
 else:
     from grit_mlx.convert import convert
-    options = dict(source=source, output=target, quantize=True, bits=4, group_size=64, recipe=how, verify=False)
+    options = dict(source=source, output=target, quantize=True, bits=4, group_size=64, recipe=how)
+    options |= {} if proof == "True" else {"verify": False}
 def peak():
     try:  # on Linux ru_maxrss includes the parent's memory
         with open("/proc/self/status") as file:
@@ -133,11 +147,17 @@ def make_checkpoint(folder: Path, kind: str, size: float) -> int:
     return total
 
 
-def measure(source: Path, target: Path, how: str) -> dict[str, float]:
+def measure(source: Path, target: Path, way: str) -> dict[str, float]:
     shutil.rmtree(target, ignore_errors=True)
+    how, proof, blas = WAYS[way]
+    environment = {name: value for name, value in os.environ.items() if name != "GRIT_BLAS"}
     began = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(source), str(target), how], capture_output=True, text=True, check=False
+        [sys.executable, "-c", CHILD, str(source), str(target), how, str(proof)],
+        env=environment if blas is None else {**environment, "GRIT_BLAS": blas},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         sys.exit(done.stderr)
@@ -168,6 +188,40 @@ def same_weights(first: Path, second: Path) -> bool:
     )
 
 
+def measured(folder: Path, repeat: int) -> dict[str, Any]:
+    """The least time and the most memory of each way, and of each proof what it adds."""
+    # Alternately, so that other load on the machine affects all of them.
+    runs = [{way: measure(folder / "source", folder / way, way) for way in WAYS} for _ in range(repeat)]
+    row: dict[str, Any] = {
+        way: {key: (max if "mb" in key else min)(run[way][key] for run in runs) for key in runs[0][way]} for way in WAYS
+    }
+    row["added"] = {
+        proof: {
+            "mb": row[proof]["peak_mb_beyond_imports"] - row[without]["peak_mb_beyond_imports"],
+            "time_ratio": round(min(run[proof]["seconds"] / run[without]["seconds"] for run in runs), 2),
+            "cpu_ratio": round(row[proof]["cpu_seconds"] / row[without]["cpu_seconds"], 2),
+        }
+        for proof, without in PROOFS.items()
+    }
+    row["same_bytes"] = same_weights(folder / "mlx_lm", folder / "uniform")
+    return row
+
+
+def judged(rows: list[dict[str, Any]]) -> str:
+    """How the proof's cost is to the goals."""
+    added = [(row["kind"], row["gb"], proof, cost) for row in rows for proof, cost in row["added"].items()]
+    lines = [
+        f"{name}: {max(cost[key] for *_, cost in added)} at most; goal {goal}"
+        for name, key, goal in (
+            ("MB that the proof adds", "mb", GOAL_MB),
+            ("time with the proof to time without", "time_ratio", GOAL_RATIO),
+            ("the same of CPU time", "cpu_ratio", GOAL_RATIO),
+        )
+    ]
+    missed = [case for case in added if case[-1]["mb"] > GOAL_MB or case[-1]["time_ratio"] > GOAL_RATIO]
+    return "\n".join([*lines, *(f"missed: {case}" for case in missed)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=float, nargs="+", default=[0.5, 1, 2, 4], help="sizes of the checkpoints in GB")
@@ -176,29 +230,27 @@ def main() -> None:
     parser.add_argument(
         "--repeat", type=int, default=1, help="number of runs; keeps the shortest time, the most memory"
     )
+    parser.add_argument("--merge", action="store_true", help="keep the stored rows of other sizes and kinds")
     arguments = parser.parse_args()
+    name = f"convert-{machine()['device']}"
     rows = []
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
         for kind in arguments.kinds:
             for size in arguments.sizes:
                 folder = Path(temporary)
                 nbytes = make_checkpoint(folder / "source", kind, size * 1e9)
-                row: dict[str, Any] = {"kind": kind, "gb": round(nbytes / 1e9, 2)}
-                # Alternately, so that other load on the machine affects all of them.
-                runs = [
-                    {how: measure(folder / "source", folder / how, how) for how in HOWS}
-                    for _ in range(arguments.repeat)
-                ]
-                for how in HOWS:
-                    row[how] = {
-                        key: (max if "mb" in key else min)(run[how][key] for run in runs) for key in runs[0][how]
-                    }
-                row["same_bytes"] = same_weights(folder / "mlx_lm", folder / "uniform")
+                row = {"kind": kind, "gb": round(nbytes / 1e9, 2), **measured(folder, arguments.repeat)}
                 print(json.dumps(row), file=sys.stderr, flush=True)
                 rows.append(row)
                 for path in folder.iterdir():
                     shutil.rmtree(path)
-    save(f"convert-{machine()['device']}", {"repeat": arguments.repeat, "rows": rows})
+    if arguments.merge:
+        made = {(row["kind"], row["gb"]) for row in rows}
+        stored = json.loads((RESULTS / f"{name}.json").read_text())["rows"]
+        rows += [row for row in stored if (row["kind"], row["gb"]) not in made]
+        rows.sort(key=lambda row: (row["kind"], row["gb"]))
+    print(judged(rows), file=sys.stderr)
+    save(name, {"repeat": arguments.repeat, "rows": rows})
 
 
 if __name__ == "__main__":

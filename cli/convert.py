@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -83,6 +84,11 @@ def convert(
         console.write(console.dumps(_facts(report), indent=2))
         return
     console.write_rows(_summary(report))
+    if report.drift is not None:
+        from grit_mlx.convert.report import meaning
+
+        console.write("".join(map(console.worded, meaning(report.drift, conversion))))
+    console.write(console.visible(f'Next: grit search "your question" FILE --model {shlex.quote(str(report.folder))}'))
     if conversion.upload_repo is not None:
         console.note(f"uploaded to {conversion.upload_repo}")
 
@@ -100,7 +106,7 @@ def converting(choice: ModelChoice, conversion: ConversionOptions) -> Conversion
     with console.phases() as advance:
 
         def progress(step: ConversionStep) -> None:
-            detail = f"{step.done}/{step.total}"
+            detail = f"{100 * step.done // max(1, step.total)} %"
             if step.phase == "write":
                 detail = f"{step.tensors}/{step.all_tensors} tensors, {size_of(step.done)} of {size_of(step.total)}"
             advance(_PHASES[step.phase], detail, step.done, step.total)
@@ -109,14 +115,16 @@ def converting(choice: ModelChoice, conversion: ConversionOptions) -> Conversion
 
 
 def _compare(choices: list[ModelChoice], texts: tuple[str, ...] | None, *, json_output: bool) -> None:
-    with console.status(f"Comparing {choices[0].model} and {choices[1].model}"):
+    with console.status(f"Reading {choices[0].model}"):
         from grit_mlx.convert import verify
-
-        drift = verify(choices[0], choices[1], texts=texts)
+        from grit_mlx.convert.report import meaning
+    with console.progress(f"Comparing {choices[0].model} and {choices[1].model}", None) as advance:
+        drift = verify(choices[0], choices[1], texts=texts, progress=advance)
     if json_output:
         console.write(console.dumps(drift.as_dict(), indent=2))
-    else:
-        console.write_rows(_drift_rows(drift))
+        return
+    console.write_rows(_drift_rows(drift))
+    console.write("".join(map(console.worded, meaning(drift))))
 
 
 def _texts(name: str) -> tuple[str, ...]:

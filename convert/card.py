@@ -123,6 +123,8 @@ def _tables(about: Mapping[str, Any], drift: Drift | None) -> str:
     lines = ["## How it was made\n", "| | |", "|---|---|"]
     if "recipe" in about:
         lines.append(f"| quantisation | {about['recipe']} |")
+    if "adapter" in about:
+        lines.append(f"| adapter fused into the weights | {about['adapter']} |")
     share = ", ".join(f"{_count(count)} at {bits}" for bits, count in about["parameters_by_bits"].items())
     lines.append(f"| parameters by bits | {share} |")
     lines.append(f"| made with | {about['made_with']} |")

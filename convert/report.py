@@ -14,9 +14,10 @@ from grit_mlx.convert.options import RECIPES, ConversionOptions
 from grit_mlx.convert.plan import ConversionPlan
 from grit_mlx.convert.quantization import base_of
 from grit_mlx.convert.reading import Source
+from grit_mlx.errors import Option
 from grit_mlx.evaluation.drift import Drift
 
-__all__ = ["ConversionReport", "ConversionStep", "Progress", "about_of", "report_of"]
+__all__ = ["ConversionReport", "ConversionStep", "Progress", "about_of", "meaning", "report_of"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,15 @@ class ConversionStep:
 
 
 Progress = Callable[[ConversionStep], None]
+
+# Least share of the nearest neighbours that stay the same, or least mean cosine where too few texts were compared to
+# have neighbours, and what that means for searching.
+_CLOSE = (
+    (0.95, 0.999, "nearly the same passages"),
+    (0.85, 0.98, "mostly the same passages"),
+    (-1.0, -1.0, "partly other passages"),
+)
+_FEW_BITS = 4
 
 
 @dataclass(frozen=True)
@@ -111,3 +121,44 @@ def about_of(report: ConversionReport, options: ConversionOptions, adapter: Path
     if report.drift is not None:
         about["drift"] = report.drift.as_dict()
     return about
+
+
+def meaning(drift: Drift, options: ConversionOptions | None = None) -> tuple[str | Option, ...]:
+    """What a drift means for searching and answering, and what stays closer to the source: one or two sentences.
+
+    Args:
+        drift: of a result from its source.
+        options: of the conversion; None if it was another's, and no step can be named.
+    """
+    overlap = drift.neighbour_overlap
+    level, found = next(
+        (level, words)
+        for level, (share, cosine, words) in enumerate(_CLOSE)
+        if (drift.cosine_mean >= cosine if overlap is None else overlap >= share)
+    )
+    facts = [f"mean cosine {drift.cosine_mean:.4f}" if overlap is None else _changed(overlap)]
+    if drift.top_token is not None:
+        facts.append(f"{100 * drift.top_token:.0f} % of the next tokens are the same")
+    parts: list[str | Option] = [f"Searches will find {found}: {', '.join(facts)}."]
+    if options is not None and level > 0 and (more := _more_bits(options)) is not None:
+        parts += [" ", more, " stays closer."]
+    elif options is not None and overlap is None and options.texts is None:
+        parts += [f" Only {drift.texts} texts were compared: ", Option("verify", True), " takes all."]
+    return tuple(parts)
+
+
+def _changed(overlap: float) -> str:
+    changed = round(100 * (1 - overlap))
+    return f"{changed} % of the nearest neighbours changed" if changed else "all nearest neighbours stayed"
+
+
+def _more_bits(options: ConversionOptions) -> Option | None:
+    """The option that loses less than these; None if nothing was quantised, or no option does."""
+    if options.target_bits is not None:
+        return Option("target_bits", f"{options.target_bits + 1:g}")
+    if options.fit_bytes is not None or not options.quantize:
+        return None
+    base = base_of(options)
+    if base.mode != "affine":
+        return None if base.bits > _FEW_BITS else Option("mode", "mxfp8")
+    return next((Option("bits", bits) for bits in (6, 8) if bits > base.bits), None)

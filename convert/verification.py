@@ -28,6 +28,7 @@ from grit_mlx.model.options import ModelChoice
 from grit_mlx.model.pooling import AVERAGING, pool
 from grit_mlx.model.prompts import TokenizedText, embedding_prompt, tokenize_texts
 from grit_mlx.model.settings import Settings, read_settings
+from grit_mlx.progress import Progress
 
 __all__ = ["adapter_drift", "fits", "verify", "verify_conversion"]
 
@@ -130,7 +131,7 @@ def verify_conversion(
         if not fits(plan.parameters):
             raise ArchitectureError(f"{kind} can only be verified in memory, and does not fit into it.") from error
         logger.warning("%s cannot be computed block by block: it is verified in memory (%s).", kind, error)
-        outputs = _in_memory(stream, result, texts)
+        outputs = _in_memory(stream, result, texts, progress)
     return drift_between(*outputs)
 
 
@@ -184,13 +185,14 @@ def _walked(
     all_rows = [*(one.ids for one in rows.embedded), *rows.continued[: 0 if headless else None]]
     lengths = list(map(len, all_rows))
     batches = plan_batches(lengths, token_budget=_BATCH_TOKENS)
-    steps = count(1)
-    for stream, model in walks:
+    report = progress or (lambda done, total: None)
+    report(0, 1)
+    for number, (stream, model) in enumerate(walks):
+        steps = count(1)
 
-        def done(model: nn.Module = model) -> None:
-            if progress is not None:
-                total = len(walks) * walk.count * len(batches)
-                progress(min(next(steps), total), total)
+        def done(number: int = number, steps: Iterator[int] = steps) -> None:
+            each = walk.count * len(batches) + 1  # the head passes by once or twice
+            report(number * each + min(next(steps), each), len(walks) * each)
 
         with Walk(stream, model, done) as walk:
             states: dict[int, NDArray[np.float32]] = {}
@@ -228,29 +230,39 @@ def _predicted(walk: Walk, states: Sequence[NDArray[np.float32]]) -> NDArray[np.
     return logits
 
 
-def _in_memory(stream: Stream, result: ModelChoice, texts: Sequence[str] | None) -> list[Outputs]:
+def _in_memory(
+    stream: Stream, result: ModelChoice, texts: Sequence[str] | None, progress: Steps | None
+) -> list[Outputs]:
     """The outputs of source and result, one complete model after the other."""
     loaded = loading.load(result)
-    outputs = [outputs_of(GritLM.from_loaded(loaded), texts)]
+    outputs = [outputs_of(GritLM.from_loaded(loaded), texts, _part(progress, 0, 2))]
     loaded = replace(loaded, model=stream.model)  # frees the result
     values = Values(stream)
     for name in values.weights:
         stream.model.load_weights([(name, values(name))], strict=False)
         mx.clear_cache()
     stream.model.eval()
-    outputs.insert(0, outputs_of(GritLM.from_loaded(loaded), texts))
+    outputs.insert(0, outputs_of(GritLM.from_loaded(loaded), texts, _part(progress, 1, 2)))
     return [replace(one, log_probabilities=None) for one in outputs] if stream.plan.headless else outputs
 
 
 def _outputs(
     models: Sequence[str | Path | ModelChoice], texts: Sequence[str] | None = None, progress: Steps | None = None
 ) -> list[Outputs]:
-    report = progress or (lambda done, total: None)
     outputs = []
-    for done, model in enumerate(models):
-        report(done, len(models))
+    for number, model in enumerate(models):
         choice = model if isinstance(model, ModelChoice) else ModelChoice(model)
-        outputs.append(outputs_of(GritLM.from_choice(choice), texts))
+        part = _part(progress, number, len(models))
+        outputs.append(outputs_of(GritLM.from_choice(choice), texts, part))
         mx.clear_cache()
-    report(len(models), len(models))
     return outputs
+
+
+def _part(progress: Steps | None, number: int, parts: int) -> Progress:
+    """What tells the progress of one of several equal parts as that of all."""
+
+    def report(done: int, total: int | None) -> None:
+        if progress is not None and total:
+            progress(number * total + done, parts * total)
+
+    return report

@@ -108,8 +108,13 @@ class Walk:
 
     @property
     def count(self) -> int:
-        """Number of large weights."""
-        return len(self._originals)
+        """Number of large weights that pass by when states are computed: those of the decoder."""
+        decoder = decoder_of(self._model)
+        return sum(type(module) in _STREAMED.values() for module in decoder.modules())
+
+    def passed(self) -> None:
+        """A large weight has passed by."""
+        self._done()
 
     def states(self, rows: Sequence[Sequence[int]], causal: Sequence[bool]) -> NDArray[np.float32]:
         """Normed hidden states ``(B, L, E)`` of rows of ids, each in its attention mode; beyond a row's end noise.
@@ -167,8 +172,6 @@ class Walk:
         last = weight.rows if last is None else last
         multiply = self._by_numpy if self._values.dtype == mx.float32 else self._by_mlx
         result = multiply(x.reshape(-1, weight.width), weight, first, last)
-        if last == weight.rows:  # of experts the last one, if it is used
-            self._done()
         return result.reshape(*x.shape[:-1], last - first)
 
     def _by_numpy(self, x: mx.array, weight: Weight, first: int, last: int) -> mx.array:
@@ -233,16 +236,21 @@ class _Streamed(nn.Module):
 class _Linear(_Streamed):
     def __call__(self, x: mx.array) -> mx.array:
         product = self._walk.product(x, self._name)
+        self._walk.passed()
         return product + self.bias if "bias" in self else product
 
 
 class _Table(_Streamed):
     def __call__(self, ids: mx.array) -> mx.array:
-        return self._walk.rows(self._name, ids)
+        rows = self._walk.rows(self._name, ids)
+        self._walk.passed()
+        return rows
 
     def as_linear(self, x: mx.array) -> mx.array:
         """As the head that the table is tied to."""
-        return self._walk.product(x, self._name)
+        product = self._walk.product(x, self._name)
+        self._walk.passed()
+        return product
 
 
 class _Experts(_Streamed):
@@ -258,6 +266,7 @@ class _Experts(_Streamed):
             self._walk.product(rows[mx.array(which)], self._name, expert * outputs, (expert + 1) * outputs)
             for expert, which in own.items()
         ]
+        self._walk.passed()
         order = np.argsort(np.concatenate(list(own.values())))
         product = mx.concatenate(parts)[mx.array(order)].reshape(*batch, x.shape[-2], outputs)
         return product + mx.expand_dims(self.bias[indices], -2) if "bias" in self else product

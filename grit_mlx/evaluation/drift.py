@@ -7,7 +7,7 @@ Shapes: N texts, E embedding size, M predicted positions, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from grit_mlx.errors import ArgumentError
 from grit_mlx.gritlm import GritLM
+from grit_mlx.progress import Progress
 
 __all__ = [
     "TEXTS",
@@ -144,16 +145,20 @@ def kl_divergence(p: NDArray[np.float32], q: NDArray[np.float32]) -> NDArray[np.
     return np.maximum(np.array(divergence, np.float32), 0)
 
 
-def outputs_of(model: GritLM, texts: Sequence[str] | None = None) -> Outputs:
+def outputs_of(model: GritLM, texts: Sequence[str] | None = None, progress: Progress | None = None) -> Outputs:
     """Embed and continue texts.
 
     Args:
         model: loaded in mode ``"unified"``.
         texts: None for ``TEXTS``.
+        progress: called with passes done and passes in all: each text is embedded and continued.
     """
     texts = TEXTS if texts is None else texts
-    vectors = model.encode(list(texts), role="document")
-    return Outputs(np.asarray(vectors, np.float32), _log_probabilities(model, texts))
+    report = progress or (lambda done, total: None)
+    total = 2 * len(texts)
+    vectors = model.encode(list(texts), role="document", progress=lambda done, _: report(done, total))
+    predicted = _log_probabilities(model, texts, lambda done: report(len(texts) + done, total))
+    return Outputs(np.asarray(vectors, np.float32), predicted)
 
 
 def kept_positions(vocabulary: int, texts: int) -> int:
@@ -161,16 +166,17 @@ def kept_positions(vocabulary: int, texts: int) -> int:
     return max(1, _KEPT_BYTES // (4 * vocabulary * texts))
 
 
-def _log_probabilities(model: GritLM, texts: Sequence[str]) -> NDArray[np.float32]:
+def _log_probabilities(model: GritLM, texts: Sequence[str], report: Callable[[int], None]) -> NDArray[np.float32]:
     """Of the token that follows each of the last few tokens of each text, ``(M, V)``."""
     kept: list[NDArray[np.float32]] = []
     positions = 0
-    for text in texts:
+    for done, text in enumerate(texts, start=1):
         ids = model.tokenizer.encode(text)[: model.settings.max_length]
         logits = model.model(mx.array([ids]))[0]  # (L, V)
         positions = positions or kept_positions(logits.shape[-1], len(texts))
         logits = logits[-positions:].astype(mx.float32)
         kept.append(np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True)))
+        report(done)
     return np.concatenate(kept)
 
 

@@ -7,6 +7,7 @@ and ``.NAME.replaced`` if it died while one folder took the place of another.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -22,7 +23,11 @@ from grit_mlx.files.lock import writing
 
 __all__ = ["atomic_folder", "require_space", "resumable_folder", "sweep"]
 
+logger = logging.getLogger("grit_mlx")
+
 _REPLACED = ".replaced"
+
+_RESUME = "run the same command again to resume"
 
 
 @contextmanager
@@ -85,8 +90,11 @@ def resumable_folder(path: str | PathLike[str], *, identity: Any) -> Iterator[tu
             yield folder, resumed
             _put_in_place(folder, target)
         except OSError as error:
-            kept = "What is done so far is kept: run the same command again to resume."
-            raise OutputError(f"{unwritable(path, error)} {kept}") from error
+            raise OutputError(f"{unwritable(path, error)} What is done so far is kept: {_RESUME}.") from error
+        except (KeyboardInterrupt, SystemExit):
+            if folder.is_dir() and any(folder.iterdir()):
+                logger.info("Stopped. What is done so far is kept in %s: %s.", folder, _RESUME)
+            raise
         finally:
             if not (folder.is_dir() and any(folder.iterdir())):
                 shutil.rmtree(folder, ignore_errors=True)

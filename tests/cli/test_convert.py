@@ -19,6 +19,10 @@ def test_quantised_verified_and_told(grit: Grit, tiny_model: Path, notes: Path, 
     assert run.out.splitlines()[0].split() == ["folder", str(tmp_path / "out")]
     for label in ("bits per weight", "mean cosine", "KL of next token", "same 10 nearest neighbours"):
         assert label in run.out
+    verdict, following = run.out.splitlines()[-2:]
+    assert verdict.startswith("Searches will find ") and "of the nearest neighbours changed" in verdict
+    assert verdict.endswith("--q-bits 6 stays closer.") or "nearly the same" in verdict
+    assert following == f'Next: grit search "your question" FILE --model {tmp_path}/out'
     again = grit("convert", tiny_model, "-o", tmp_path / "out", "-q", "--q-group-size", 32)
     assert (again.code, again.out) == (1, "")
     assert again.err == (f"error: {tmp_path}/out exists. Choose another --output, or replace it with --force.\n")
@@ -51,7 +55,7 @@ def test_verify_only(grit: Grit, tiny_model: Path, tiny_mixtral: Path) -> None:
     assert same.code == 0, same.err
     assert json.loads(same.out)["cosine_worst"] == pytest.approx(1, abs=1e-6)
     other = grit("convert", "--verify-only", tiny_model, tiny_mixtral)
-    assert other.code == 0 and "mean cosine" in other.out
+    assert other.code == 0 and "mean cosine" in other.out and "partly other passages" in other.out
 
 
 @pytest.mark.parametrize(
