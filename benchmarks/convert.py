@@ -244,13 +244,15 @@ def main() -> None:
                 rows.append(row)
                 for path in folder.iterdir():
                     shutil.rmtree(path)
+    repeat = arguments.repeat
     if arguments.merge:
         made = {(row["kind"], row["gb"]) for row in rows}
-        stored = json.loads((RESULTS / f"{name}.json").read_text())["rows"]
-        rows += [row for row in stored if (row["kind"], row["gb"]) not in made]
+        stored = json.loads((RESULTS / f"{name}.json").read_text())
+        rows += [row for row in stored["rows"] if (row["kind"], row["gb"]) not in made]
         rows.sort(key=lambda row: (row["kind"], row["gb"]))
+        repeat = min(repeat, stored["repeat"])
     print(judged(rows), file=sys.stderr)
-    save(name, {"repeat": arguments.repeat, "rows": rows})
+    save(name, {"repeat": repeat, "rows": rows})
 
 
 if __name__ == "__main__":

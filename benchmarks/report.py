@@ -87,33 +87,41 @@ def timed(run: dict[str, float]) -> str:
 
 
 def conversion(results: dict[str, Any]) -> str:
-    head = [
-        "checkpoint",
-        "GB",
-        "mlx_lm: MB",
-        "grit: MB",
-        "mlx_lm: s (CPU)",
-        "grit: s (CPU)",
-        "recipe grit: MB",
-        "s (CPU)",
-        "same bytes",
-    ]
-    rows = [
+    rows = results["rows"]
+    head = ["checkpoint", "GB", "mlx_lm: MB", "grit: MB", "mlx_lm: s (CPU)", "grit: s (CPU)", "same bytes"]
+    without_proof = [
         [
             row["kind"],
             row["gb"],
-            row["mlx_lm"]["peak_mb_beyond_imports"],
-            row["uniform"]["peak_mb_beyond_imports"],
-            timed(row["mlx_lm"]),
-            timed(row["uniform"]),
-            row["grit"]["peak_mb_beyond_imports"],
-            timed(row["grit"]),
+            *(row[way]["peak_mb_beyond_imports"] for way in ("mlx_lm", "uniform")),
+            *(timed(row[way]) for way in ("mlx_lm", "uniform")),
             "yes" if row["same_bytes"] else "NO",
         ]
-        for row in results["rows"]
+        for row in rows
+    ]
+    proofs = (("OpenBLAS", "grit", "proof"), ("without", "grit_bundled", "proof_bundled"))
+    with_proof = [
+        [
+            row["kind"],
+            row["gb"],
+            name,
+            *(row[way]["peak_mb_beyond_imports"] for way in (without, proof)),
+            *(timed(row[way]) for way in (without, proof)),
+            f"{row['added'][proof]['time_ratio']:.1f} ({row['added'][proof]['cpu_ratio']:.1f})",
+        ]
+        for row in rows
+        for name, without, proof in proofs
     ]
     model = f"Random weights, to 4 bits, best of {results['repeat']}"
-    return "\n\n".join([described({"model": model, **results}), table(head, rows)])
+    return "\n\n".join(
+        [
+            described({"model": model, **results}),
+            "The same work without the proof:",
+            table(head, without_proof),
+            "The default recipe without and with the proof:",
+            table(["checkpoint", "GB", "BLAS", "MB", "with proof", "s (CPU)", "with proof", "ratio (CPU)"], with_proof),
+        ]
+    )
 
 
 def quantization(results: dict[str, Any]) -> str:

@@ -360,8 +360,7 @@ def load_tokenizer(folder: Path, config: Mapping[str, Any], *, trust: bool) -> A
             f"The tokenizer in {folder} has {tokenizer.vocab_size} tokens and the model {size}: "
             "they belong to different models."
         )
-    if added:
-        limit_vocabulary(tokenizer._tokenizer, size)
+    limit_vocabulary(tokenizer._tokenizer, size)
     return tokenizer
 
 

@@ -40,7 +40,7 @@ __all__ = [
 
 Message = Mapping[str, Any]
 
-# Where a tokenizer keeps the number of tokens that its model has, if it has more itself.
+# Where a tokenizer keeps the number of tokens that its model has. It may have more itself, or be given more later.
 _ROWS = "_grit_rows"
 
 _ANSWER_QUERY = "Answer the prior query while optionally using the context prior to it"
@@ -143,7 +143,7 @@ def tokenize_texts(
 
 
 def limit_vocabulary(tokenizer: Any, rows: int) -> None:
-    """Remember that a model's table has fewer rows than its tokenizer has tokens; see ``unknown_token``."""
+    """Remember how many rows a model's table has: its tokenizer may have more tokens; see ``unknown_token``."""
     tokenizer.__dict__[_ROWS] = rows
 
 
@@ -242,6 +242,7 @@ def chat_tokens(tokenizer: Any, messages: Sequence[Message] | str) -> list[int]:
     """
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
+    messages = list(map(_with_joined_parts, messages))
     _check_chat(messages, alternate=not tokenizer.chat_template)
     rendered = render_chat(tokenizer, messages, prompt=True)
     ids: list[int] = []
@@ -425,6 +426,15 @@ def _hidden(
         return mark
 
     return content if special is None else special.sub(hide, content)
+
+
+def _with_joined_parts(message: Message) -> Message:
+    """A message whose content is parts of text, as OpenAI's clients send them, with their text; others as they are."""
+    parts = message.get("content") if isinstance(message, Mapping) else None
+    if not isinstance(parts, list | tuple) or not parts:
+        return message
+    texts = [part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None for part in parts]
+    return {**message, "content": "".join(texts)} if all(isinstance(text, str) for text in texts) else message
 
 
 def _check_chat(messages: Sequence[Message], *, alternate: bool) -> None:

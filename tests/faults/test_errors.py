@@ -295,6 +295,20 @@ def test_the_seed_of_the_command_line(tiny_model: Path) -> None:
         assert result.returncode == 0, result.stderr
 
 
+PARTS = [{"type": "text", "text": "Why "}, {"type": "text", "text": "so?"}]
+
+
+def test_content_in_parts_of_text(model: GritLM, model_copy: Callable[..., Path]) -> None:
+    """As OpenAI's clients send it; mlx-lm's server joins the parts, too."""
+    plain, parts = ([{"role": "user", "content": content}] for content in ("Why so?", PARTS))
+    assert model.generate(parts, max_tokens=5) == model.generate(plain, max_tokens=5)
+    system = [[{"role": "system", "content": content}, *chat] for content, chat in (("S", plain), (PARTS[:1], parts))]
+    assert model.generate(system[1], max_tokens=5) is not None
+    for content in ([], [{"type": "image_url", "image_url": "x"}], [*PARTS, {"type": "text"}], ["Why?"]):
+        with pytest.raises(ArgumentError, match="Message 0 must have text as its content"):
+            model.generate([{"role": "user", "content": content}])
+
+
 # Encodings
 
 

@@ -235,3 +235,18 @@ def test_nothing_ends_in_a_signal(program: Program, larger: Path) -> None:
         """
     )
     assert result.stdout.split() == ["refused"] * 5
+
+
+def test_tokens_that_a_program_adds_after_loading(tiny_model: Path) -> None:
+    model = GritLM(tiny_model)
+    expected = model.encode(["short", "a much longer text than that"])
+    model.tokenizer.add_tokens(["<foo>"])
+    model.tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    np.testing.assert_array_equal(model.encode(["short", "a much longer text than that"]), expected)
+    with pytest.raises(TextError, match="Text 1 holds the token '<foo>'"):
+        model.encode(["a", "x <foo>"])
+    for prompt in ("x <foo>", "x <pad>"):
+        with pytest.raises(ArgumentError, match="The prompt holds the token"):
+            model.generate(prompt, raw=True, max_tokens=2)
+    with pytest.raises(TextError, match="Text 0 holds the token '<foo>'"):
+        model.encode("a", instruction="<foo>\n")
