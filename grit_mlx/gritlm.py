@@ -326,10 +326,10 @@ class GritLM:
         return "cpu"
 
     def to(self, *_: Any, **__: Any) -> GritLM:
-        """Itself, as ``eval`` does; programs written for the official package call them."""
+        """Itself, as PyTorch's other methods give it: mlx has one memory, and the dtype is chosen at load."""
         return self
 
-    eval = to
+    eval = train = cpu = cuda = half = bfloat16 = requires_grad_ = to
 
     def _needed_embedder(self) -> Embedder:
         if self._embedder is None:

@@ -65,6 +65,8 @@ def documents_of(corpus: object) -> str | list[str]:
         if "text" not in corpus and any(isinstance(value, Mapping) for value in corpus.values()):
             raise ArgumentError("Documents by their ids are not a list: pass list(corpus.values()).")
         return _document(0, corpus)
+    if _is_row(corpus):
+        return _document(0, corpus)
     names = None if _is_lazy(corpus) else _column_names(corpus)
     if names is None:
         return [_document(i, document) for i, document in enumerate(_collection(corpus))]
@@ -162,6 +164,13 @@ def _column_names(given: object) -> list[str] | None:
     return None
 
 
+def _is_row(given: Any) -> bool:
+    """Whether this is a row of a DataFrame with a field "text", and not a collection: a named tuple, or its Series."""
+    if hasattr(given, "_asdict"):
+        return "text" in given._fields
+    return hasattr(given, "to_dict") and hasattr(given, "index") and _column_names(given) is None and "text" in given
+
+
 def _document(index: int, document: object) -> str:
     """A document's text behind its title; the joint is the official package's."""
     as_record = getattr(document, "_asdict", None) or getattr(document, "to_dict", None)
@@ -172,6 +181,8 @@ def _document(index: int, document: object) -> str:
     text, title = document.get("text"), document.get("title")
     if not isinstance(text, str):
         raise TextError(f"Document {index} has no 'text'.", index=index)
+    if isinstance(title, bytes | Mapping) or _is_collection(title):
+        raise TextError(f"The title of document {index} is a {type(title).__name__}, not a str.", index=index)
     return checked_text(index, text if _is_missing(title) or title == "" else f"{title} {text}")
 
 

@@ -64,6 +64,8 @@ _GENERATE_NEUTRAL: Final[Mapping[str, Any]] = {
     "streamer": None, "typical_p": 1.0,
 }  # fmt: skip
 
+_BEAMS: Final = frozenset({"diversity_penalty", "early_stopping", "length_penalty", "num_beam_groups"})
+
 # GRIT's chat for tokenizers without a template, equal to ``prompts.render_chat``. Newlines are written as expressions:
 # Jinja drops one that follows a block.
 _TEMPLATE: Final = (
@@ -127,6 +129,8 @@ def generate(options: Mapping[str, Any]) -> dict[str, Any]:
         ArgumentError: something that transformers can do and mlx-lm cannot.
     """
     taken = _mapped("generate", options, _GENERATE, _GENERATE_IGNORED, silent={"use_cache": True})
+    if taken.get("num_beams") in (None, 1):  # only beams have these
+        taken = {name: value for name, value in taken.items() if name not in _BEAMS}
     for name, neutral in _GENERATE_NEUTRAL.items():
         if name in taken and (value := taken.pop(name)) != neutral:
             raise ArgumentError(f"generate does not support {name}={value!r:.60}: leave it out.")

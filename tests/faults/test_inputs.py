@@ -192,6 +192,7 @@ DOCUMENTS: dict[str, tuple[Any, Any]] = {
     "Arrow's rows": (pa.table({"title": ["T", None], "text": ["a", "b"]}).to_pylist(), ["T a", "b"]),
     "structured array": (np.array([("T", "a")], dtype=[("title", "U3"), ("text", "U3")]), ["T a"]),
     "named tuples": ([Row("T", "a"), Row(None, "b")], ["T a", "b"]),
+    "named tuple": (Row("T", "a"), "T a"),
     "generator": ((record for record in [{"text": "a"}]), ["a"]),
     "values": ({"d1": {"text": "a"}}.values(), ["a"]),
     "UserDicts": ([UserDict(text="a", title="T")], ["T a"]),
@@ -230,6 +231,8 @@ def test_documents_are_embedded(model: GritLM) -> None:
         ([{"text": None}], "Document 0 has no 'text'"),
         ([{"text": "a"}, {"text": NAN, "title": "T"}], "Document 1 has no 'text'"),
         ([{"text": NA}], "Document 0 has no 'text'"),
+        ([{"text": "a", "title": ["T"]}], "The title of document 0 is a list, not a str"),
+        ([{"text": "a"}, {"text": "a", "title": {"en": "T"}}], "The title of document 1 is a dict"),
         ([{"text": 5}], "Document 0 has no 'text'"),
         (Frame(text=["a", NAN], title=["x", "y"]), "Document 1 has no 'text'"),
         ({"text": ["a"], "title": ["x", "y"]}, "1 texts and 2 titles"),
@@ -271,6 +274,7 @@ def test_pandas(model: GritLM) -> None:
     expected = ["T a", "b", "c", "d"]
     for given in (frame, frame.to_dict("records"), list(frame.itertuples()), [row for _, row in frame.iterrows()]):
         assert documents_of(given) == expected
+    assert documents_of(frame.iloc[0]) == "T a" and documents_of(frame.text) == ["a", "b", "c", "d"]
     for kind in ("string", object, "category"):
         series = frame["text"].astype(kind)
         assert list(texts_of(series)) == ["a", "b", "c", "d"]

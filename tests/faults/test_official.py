@@ -230,6 +230,7 @@ def test_attributes_and_methods(model: GritLM) -> None:
     assert model.device == "cpu" and model.normalized is True and model.attn == "bbcc"
     assert model.pooling_method == "mean" and model.mode == "unified" and model.projection is None
     assert model.eval() is model and model.to("cuda") is model and model.to(device="cpu") is model
+    assert model.train(False) is model and model.half().cuda().cpu().bfloat16().requires_grad_(False) is model
     assert model.tokenizer.padding_side == "right" and model.tokenizer.pad_token is not None
 
 
@@ -351,6 +352,7 @@ def test_generate_from_a_cache_in_transformers_layout(model: GritLM, torch: Any)
         {"num_beams": 1, "num_return_sequences": 1, "early_stopping": False},
         {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "length_penalty": 1.0},
         {"return_dict_in_generate": False, "output_scores": False, "streamer": None},
+        {"early_stopping": True, "length_penalty": 0.8, "diversity_penalty": 0.5},
     ],
     ids=str,
 )
@@ -365,6 +367,7 @@ def test_arguments_of_transformers_that_ask_for_nothing(
     ("options", "message"),
     [
         ({"num_beams": 4}, "generate does not support num_beams=4"),
+        ({"num_beams": 4, "early_stopping": True}, "generate does not support early_stopping=True"),
         ({"num_return_sequences": 2}, "generate does not support num_return_sequences=2"),
         ({"streamer": object()}, "generate does not support streamer="),
         ({"max_tokens_new": 5}, "no option 'max_tokens_new'"),
