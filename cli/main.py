@@ -22,7 +22,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from grit_mlx.cli import console, options
-from grit_mlx.errors import GritError, lost_working_folder
+from grit_mlx.errors import GritError, impossible_path, lost_working_folder
 
 __all__ = ["COMMANDS", "app", "main"]
 
@@ -132,11 +132,6 @@ class Commands(TyperGroup):
         except GritError as error:
             console.error(error)
             raise typer.Exit(1) from error
-        except FileNotFoundError as error:
-            if not (lost := lost_working_folder()):
-                raise
-            console.error(lost)
-            raise typer.Exit(1) from error
         except BrokenPipeError as error:
             console.silence_stdout()
             raise typer.Exit(_CLOSED_PIPE) from error
@@ -144,6 +139,12 @@ class Commands(TyperGroup):
             if console.stderr_is_terminal():
                 sys.stderr.write("\n")  # below the ^C
             raise typer.Exit(_INTERRUPTED) from error
+        except (OSError, RuntimeError) as error:
+            lost = lost_working_folder() if isinstance(error, FileNotFoundError) else None
+            if (cause := lost or impossible_path(error)) is None:
+                raise
+            console.error(cause)
+            raise typer.Exit(1) from error
         return result
 
 

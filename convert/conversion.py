@@ -31,7 +31,7 @@ from grit_mlx.convert.sensitivity import Budget, allocate
 from grit_mlx.convert.streaming import Stream
 from grit_mlx.convert.verification import verify_conversion
 from grit_mlx.convert.writing import Shard, is_written, shards_of, write_index, write_json, write_shards
-from grit_mlx.errors import CheckpointError, ModelError, Option, OutputError
+from grit_mlx.errors import CheckpointError, ModelError, Option, OutputError, unwritable
 from grit_mlx.evaluation.drift import Drift
 from grit_mlx.files.folder import require_space, resumable_folder
 from grit_mlx.model import hub
@@ -90,12 +90,23 @@ def convert(
     place = hub.resolve(choice) if name is None else hub.identify(name)  # resolve says what to do
     if choice.adapter is not None and isinstance(place, Path):
         load_lazily(replace(choice, model=place))  # refuses an adapter of another model
-    target = default_output(place, chosen) if chosen.output is None else Path(chosen.output).expanduser()
+    target = _target_of(place, chosen)
     _refuse_overwriting(target, place, chosen.force)
     report = convert_source(open_source(place, choice), target, choice, chosen, progress=progress)
     if chosen.upload_repo is not None:
         upload(report.folder, chosen.upload_repo)
     return report
+
+
+def _target_of(place: Path | str, options: ConversionOptions) -> Path:
+    if options.output is None:
+        return default_output(place, options)
+    try:
+        target = Path(options.output).expanduser()
+        target.exists()  # a name that no system takes fails here
+    except (OSError, RuntimeError, ValueError) as error:
+        raise OutputError(unwritable(options.output, error)) from error
+    return target
 
 
 def default_output(place: Path | str, options: ConversionOptions) -> Path:

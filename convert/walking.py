@@ -185,7 +185,8 @@ class Walk:
             block = self._stream.wide(weight, start, stop)
             if block is None:
                 return start
-            product[:, start - first : stop - first] = flat @ block.T
+            with np.errstate(all="ignore"):  # what is not finite in the end is refused there
+                product[:, start - first : stop - first] = flat @ block.T
             return None
 
         step = max(1, _BLOCK // weight.width)

@@ -60,6 +60,7 @@ __all__ = [
     "TextError",
     "TokenizerError",
     "first_line",
+    "impossible_path",
     "lost_working_folder",
     "unreadable",
     "unwritable",
@@ -256,6 +257,15 @@ def lost_working_folder() -> ConfigError | None:
         os.getcwd()  # noqa: PTH109 - the call that fails in other libraries
     except OSError:
         return ConfigError("The working folder no longer exists. Change to another one: cd")
+    return None
+
+
+def impossible_path(error: BaseException) -> GritError | None:
+    """The error of a path that cannot even be looked up, such as a name too long; None for any other error."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return ConfigError(unreadable(os.fsdecode(error.filename), error))
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # pathlib's
+        return ConfigError("A path begins with ~ and the name of a user that this machine does not have.")
     return None
 
 

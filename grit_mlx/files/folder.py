@@ -17,7 +17,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from grit_mlx.errors import Option, OutputError, unwritable
+from grit_mlx.errors import CheckpointError, NonFiniteError, Option, OutputError, unwritable
 from grit_mlx.files.atomic import output_errors
 from grit_mlx.files.lock import writing
 
@@ -60,6 +60,8 @@ def atomic_folder(path: str | PathLike[str], *, replace: bool = True) -> Iterato
 def resumable_folder(path: str | PathLike[str], *, identity: Any) -> Iterator[tuple[Path, bool]]:
     """As `atomic_folder`, but what the block has written when it raises is kept for the next one.
 
+    Unless it raises because its source is damaged.
+
     A file in it counts as complete, so the block has to write each under another name first (or atomically).
 
     Args:
@@ -91,6 +93,9 @@ def resumable_folder(path: str | PathLike[str], *, identity: Any) -> Iterator[tu
             _put_in_place(folder, target)
         except OSError as error:
             raise OutputError(f"{unwritable(path, error)} What is done so far is kept: {_RESUME}.") from error
+        except (CheckpointError, NonFiniteError):
+            shutil.rmtree(folder, ignore_errors=True)  # the source is damaged, and no other run will get further
+            raise
         except (KeyboardInterrupt, SystemExit):
             if folder.is_dir() and any(folder.iterdir()):
                 logger.info("Stopped. What is done so far is kept in %s: %s.", folder, _RESUME)

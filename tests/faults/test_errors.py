@@ -355,6 +355,27 @@ def test_a_deleted_working_folder(tiny_model: Path, tmp_path: Path, arguments: l
         refused(result, r"The working folder no longer exists\. Change to another one|no store|There is no")
 
 
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["embed", LONG], "too long for a file name"),
+        (["embed", "{text}", "-o", LONG + ".npy"], "too long for a file name"),
+        (["embed", "{text}", "-m", "~nobody-here/m"], "a user that this machine does not have"),
+        (["rag", "index", "{text}", "--store", "~nobody-here/s"], "a user that this machine does not have"),
+        (["convert", "{model}", "-o", LONG], "Cannot write"),
+        (["convert", "{model}", "-o", "~nobody-here/x"], "Cannot write ~nobody-here/x"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_paths_that_cannot_be(arguments: list[str], message: str, tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("a text\n")
+    given = [one.format(text=tmp_path / "text.txt", model=tiny_model) for one in arguments]
+    refused(grit(*given), message)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a folder in use cannot be deleted there")
 def test_a_deleted_working_folder_in_a_program(program: Program) -> None:
     result = program(
