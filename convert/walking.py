@@ -109,7 +109,7 @@ class Walk:
     @property
     def count(self) -> int:
         """Number of large weights that pass by when states are computed: those of the decoder."""
-        decoder = decoder_of(self._model)
+        decoder: Any = decoder_of(self._model)
         return sum(type(module) in _STREAMED.values() for module in decoder.modules())
 
     def passed(self) -> None:

@@ -433,8 +433,10 @@ def _with_joined_parts(message: Message) -> Message:
     parts = message.get("content") if isinstance(message, Mapping) else None
     if not isinstance(parts, list | tuple) or not parts:
         return message
-    texts = [part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None for part in parts]
-    return {**message, "content": "".join(texts)} if all(isinstance(text, str) for text in texts) else message
+    texts: list[Any] = [part.get("text") for part in parts if isinstance(part, Mapping) and part.get("type") == "text"]
+    if len(texts) < len(parts) or not all(isinstance(text, str) for text in texts):
+        return message
+    return {**message, "content": "".join(texts)}
 
 
 def _check_chat(messages: Sequence[Message], *, alternate: bool) -> None:
