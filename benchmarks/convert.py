@@ -24,9 +24,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
-from common import RESULTS, machine, save
+from common import RESULTS, machine, save  # before mlx, to load the fast BLAS
+
+# isort: split
+import mlx.core as mx
 
 # What is measured: which converter or recipe, whether source and result are compared, and the BLAS.
 WAYS = {
