@@ -137,7 +137,7 @@ def _load(
         try:
             hidden_size = check_both_modes(model, vocabulary_size=_vocabulary_size(config, tokenizer))
         except NonFiniteError as error:
-            raise _damaged_tensor(model, folder) or error from error
+            raise _damaged_tensor(model, folder, tuning) or error from error
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -397,11 +397,11 @@ def _parameters(model: nn.Module) -> list[tuple[str, mx.array]]:
     return tree_flatten(model.parameters())  # type: ignore[return-value] # its other form is a dictionary
 
 
-def _damaged_tensor(model: nn.Module, folder: Path) -> NonFiniteError | None:
+def _damaged_tensor(model: nn.Module, folder: Path, tuning: Adapter | None) -> NonFiniteError | None:
     for name, value in _parameters(model):
         if mx.issubdtype(value.dtype, mx.floating) and not mx.all(mx.isfinite(value)).item():
-            return NonFiniteError(
-                f"The weights in {folder} are damaged: {name} holds NaN or infinity. "
-                "Download or convert the model again."
-            )
+            of_adapter = tuning is not None and name in tuning.weights
+            where = tuning.folder if tuning is not None and of_adapter else folder
+            advice = "Copy or train the adapter again." if of_adapter else "Download or convert the model again."
+            return NonFiniteError(f"The weights in {where} are damaged: {name} holds NaN or infinity. {advice}")
     return None

@@ -167,6 +167,10 @@ def from_peft(
     _check(config)
     parts: dict[str, dict[str, mx.array]] = defaultdict(dict)
     for name, value in tensors.items():
+        if not mx.issubdtype(value.dtype, mx.floating):
+            raise AdapterError(
+                f"The PEFT adapter's {name} holds whole numbers ({value.dtype}), not those of an adapter."
+            )
         module, leaf = _split(name)
         parts[module][_BACK[leaf][0]] = value  # still as PEFT has it
     kind = "dora" if config.get("use_dora") else "lora"
@@ -176,6 +180,9 @@ def from_peft(
     experts: dict[str, dict[int, mx.array]] = defaultdict(dict)
     for module, leaves in parts.items():
         own = leaves["lora_a"].shape[0] if "lora_a" in leaves else rank
+        if "lora_b" in leaves and leaves["lora_b"].shape[-1] != own:
+            shapes = " and ".join(str(leaves[name].shape) for name in ("lora_a", "lora_b") if name in leaves)
+            raise AdapterError(f"The matrices of {module} in the PEFT adapter do not fit each other: {shapes}.")
         leaves = _uniform(leaves, rank, _pattern_scale(config, module, own, scale) / scale)
         match = _EXPERT.match(module)
         for ours, value in leaves.items():

@@ -16,7 +16,7 @@ from mlx_lm.utils import quantize_model, save_config, save_model
 
 from grit_mlx import GritLM
 from grit_mlx.convert import convert
-from grit_mlx.errors import AdapterError
+from grit_mlx.errors import AdapterError, GritError
 from grit_mlx.model.adapters import AdapterLayout, attach, check_base, fingerprint, read_adapter
 from grit_mlx.model.loading import load, load_lazily
 from grit_mlx.model.options import ModelChoice
@@ -222,6 +222,32 @@ def test_incomplete_peft_adapters_are_refused(tiny_model: Path, tmp_path: Path) 
     with pytest.raises(AdapterError, match="is incomplete"):
         import_peft(tmp_path / "peft", tmp_path / "b", model=load_lazily(ModelChoice(tiny_model)))
     assert not (tmp_path / "b").exists()
+
+
+DAMAGE: dict[str, tuple[Callable[[mx.array], mx.array], str]] = {
+    "NaN": (
+        lambda value: value * float("nan"),
+        r"damaged: .*lora_[ab] holds NaN or infinity. Copy or train the adapter",
+    ),
+    "whole numbers": (lambda value: value.astype(mx.int8), "PEFT adapter's .* holds whole numbers"),
+    "turned": (lambda value: mx.contiguous(value.T), "do not fit each other"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damaged_peft_adapters_are_named(name: str, tiny_model: Path, tmp_path: Path) -> None:
+    change, message = DAMAGE[name]
+    adapter(tmp_path / "a", tiny_model)
+    export_peft(tmp_path / "a", tmp_path / "peft", model=load_lazily(ModelChoice(tiny_model)))
+    path = tmp_path / "peft" / "adapter_model.safetensors"
+    tensors: Any = mx.load(str(path))
+    first = min(tensors)
+    tensors[first] = change(tensors[first])
+    mx.eval(tensors)
+    mx.save_safetensors(str(path), tensors)
+    with pytest.raises(GritError, match=message) as caught:
+        GritLM(tiny_model, adapter_path=tmp_path / "peft")
+    assert name != "NaN" or str(tmp_path / "peft") in str(caught.value)
 
 
 # Fusing
