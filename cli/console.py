@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from grit_mlx.errors import GritError, Option, OutputError, unwritable
+from grit_mlx.errors import GritError, Option, OutputError, Sentence, unwritable
 from grit_mlx.progress import Progress, bar
 
 if TYPE_CHECKING:
@@ -241,6 +241,8 @@ def error(failure: GritError) -> None:
 
 def worded(part: str | Option) -> str:
     """A part of a message: an option as its flag, or as Python spells it if the command has no such flag."""
+    if isinstance(part, Sentence):
+        return "".join(map(worded, part.parts))
     if isinstance(part, str):
         return part
     flag = _state.flags.get(part.name)
@@ -264,7 +266,7 @@ class _Notes(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if isinstance(record.args, tuple):
-            record.args = tuple(worded(one) if isinstance(one, Option) else one for one in record.args)
+            record.args = tuple(worded(one) if isinstance(one, Option | Sentence) else one for one in record.args)
         text = record.getMessage()
         if record.levelno >= logging.WARNING:
             warn(text)

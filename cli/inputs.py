@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from grit_mlx.cli import console
 from grit_mlx.cli.wording import number_of
-from grit_mlx.errors import ArgumentError, DependencyError, DocumentError, GritError, TextError
+from grit_mlx.errors import ArgumentError, DependencyError, DocumentError, GritError, Option, TextError
 from grit_mlx.model import hub
 from grit_mlx.model.options import EmbeddingOptions
 from grit_mlx.text.blocks import Notes
@@ -72,6 +72,8 @@ class Inputs:
         chunked = self.reading.by == "chunk"
         reading = replace(self.reading, by="paragraph") if chunked else self.reading
         streams = [name for name in self.files if name == STDIN or (Path(name).exists() and not Path(name).is_file())]
+        # What takes minutes is done once.
+        streams += [name for name in self.files if self.reading.ocr and kind_of(name).scanned]
         # This refuses what is missing. Warnings are for the reading that counts.
         texts = [read_texts(name, reading, notes=Notes()) for name in self.files]
         if STDIN in self.files and console.stdin_is_terminal():
@@ -114,6 +116,7 @@ class Sources:
         reading: how files are read. By default documents become the passages that a store has, and other files lines.
         walking: which files of ``paths``.
         skipped: rows without text that ``read`` has skipped so far.
+        expected: about how many texts there are, by what was read of the files so far; None where that is unknown.
     """
 
     paths: Sequence[str]
@@ -123,6 +126,8 @@ class Sources:
     _files: list[tuple[str, ReadingOptions]] = field(default_factory=list)
     _failures: list[GritError] = field(default_factory=list)
     _tried: int = 0
+    _excluded: int = 0
+    expected: int | None = None
 
     def check(self) -> None:
         """Find the files, without a model.
@@ -152,27 +157,53 @@ class Sources:
         Args:
             measure: the tokens of a text.
         """
-        for name, reading in self._files:
-            try:
-                if reading.by is None and kind_of(name).by == "paragraph":
-                    for one in passages_of(
-                        Path(name),
-                        size=reading.chunk_size,
-                        overlap=min(_OVERLAP, reading.chunk_size // 4),
-                        measure=measure,
-                        field=reading.field,
-                        encoding=reading.encoding,
-                    ):
-                        yield Text(one.text, name, one.line, one.end_line), one.content
-                else:
-                    texts = read_texts(name, reading, measure=measure, on_skip=self._count_skipped)
-                    yield from ((text, text.text) for text in texts)
-            except (DocumentError, DependencyError) as error:
-                self._fail(error)
+        sizes = [_size(name) for name, _ in self._files]
+        total, before, count = sum(size or 0 for size in sizes), 0, 0
+        for (name, reading), size in zip(self._files, sizes, strict=True):
+            seen = 0
+            for text, content in self._texts(name, reading, measure):
+                count, seen = count + 1, seen + len(text.text)
+                if None not in sizes:
+                    read = before + min(seen, size or 0)
+                    self.expected = max(count, count * total // max(1, read))
+                yield text, content
+            before += size or 0
+        if None not in sizes:
+            self.expected = count
+
+    def with_total(self, progress: Progress) -> Progress:
+        """Progress in texts, which adds how many there are about."""
+        return lambda done, _total: progress(done, None if self.expected is None else max(done, self.expected))
+
+    def _texts(self, name: str, reading: ReadingOptions, measure: Measure) -> Iterator[tuple[Text, str]]:
+        """The texts of a file; one that cannot be read is named and passed over."""
+        try:
+            if reading.by is None and kind_of(name).by == "paragraph":
+                for one in passages_of(
+                    Path(name),
+                    size=reading.chunk_size,
+                    overlap=min(_OVERLAP, reading.chunk_size // 4),
+                    measure=measure,
+                    how=reading.of_files,
+                ):
+                    yield Text(one.text, name, one.line, one.end_line), one.content
+            else:
+                texts = read_texts(name, reading, measure=measure, on_skip=self._count_skipped)
+                yield from ((text, text.text) for text in texts)
+        except (DocumentError, DependencyError) as error:
+            self._fail(error)
 
     def nothing(self) -> GritError:
         """The error of files that hold no text, or cannot be read."""
-        return self._failed() or Inputs(self.paths, self.reading).no_text()
+        if failed := self._failed():
+            return failed
+        if self._excluded:
+            return DocumentError(
+                f"{number_of(self._excluded, 'file')} below {', '.join(self.paths[:3])}: ",
+                *("none is taken by ", Option("include"), " and ", Option("exclude"), "."),
+                path=self.paths[0],
+            )
+        return Inputs(self.paths, self.reading).no_text()
 
     def finish(self) -> None:
         """Say how many rows had no text, if any.
@@ -198,8 +229,9 @@ class Sources:
             return
         walked = walk([path], patterns=self.walking)
         for name, reason in walked.problems:
-            self._failures.append(DocumentError(f"{name}: {reason}", path=name))
-            console.warn(f"{name}: {reason}")
+            self._failures.append(DocumentError(f"{name}: ", reason, path=name))
+            console.warn(f"{name}: ", reason)
+        self._excluded += walked.skipped["excluded"]
         for file in walked.files:
             # As it was named; a field is for tables, of which a folder may have some.
             name = str(Path(path) / file.relative_to(walked.roots[0]))
@@ -212,6 +244,12 @@ class Sources:
 
     def _count_skipped(self) -> None:
         self.skipped += 1
+
+
+def _size(name: str) -> int | None:
+    """The bytes of a file; None of a stream."""
+    path = Path(name)
+    return path.stat().st_size if name != STDIN and path.is_file() else None
 
 
 def token_measure(grit: GritLM) -> Measure:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from grit_mlx.cli import console, options
+from grit_mlx.cli.background import stoppable
 from grit_mlx.cli.chat import Commands, converse, interruptible
 from grit_mlx.cli.generate import show_piece
 from grit_mlx.cli.loader import load_model
@@ -89,6 +90,8 @@ Examples:
 
 _STORE = "Store"
 
+_KEPT = "the passages that were embedded are kept, and the same command resumes"
+
 _WATCHED_MILLISECONDS = 500  # between two looks at whether to stop
 
 Location = Annotated[
@@ -118,6 +121,7 @@ class Output:
 _Model = Annotated[ModelChoice, Use(without=("pooling", "attn"))]
 _BUDGET = {"cache_budget": "10GB"}
 _Caches = Annotated[StoreOptions, Use(only=("cache_precision", "cache_budget"), defaults=_BUDGET)]
+_Reading = Annotated[ReadingOptions, Use(only=("field", "encoding", "ocr"))]
 _SAMPLING = ("max_tokens", "temperature", "seed")
 
 
@@ -138,7 +142,7 @@ def index(
         bool, typer.Option("--dry-run", rich_help_panel=_STORE, help="Only count files, passages, tokens and bytes.")
     ] = False,
     walking: WalkOptions,
-    reading: Annotated[ReadingOptions, Use(only=("field", "encoding"))],
+    reading: _Reading,
     model: _Model,
     json_output: options.JsonFlag = False,
 ) -> None:
@@ -161,11 +165,7 @@ def index(
         console.note(f"cached documents will take about {size_of(size)}")
         if opened.caches.budget is not None and size > opened.caches.budget:
             console.warn("that is more than --cache-budget allows: only the last ones will be kept")
-    try:
-        report = _indexed(opened, paths, indexing, reading, walking, store=store)
-    except KeyboardInterrupt:
-        console.note("stopped; what was embedded is kept, and the same command resumes")
-        raise
+    report = _indexed(opened, paths, indexing, reading, walking, store=store)
     _show_report(report, store, in_json=json_output)
     if report.failed:
         raise typer.Exit(1)
@@ -179,7 +179,7 @@ def watch(
     chosen: Annotated[StoreOptions, Use(defaults=_BUDGET)],
     indexing: Annotated[IndexOptions, Use(defaults={"wait": 60.0})],
     walking: WalkOptions,
-    reading: Annotated[ReadingOptions, Use(only=("field", "encoding"))],
+    reading: _Reading,
     model: _Model,
 ) -> None:
     """Keep a store up to date with files until Ctrl-C.
@@ -357,7 +357,7 @@ def verify(*, store: Location = ".grit") -> None:
 
 
 def _how(reading: ReadingOptions, walking: WalkOptions) -> dict[str, Any]:
-    return {"field": reading.field, "encoding": reading.encoding, "patterns": walking}
+    return {**vars(reading.of_files), "patterns": walking}
 
 
 def _indexed(
@@ -369,14 +369,23 @@ def _indexed(
     *,
     store: str,
 ) -> IndexReport:
+    """Index, with a bar; Ctrl-C is answered at once, and stops between two batches."""
     with console.phases() as advance:
-        return opened.index(
-            paths,
-            indexing,
-            **_how(reading, walking),
-            on_wait=lambda holder: console.note(f"{holder} is writing to {store}; waiting"),
-            progress=lambda done, total: advance("Indexing", f"{size_of(done)} of {size_of(total)}", done, total),
-        )
+
+        def work(check: Callable[[], None]) -> IndexReport:
+            def progress(done: int, total: int) -> None:
+                check()
+                advance("Indexing", f"{size_of(done)} of {size_of(total)}", done, total)
+
+            return opened.index(
+                paths,
+                indexing,
+                **_how(reading, walking),
+                on_wait=lambda holder: console.note(f"{holder} is writing to {store}; waiting"),
+                progress=progress,
+            )
+
+        return stoppable(work, on_stop=lambda: console.note(f"stopping; {_KEPT}"))
 
 
 def _opened(uri: str, chosen: StoreOptions | None = None) -> Store:
@@ -487,10 +496,11 @@ def _show_estimate(estimate: Estimate, *, in_json: bool) -> None:
     if in_json:
         console.write(console.dumps(vars(estimate)))
         return
+    reused = f"; {number_of(estimate.reused, 'more passage')} have vectors already" if estimate.reused else ""
     full, eight, four = map(size_of, estimate.cache_bytes.values())
     console.write(
         f"{number_of(estimate.files, 'file')} to embed, {estimate.unchanged:,} unchanged: "
-        f"{number_of(estimate.passages, 'passage')}, {number_of(estimate.tokens, 'token')}.\n"
+        f"{number_of(estimate.passages, 'passage')}, {number_of(estimate.tokens, 'token')}{reused}.\n"
         f"As cached documents they take {full}, in 8 bits {eight}, in 4 bits {four}."
     )
 
@@ -503,7 +513,7 @@ def _show_report(report: IndexReport, store: str, *, in_json: bool) -> None:
         console.write(console.dumps({"store": store, **values}))
         return
     for name, reason in report.problems:
-        console.warn(f"{name}: {reason}")
+        console.warn(f"{name}: ", reason)
     for warning in report.notes.warnings:
         console.warn(warning)
     counts = {

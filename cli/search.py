@@ -18,8 +18,9 @@ from grit_mlx.errors import ArgumentError
 from grit_mlx.model.options import EmbeddingOptions, ModelChoice
 from grit_mlx.options import check, option
 from grit_mlx.rag.options import budget_of
+from grit_mlx.text.kinds import kind_of
 from grit_mlx.text.options import ReadingOptions, WalkOptions
-from grit_mlx.text.splitting import Text
+from grit_mlx.text.splitting import STDIN, Text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,7 +71,9 @@ class SearchOutput:
         "With --json: also print this field of JSON, CSV or Parquet rows; repeatable. An id is always printed.",
         metavar="FIELD",
     )
-    json: bool = option(False, "Print one JSON object per line: source, line, end_line, score, text.")
+    json: bool = option(
+        False, "Print one JSON object per line: source, line (page, slide, ...), end_line, score, text."
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -120,9 +123,9 @@ def search(
 ) -> None:
     """Rank the texts of files by meaning, as grep finds words.
 
-    Each hit is FILE:LINE: SCORE TEXT, where SCORE is the cosine, at most 1. In folders, files excluded by .gitignore
-    are left out. A file that cannot be read is named, and the others are searched. Vectors are kept, so that the next
-    search embeds only what is new.
+    Each hit is FILE:LINE: SCORE TEXT, or FILE, page N: SCORE TEXT and the like for files without lines; SCORE is the
+    cosine, at most 1. In folders, files excluded by .gitignore are left out. A file that cannot be read is named, and
+    the others are searched. Vectors are kept, so that the next search embeds only what is new.
     """
     if not query.strip():
         raise ArgumentError("The query is empty. Say what to look for.")
@@ -133,7 +136,7 @@ def search(
     budget = 0 if cache.no_cache else cache.cache_budget
     with CutTexts() as cut, console.progress("Searching", None) as advance:
         texts = inputs.read(token_measure(grit))
-        pairs = embedded_once(grit, texts, embedding, advance, budget=budget)
+        pairs = embedded_once(grit, texts, embedding, inputs.with_total(advance), budget=budget)
         found, seen = best(pairs, wanted, count=output.top)
     if not seen:
         raise inputs.nothing()
@@ -178,20 +181,36 @@ def _print(found: Sequence[ScoredText], output: SearchOutput) -> None:
     for one in found:
         text = one.text
         if output.json:
-            place = {"source": text.source, "line": text.line, "end_line": text.end_line}
+            unit = unit_of(text)
+            place = {"source": text.source, unit: text.line, f"end_{unit}": text.end_line}
             entry = {**place, "score": round(one.score, 6), "text": text.text}
             console.write(console.dumps({**fields_of(text, output.keep), **entry}))
         elif console.stdout_is_terminal():
             _draw(one)
         else:
-            console.write(f"{console.visible(text.source)}:{text.line}: {one.score:.3f} {one_line(text.text)}")
+            console.write("".join(map(console.visible, _place(text))) + f": {one.score:.3f} {one_line(text.text)}")
+
+
+def unit_of(text: Text) -> str:
+    """What the place of a text counts: "line", "page", "slide", ..."""
+    return "line" if text.source == STDIN else kind_of(text.source).unit
+
+
+def _place(text: Text) -> tuple[str, str, str]:
+    """Its file, what parts that from the place, and the place."""
+    unit = unit_of(text)
+    if unit == "line":
+        return text.source, ":", str(text.line)
+    several = "" if text.line == text.end_line else f"-{text.end_line}"
+    return text.source, f", {unit} ", f"{text.line}{several}"
 
 
 def _draw(one: ScoredText) -> None:
     """A hit in grep's colours, cut to a few rows."""
     from rich.text import Text as RichText
 
-    place = (console.visible(one.text.source), "magenta"), (":", "cyan"), (str(one.text.line), "green"), (": ", "cyan")
+    source, between, where = map(console.visible, _place(one.text))
+    place = (source, "magenta"), (between, "cyan"), (where, "green"), (": ", "cyan")
     line = RichText.assemble(*place, (f"{one.score:.3f} ", "bold"), one_line(one.text.text))
     line.truncate(_TERMINAL_ROWS * console.width(), overflow="ellipsis")
     console.show(line)

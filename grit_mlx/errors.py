@@ -55,6 +55,7 @@ __all__ = [
     "NonFiniteError",
     "Option",
     "OutputError",
+    "Sentence",
     "StoreBusyError",
     "StoreError",
     "TextError",
@@ -80,6 +81,18 @@ class Option:
 
     def __str__(self) -> str:
         return self.name if self.value is None else f"{self.name}={self.value!r}"
+
+
+class Sentence(str):
+    """A message that is kept for later, a warning or the reason of a failure, and the options that it mentions."""
+
+    parts: tuple[str | Option, ...]
+
+    def __new__(cls, *parts: str | Option) -> Sentence:
+        """Of strings and options, as a `GritError`."""
+        sentence = super().__new__(cls, "".join(map(str, parts)))
+        sentence.parts = parts
+        return sentence
 
 
 class GritError(Exception):

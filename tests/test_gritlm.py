@@ -83,7 +83,7 @@ def test_queries_and_documents_are_put_into_grits_format(model: GritLM) -> None:
         model.encode("why?", role="passage")
     plain = model.encode(["T because", "because"], instruction="<|embed|>\n")
     np.testing.assert_array_equal(model.encode_corpus([{"title": "T", "text": "because"}, "because"]), plain)
-    np.testing.assert_array_equal(model.encode_corpus({"text": "because"}), plain[1])
+    np.testing.assert_allclose(model.encode_corpus({"text": "because"}), plain[1], atol=1e-6)  # a batch of its own
     with pytest.raises(TextError, match="Document 1 has no 'text'"):
         model.encode_corpus([{"text": "a"}, {"title": "b"}])
 

@@ -32,7 +32,7 @@ from grit_mlx.errors import (
     TokenizerError,
     first_line,
 )
-from grit_mlx.model import device, hub, numpy_linear, threads
+from grit_mlx.model import device, hub, numpy_attention, numpy_linear, threads
 from grit_mlx.model.adapters import Adapter, attach, check_base, read_adapter
 from grit_mlx.model.attention import broadcast_masks, check_both_modes
 from grit_mlx.model.checkpoint import decoder_config, read_config, read_header, read_headers, refuse_pointer
@@ -325,11 +325,13 @@ def _cast(model: nn.Module, target: mx.Dtype | None, *, lookups_only: bool = Fal
 
 def _materialize(model: nn.Module) -> None:
     """Read the weights, layer by layer: a cast then never holds more than one layer twice."""
-    reference_blas = device.current_device().blas == "bundled"
+    here = device.current_device()
     for layer in model.layers:
         mx.eval(layer.parameters())
-        if reference_blas:
+        if here.blas == "bundled":
             numpy_linear.prepare(layer)
+        if here.kind == "cpu":
+            numpy_attention.prepare(layer)
     # Not only the parameters: position embeddings keep frequencies of their own, and what is lazy would be computed
     # by the first thread that uses it, which is not the one it belongs to.
     mx.eval(threads.arrays_of(model))

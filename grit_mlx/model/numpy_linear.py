@@ -17,19 +17,24 @@ import numpy as np
 
 from grit_mlx.model.intercept import intercept
 
-__all__ = ["prepare", "through_numpy"]
+__all__ = ["embeds_through_numpy", "prepare", "through_numpy"]
 
 _through_numpy: ContextVar[bool] = ContextVar("through_numpy", default=False)
 
 
 @contextmanager
 def through_numpy() -> Iterator[None]:
-    """Let the linear layers of prepared models multiply through NumPy for as long as this lasts, in this thread."""
+    """Let prepared layers compute through NumPy for as long as this lasts, in this thread."""
     token = _through_numpy.set(True)
     try:
         yield
     finally:
         _through_numpy.reset(token)
+
+
+def embeds_through_numpy() -> bool:
+    """Whether texts are being embedded, in this thread."""
+    return _through_numpy.get()
 
 
 def prepare(module: nn.Module) -> None:
@@ -46,7 +51,7 @@ def prepare(module: nn.Module) -> None:
 
 
 def _product(layer: nn.Linear, forward: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
-    if not _through_numpy.get() or x.dtype != mx.float32 or layer.weight.dtype != mx.float32:
+    if not embeds_through_numpy() or x.dtype != mx.float32 or layer.weight.dtype != mx.float32:
         return forward(x)
     product = mx.array(np.asarray(x) @ np.asarray(layer.weight).T)
     return product + layer.bias if "bias" in layer else product

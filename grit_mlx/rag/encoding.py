@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from grit_mlx.gritlm import GritLM
     from grit_mlx.model.caches import TextCache
+    from grit_mlx.progress import Progress
 
 __all__ = ["Encoder"]
 
@@ -55,9 +56,9 @@ class Encoder:
         vectors: NDArray[np.float32] = self._encode(questions, self.query_prompt)
         return vectors
 
-    def vectors(self, contents: Sequence[str]) -> NDArray[np.float32]:
-        """Vectors of passages, ``(N, E)``."""
-        vectors: NDArray[np.float32] = self._encode(contents, self.document_prompt)
+    def vectors(self, contents: Sequence[str], progress: Progress | None = None) -> NDArray[np.float32]:
+        """Vectors of passages, ``(N, E)``; ``progress`` is called with passages done and passages in all."""
+        vectors: NDArray[np.float32] = self._encode(contents, self.document_prompt, progress=progress or False)
         return vectors
 
     def vectors_and_caches(self, contents: Sequence[str]) -> tuple[NDArray[np.float32], list[TextCache]]:
@@ -75,4 +76,4 @@ class Encoder:
         harmless = [self.neutralised(text) for text in texts]
         # Nothing is truncated: a token stands for at least a byte.
         room = max((len((prompt + text).encode()) for text in harmless), default=0) + 64
-        return self.model.encode(harmless, instruction=prompt, max_length=room, progress=False, **options)
+        return self.model.encode(harmless, instruction=prompt, max_length=room, **{"progress": False, **options})

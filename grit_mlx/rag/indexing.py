@@ -7,27 +7,30 @@ import logging
 import os
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from grit_mlx.errors import DependencyError, DocumentError, unreadable
+from grit_mlx.errors import DependencyError, DocumentError, GritError, Sentence, unreadable
+from grit_mlx.progress import Progress
 from grit_mlx.rag.schema import NewPassage, SourceFile, rows
 from grit_mlx.rag.table import FileState, PassageTable
 from grit_mlx.text.blocks import Notes
 from grit_mlx.text.kinds import kind_of
+from grit_mlx.text.options import FileReading
 from grit_mlx.text.passages import Passage
+from grit_mlx.text.reading import has_field
 from grit_mlx.text.walking import Walk, stored_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Embed", "IndexPlan", "IndexReport", "PassageWriter", "hash_of", "plan_index"]
+__all__ = ["Embed", "IndexPlan", "IndexReport", "PassageWriter", "hash_of", "known_contents", "plan_index"]
 
 logger = logging.getLogger("grit_mlx")
 
@@ -39,8 +42,8 @@ _SECONDS_UNWRITTEN: Final = 20.0
 
 _BLOCK_BYTES: Final = 1 << 20
 
-# Vectors (N, E) of passages with their ids; may keep whatever else the pass yields.
-Embed = Callable[[Sequence[str], Sequence[Passage]], NDArray[np.float32]]
+# Vectors (N, E) of passages with their ids; may keep whatever else the pass yields. Reports progress, in passages.
+Embed = Callable[[Sequence[str], Sequence[Passage], Progress], NDArray[np.float32]]
 
 
 @dataclass
@@ -79,7 +82,7 @@ class _ChangedFile:
     replaced: list[str]  # keys of its older contents, which go if it can be read
     unfinished: list[str]  # those of them that go in any case: an interrupted run left them
     bytes: int
-    field: str | None = None  # in tables, the field that holds the text
+    how: FileReading
 
     @property
     def replaces(self) -> bool:
@@ -93,13 +96,13 @@ class IndexPlan:
 
     changed: list[_ChangedFile] = field(default_factory=list)  # to embed, equal files one after another
     stale: list[str] = field(default_factory=list)  # keys of stored contents that no file has any more
-    fields: dict[str, str] = field(default_factory=dict)  # by the name of a table, the field that it is read by
+    reading: dict[str, dict[str, Any]] = field(default_factory=dict)  # by name, what files are not read by default with
 
-    def remember(self, name: str, field: str | None) -> None:
-        """Remember by which field a file was read; None for the default."""
-        self.fields.pop(name, None)
-        if field is not None:
-            self.fields[name] = field
+    def remember(self, name: str, how: FileReading) -> None:
+        """Remember how a file was read."""
+        self.reading.pop(name, None)
+        if how.chosen:
+            self.reading[name] = how.chosen
 
 
 def hash_of(path: Path) -> str:
@@ -116,8 +119,8 @@ def plan_index(
     stored: Mapping[str, Mapping[str, FileState]],
     report: IndexReport,
     *,
-    field: str | None = None,
-    fields: Mapping[str, str] | None = None,
+    how: FileReading | None = None,
+    known: Mapping[str, Mapping[str, Any]] | None = None,
     keep_missing: bool = False,
     published: Collection[str] | None = None,
 ) -> IndexPlan:
@@ -127,13 +130,14 @@ def plan_index(
         walked: the files.
         stored: ``PassageTable.files``.
         report: counts what is found.
-        field: in tables, the field that holds the text; a table that was read by another one is read again.
-        fields: those by which tables were read before, by name; for what ``field`` does not say.
+        how: how files are read now; one that was read otherwise is read again.
+        known: how they were read before, by name; for what ``how`` does not say.
         keep_missing: keep the passages of deleted files.
         published: keys of the contents that readers see, if an interrupted run left others. Of files that this run
             does not read only these are kept: incomplete contents must not be published. None if it left nothing.
     """
-    plan = IndexPlan(fields={name: known for name, known in (fields or {}).items() if name in stored})
+    how = how or FileReading()
+    plan = IndexPlan(reading={name: dict(before) for name, before in (known or {}).items() if name in stored})
     present, hashes = set(), set()
     for path in walked.files:
         name = stored_name(path)
@@ -149,9 +153,8 @@ def plan_index(
             plan.stale += _unfinished(states, published)
             continue
         hashes.add(content_hash)
-        kind = kind_of(path)
-        chosen = (plan.fields.get(name) if field is None else field or None) if kind.rows else None
-        file = SourceFile(_key(name, content_hash, chosen), name, content_hash, kind.unit)
+        chosen = _chosen(path, how, FileReading(**plan.reading.get(name, {})), report.notes)
+        file = SourceFile(_key(name, content_hash, chosen), name, content_hash, kind_of(path).unit)
         others = {key: state for key, state in states.items() if key != file.key}
         state = states.get(file.key)
         if state is not None and state.complete:
@@ -173,7 +176,7 @@ def plan_index(
             and (walked.covers(name) or _was_moved(name, states, hashes))
         ):
             plan.stale += states
-            plan.fields.pop(name, None)
+            plan.reading.pop(name, None)
             report.removed += 1
         else:
             plan.stale += _unfinished(states, published)
@@ -214,8 +217,25 @@ def _is_below(name: str, folders: set[str]) -> bool:
     return any(name == folder or name.startswith(folder + "/") for folder in folders)
 
 
-def _key(name: str, content_hash: str, field: str | None) -> str:
-    parts = [name, content_hash, *([field] if field is not None else [])]
+def _chosen(path: Path, wanted: FileReading, before: FileReading, notes: Notes) -> FileReading:
+    """How a file is read: as is wanted, as before where nothing is said, and by the default where "" is."""
+    kind = kind_of(path)
+    both = FileReading(
+        field=before.field if wanted.field is None else wanted.field,
+        encoding=before.encoding if wanted.encoding is None else wanted.encoding,
+        ocr=wanted.ocr or before.ocr,
+    ).of(kind)
+    if wanted.field and both.field != before.field and not has_field(path, both):
+        # In a folder the field of one table is not that of all others.
+        as_before = "as before" if before.field else "as if none were named"
+        notes.warn(f"{stored_name(path)} has no field or column {wanted.field!r}; it is read {as_before}.")
+        return replace(both, field=before.field)
+    return both
+
+
+def _key(name: str, content_hash: str, how: FileReading) -> str:
+    parts = [name, content_hash, *([how.field] if how.field is not None else [])]
+    parts += [f"{option}={value}" for option, value in how.chosen.items() if option != "field"]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
@@ -227,9 +247,9 @@ class PassageWriter:
     Args:
         table: the newest version of the store.
         embed: makes vectors of passages.
-        read: yields the passages of a file, with the field that holds the text of tables.
+        read: yields the passages of a file, given how it is read.
         report: counts what is done.
-        progress: called with bytes done and bytes in all.
+        progress: called with the bytes of files whose passages are embedded, and the bytes of all.
     """
 
     def __init__(
@@ -250,43 +270,52 @@ class PassageWriter:
         self._unwritten: list[pa.Table] = []
         self._known = _KnownVectors(table)
         self._written_at = time.monotonic()
+        self._done = self._read_to = self._total = 0  # bytes: embedded, read, in all
 
     def write(self, plan: IndexPlan) -> None:
         """Write the changed files. Those that turn out unreadable, binary or damaged keep what is stored of them."""
         report = self._report
-        total, done = sum(changed.bytes for changed in plan.changed), 0
+        self._total = sum(changed.bytes for changed in plan.changed)
+        try:
+            self._write(plan, report)
+        except (KeyboardInterrupt, SystemExit):
+            self._flush()  # Ctrl-C loses nothing
+            raise
+
+    def _write(self, plan: IndexPlan, report: IndexReport) -> None:
+        end = 0
         for changed in plan.changed:
-            self._progress(done, total)
+            self._progress(self._done, self._total)
+            start, end = end, end + changed.bytes
             try:
-                count = self._add(changed, done, total)
-            except (KeyboardInterrupt, SystemExit):
-                self._flush()  # Ctrl-C loses nothing
-                raise
+                count = self._add(changed, start)
             except (DocumentError, DependencyError) as error:
                 # What was read of it before the damage is removed again; what was stored of it stays.
                 report.skipped["package" if isinstance(error, DependencyError) else "binary"] += 1
-                reason = str(error).removeprefix(str(changed.path)).lstrip(" ,:")
-                report.problems.append((changed.file.name, reason))
+                report.problems.append((changed.file.name, _reason(error, changed.path)))
                 plan.stale += [changed.file.key, *changed.unfinished]
                 report.kept += changed.replaces
             else:
                 plan.stale += changed.replaced
-                plan.remember(changed.file.name, changed.field)
+                plan.remember(changed.file.name, changed.how)
                 if not count:
                     report.skipped["empty"] += 1
                 report.changed += changed.replaces
                 report.added += not changed.replaces and count > 0
-            done += changed.bytes
+            self._read_to = end
+            if not self._waiting:
+                self._done = end
         self._embed_waiting()
         self._flush()
-        self._progress(total, total)
+        self._progress(self._total, self._total)
 
-    def _add(self, changed: _ChangedFile, done: int, total: int) -> int:
-        """Returns the number of passages in the file."""
+    def _add(self, changed: _ChangedFile, start: int) -> int:
+        """Returns the number of passages in the file, which begins at some byte of all."""
         count = seen = 0
-        for number, last, passage in _numbered(self._read(changed.path, field=changed.field)):
+        for number, last, passage in _numbered(self._read(changed.path, changed.how)):
             count += 1
             seen += len(passage.text)  # about how far it is, if the file is one long table
+            self._read_to = start + min(seen, changed.bytes)
             if number < changed.done:
                 continue
             self._waiting.append(NewPassage(changed.file, number, last, passage))
@@ -295,7 +324,6 @@ class PassageWriter:
                 held = sum(part.num_rows for part in self._unwritten)
                 if held >= _ROWS_UNWRITTEN or time.monotonic() - self._written_at > _SECONDS_UNWRITTEN:
                     self._flush()
-                self._progress(done + min(seen, changed.bytes), total)
         return count
 
     def _embed_waiting(self) -> None:
@@ -304,7 +332,7 @@ class PassageWriter:
             vectors = self._known.find(list(first))
             new = [one for content, one in first.items() if content not in vectors]
             if new:
-                embedded = self._embed([one.id for one in new], [one.passage for one in new])
+                embedded = self._embed([one.id for one in new], [one.passage for one in new], self._embedded)
                 vectors |= zip((one.passage.content for one in new), embedded.astype(np.float16), strict=True)
             self._known.keep(vectors)
             self._unwritten.append(
@@ -313,6 +341,12 @@ class PassageWriter:
             self._report.passages += len(new)
             self._report.reused += len(self._waiting) - len(new)
             self._waiting.clear()
+        self._done = self._read_to
+        self._progress(self._done, self._total)
+
+    def _embedded(self, done: int, total: int | None) -> None:
+        """Report how far the passages that wait are embedded, as a part of the bytes that they come from."""
+        self._progress(self._done + (self._read_to - self._done) * done // max(1, total or 1), self._total)
 
     def _flush(self) -> None:
         self._table.add(self._unwritten)
@@ -357,8 +391,33 @@ class _KnownVectors:
             self._last.popitem(last=False)
 
 
+class _Contents:
+    """Which contents were seen, by their hashes."""
+
+    def __init__(self, hashes: Iterable[int]) -> None:
+        self._hashes = set(hashes)
+
+    def add(self, content: str) -> bool:
+        """Whether it is new."""
+        hashed = _hash64(content)
+        is_new = hashed not in self._hashes
+        self._hashes.add(hashed)
+        return is_new
+
+
+def known_contents(table: PassageTable | None) -> _Contents:
+    """The contents whose vectors a table holds, to count what is new."""
+    return _Contents([] if table is None else table.content_hashes(_hash64)[0].tolist())
+
+
 def _hash64(content: str) -> int:
     return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest(), "little")
+
+
+def _reason(error: GritError, path: Path) -> Sentence:
+    """Why a file could not be read, without its name, which stands beside it."""
+    first, *rest = error.parts
+    return Sentence(str(first).removeprefix(str(path)).lstrip(" ,:") if isinstance(first, str) else first, *rest)
 
 
 def _numbered(passages: Iterator[Passage]) -> Iterator[tuple[int, bool, Passage]]:

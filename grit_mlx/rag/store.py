@@ -6,13 +6,13 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,7 @@ from grit_mlx.progress import Progress
 from grit_mlx.rag.caches import CacheStats, DocumentCaches, cache_key
 from grit_mlx.rag.encoding import Encoder
 from grit_mlx.rag.fingerprint import check_fingerprint, digest, fingerprint
-from grit_mlx.rag.indexing import IndexReport, PassageWriter, hash_of, plan_index
+from grit_mlx.rag.indexing import IndexReport, PassageWriter, hash_of, known_contents, plan_index
 from grit_mlx.rag.kvfiles import bytes_of
 from grit_mlx.rag.limits import check_length
 from grit_mlx.rag.nearest import fits_in_memory, recall
@@ -43,7 +43,7 @@ from grit_mlx.rag.retrieval import Retriever, SearchResult, SearchResults, where
 from grit_mlx.rag.schema import StoredPassage
 from grit_mlx.rag.table import PassageTable, is_remote
 from grit_mlx.text.blocks import Notes
-from grit_mlx.text.options import WalkOptions
+from grit_mlx.text.options import FileReading, WalkOptions
 from grit_mlx.text.passages import Passage, passages_of
 from grit_mlx.text.walking import Walk, walk
 
@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 __all__ = ["Estimate", "Store", "StoreStats"]
 
 logger = logging.getLogger("grit_mlx")
+
+T = TypeVar("T")
 
 _PASSAGE_TOKENS: Final = 256
 _OVERLAP: Final = 32
@@ -89,6 +91,7 @@ class Estimate:
     files: int  # new or changed
     unchanged: int  # files that would be skipped
     passages: int  # that would be embedded
+    reused: int  # passages whose vector would be taken from an equal one
     tokens: int  # of these passages, prompts included
     cache_bytes: dict[str, int]  # of these passages as cached documents, by precision
 
@@ -213,6 +216,17 @@ class Store:
     def __len__(self) -> int:
         return 0 if self._table is None else len(self._table)
 
+    def _current(self, read: Callable[[], T]) -> T:
+        """What a function reads: from the newest version if the one that is open was removed by later updates."""
+        version = self.require().version
+        try:
+            return read()
+        except StoreError:
+            self._open()
+            if self.require().version == version:
+                raise
+            return read()
+
     # Writing
 
     def index(
@@ -223,6 +237,7 @@ class Store:
         field: str | None = None,
         patterns: WalkOptions | None = None,
         encoding: str | None = None,
+        ocr: bool = False,
         on_wait: Callable[[str], None] | None = None,
         progress: Callable[[int, int], None] | None = None,
         **keywords: Any,
@@ -235,10 +250,11 @@ class Store:
         Args:
             paths: files and folders; what the store holds of other places stays.
             options: how to do it.
-            field: in tables, the field or column that holds the text. It is remembered for each table; None for what
-                is remembered, "" for the default.
+            field: in tables, the field or column that holds the text. It is remembered for each table that has one;
+                None for what is remembered, "" for the default.
             patterns: which files of ``paths``; the passages of others in them are removed.
-            encoding: of text files; None to find out file by file.
+            encoding: of text files, remembered for each; None for what is remembered, or to find out.
+            ocr: recognise the text of scanned pages of PDF files; remembered for each.
             on_wait: called once with the process that is waited for.
             progress: called with bytes done and bytes in all.
             **keywords: fields of ``IndexOptions``, in place of ``options``.
@@ -268,18 +284,18 @@ class Store:
                 walked,
                 stored,
                 report,
-                field=field,
-                fields=noted.get("fields"),
+                how=FileReading(field=field, encoding=encoding, ocr=ocr),
+                known=_known_reading(noted),
                 keep_missing=chosen.keep_missing,
                 published=None if table.is_published else PassageTable(self.uri).file_keys(),
             )
             embed = self._embed_and_cache if chosen.cache_ahead == "all" else self._embed
-            read = partial(self._read, encoding=encoding, notes=report.notes)
+            read = partial(self._read, notes=report.notes)
             PassageWriter(table, embed, report, read=read, progress=progress).write(plan)
             held = {key: state.rows for states in stored.values() for key, state in states.items()}
             report.removed_passages = sum(held.get(key, 0) for key in set(plan.stale))
             self._delete(table, plan.stale)
-            facts = {"fields": plan.fields, "keep_missing": chosen.keep_missing}
+            facts = {"reading": plan.reading, "keep_missing": chosen.keep_missing}
             if {name: noted.get(name) for name in facts} != facts:
                 table.write_state(**facts)
                 self._state = None
@@ -306,15 +322,17 @@ class Store:
         field: str | None = None,
         patterns: WalkOptions | None = None,
         encoding: str | None = None,
+        ocr: bool = False,
         progress: Progress | None = None,
     ) -> Estimate:
         """What ``index`` would do, counted without embedding anything; files that cannot be read are left out.
 
         Args:
             paths: files and folders.
-            field: as for ``index``.
+            field: as for ``index``, and so are the others.
             patterns: which files of ``paths``.
-            encoding: of text files; None to find out file by file.
+            encoding: of text files.
+            ocr: of scanned pages.
             progress: called with files done and files in all.
 
         Raises:
@@ -322,21 +340,26 @@ class Store:
         """
         encoder, report = self.encoder, IndexReport()
         held = {} if self._table is None else self._table.files()
-        known = {} if self._table is None else self._table.read_state().get("fields", {})
-        plan = plan_index(self._walk(paths, patterns), held, report, field=field, fields=known)
+        known = {} if self._table is None else _known_reading(self._table.read_state())
+        how = FileReading(field=field, encoding=encoding, ocr=ocr)
+        plan = plan_index(self._walk(paths, patterns), held, report, how=how, known=known)
         prompt = len(encoder.model.tokenizer.encode(encoder.document_prompt))
-        passages = tokens = 0
+        embedded = known_contents(self._table)
+        tokens = passages = reused = 0
         for done, changed in enumerate(plan.changed, start=1):
             with suppress(DocumentError, DependencyError):
-                for passage in self._read(changed.path, field=changed.field, encoding=encoding, notes=Notes()):
-                    passages += 1
-                    tokens += prompt + encoder.count(passage.content)
+                for passage in self._read(changed.path, changed.how, notes=Notes()):
+                    if embedded.add(passage.content):
+                        passages += 1
+                        tokens += prompt + encoder.count(passage.content)
+                    else:
+                        reused += 1
             if progress is not None:
                 progress(done, len(plan.changed))
         _, [layers] = encoder.vectors_and_caches(["How many bytes does a token of a cached document take?"])
         each = {name: bytes_of(layers, precision=name) / int(layers[0].offset) for name in PRECISIONS}
         sizes = {name: int(tokens * size) for name, size in each.items()}
-        return Estimate(len(plan.changed), report.unchanged, passages, tokens, sizes)
+        return Estimate(len(plan.changed), report.unchanged, passages, reused, tokens, sizes)
 
     def _writing(self, wait: float, on_wait: Callable[[str], None] | None = None) -> AbstractContextManager[None]:
         return writing(self._local, lock=self._lock, busy=StoreBusyError, wait=wait, on_wait=on_wait)
@@ -349,14 +372,13 @@ class Store:
         without = [] if is_remote(self.uri) else [Path(self.uri)]
         return walk(paths, without=without, patterns=patterns or WalkOptions())
 
-    def _read(self, path: Path, *, field: str | None, encoding: str | None, notes: Notes) -> Iterator[Passage]:
+    def _read(self, path: Path, how: FileReading, *, notes: Notes) -> Iterator[Passage]:
         return passages_of(
             path,
             size=self.passage_tokens,
             overlap=self.overlap,
             measure=self.encoder.count,
-            field=field,
-            encoding=encoding,
+            how=how,
             notes=notes,
         )
 
@@ -371,10 +393,12 @@ class Store:
             gone -= set(table.contents())
             self.caches.remove(map(partial(cache_key, self.model_digest), gone))
 
-    def _embed(self, _ids: Sequence[str], passages: Sequence[Passage]) -> NDArray[np.float32]:
-        return self.encoder.vectors([passage.content for passage in passages])
+    def _embed(self, _ids: Sequence[str], passages: Sequence[Passage], progress: Progress) -> NDArray[np.float32]:
+        return self.encoder.vectors([passage.content for passage in passages], progress)
 
-    def _embed_and_cache(self, ids: Sequence[str], passages: Sequence[Passage]) -> NDArray[np.float32]:
+    def _embed_and_cache(
+        self, ids: Sequence[str], passages: Sequence[Passage], progress: Progress = lambda _done, _total: None
+    ) -> NDArray[np.float32]:
         """Keys and values come from the same pass as the vectors."""
         parts, model = [], self.model_digest
         for start in range(0, len(passages), _CACHED_AT_ONCE):
@@ -383,6 +407,7 @@ class Store:
             parts.append(vectors)
             for name, content, layers in zip(ids[start:], contents, caches, strict=False):
                 self.caches.save(cache_key(model, content), name, layers)
+            progress(start + len(contents), len(passages))
         return np.concatenate(parts)
 
     def _index_vectors(self, table: PassageTable, wanted: bool | None) -> None:
@@ -478,8 +503,11 @@ class Store:
             check_length(self.encoder, question)
             vector = self.encoder.queries([question])[0]
         where = where_clause(chosen.paths, chosen.metadata)
-        found = partial(self._searcher().search, question, vector, method=chosen.method, where=where)
-        results = self._citable(found, chosen.top)
+
+        def found(*, top: int) -> list[SearchResult]:
+            return self._searcher().search(question, vector, top=top, method=chosen.method, where=where)
+
+        results = self._current(partial(self._citable, found, chosen.top))
         needed = self.thresholds if chosen.min_score is None else Scores(chosen.min_score)
         return SearchResults.of(question, results, needed)
 
@@ -544,6 +572,9 @@ class Store:
 
     def stats(self) -> StoreStats:
         """What the store holds."""
+        return self._current(self._stats)
+
+    def _stats(self) -> StoreStats:
         table = self.require()
         state = table.read_state()
         return StoreStats(
@@ -574,6 +605,11 @@ class Store:
         """
         table = self.require()
         return [*_wrong_files(table, progress), *_wrong_vectors(table), *self.caches.verify(progress)]
+
+
+def _known_reading(state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """How files were read, by name; earlier versions noted only the fields of tables."""
+    return {name: {"field": field} for name, field in state.get("fields", {}).items()} | state.get("reading", {})
 
 
 def _wrong_files(table: PassageTable, progress: Progress | None) -> Iterator[str]:

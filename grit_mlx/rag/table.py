@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,8 +33,10 @@ logger = logging.getLogger("grit_mlx")
 _PASSAGES, _STATE = "passages", "state"
 _PUBLISHED = "published"
 
-# Replaced versions are kept for this long, for processes that still read them.
+# Replaced versions are kept for this long, for processes that still read them, but no more than a few updates' worth:
+# each holds the rows anew. A reader whose version was removed opens the newest (``Store``).
 _GRACE: Final = timedelta(hours=1)
+_KEPT_VERSIONS: Final = 16
 _NEVER: Final = timedelta(days=36500)  # by default optimize() would remove old versions, the published one included
 
 _IDS_AT_ONCE: Final = 500  # in one SQL expression
@@ -126,6 +128,11 @@ class PassageTable:
         return dict(content["fingerprint"])
 
     @property
+    def version(self) -> int:
+        """The number of the version that is open."""
+        return int(self._table.version)
+
+    @property
     def embedding_size(self) -> int:
         """E."""
         return int(self._table.schema.field(VECTOR).type.list_size)
@@ -198,12 +205,20 @@ class PassageTable:
                 self._table.tags.create(_PUBLISHED, version)
         try:
             with _lance_errors(self.uri):
-                self._table.optimize(cleanup_older_than=_GRACE)
+                self._table.optimize(cleanup_older_than=self._grace())
                 if self._table.version != version:  # it merged small files; the rows are the same
                     self._table.tags.update(_PUBLISHED, self._table.version)
         except (StoreError, OutputError) as error:
             # The rows are published; the next run cleans up.
             logger.info("Old versions were not removed: %s", error)
+
+    def _grace(self) -> timedelta:
+        """How old a version must be to be removed."""
+        made = sorted(version["timestamp"] for version in self._table.list_versions())
+        if len(made) <= _KEPT_VERSIONS:
+            return _GRACE
+        oldest: datetime = made[-_KEPT_VERSIONS]
+        return min(_GRACE, max(timedelta(0), datetime.now(oldest.tzinfo) - oldest))
 
     def purge(self) -> None:
         """Write the rows anew and remove every older version at once, with the texts that only they hold.

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Final
 
+from grit_mlx.errors import Option, Sentence
+
 __all__ = ["PARAGRAPH", "ROW", "Block", "Notes", "cleaned", "row_text", "table_blocks"]
 
 # What joins a block to the one before it.
@@ -64,8 +66,9 @@ class Notes:
     left_out: Counter[str] = field(default_factory=Counter)
     show: Callable[[str], object] | None = None
 
-    def warn(self, sentence: str) -> None:
-        """Note a warning."""
+    def warn(self, *parts: str | Option) -> None:
+        """Note a warning, of strings and the options that it mentions."""
+        sentence = Sentence(*parts)
         self.warnings.append(sentence)
         if self.show is not None:
             self.show(sentence)

@@ -127,12 +127,12 @@ def find_encoding(
         return "iso2022_jp", "replace"
     if not survey.broken:
         return "utf-8", "strict"
-    if survey.multibyte >= 2 * survey.broken:
+    if survey.multibyte >= survey.broken:
         plural = "s that are" if survey.broken > 1 else " that is"
         notes.warn(f"{name} holds {survey.broken:,} byte{plural} not UTF-8; they are read as U+FFFD.")
         return "utf-8", "replace"
     found = _guessed(survey)
-    notes.warn(f"{name} is not UTF-8; it is read as {found}, which is a guess.")
+    notes.warn(f"{name} is not UTF-8; it is read as {found}, which is a guess. ", Option("encoding"), " names another.")
     return found, "replace"
 
 
@@ -325,5 +325,6 @@ def _guessed(survey: _Survey) -> str:
     # A handful of letters is too little for statistics: Western Europe's is the most common by far.
     best = None if high < 8 else from_bytes(survey.sample, cp_isolation=_COMMON).best()
     if best is None or best.encoding == "ascii" or str(best) == survey.sample.decode("cp1252", "replace"):
-        return "cp1252"
+        # Windows has no letters at five places where DOS has the commonest: "ü" is one.
+        return "cp850" if high < 8 and "\ufffd" in survey.sample.decode("cp1252", "replace") else "cp1252"
     return best.encoding

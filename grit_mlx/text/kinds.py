@@ -40,6 +40,16 @@ class Kind:
         return ":" in self.reader
 
     @property
+    def encoded(self) -> bool:
+        """Whether it is text whose encoding may have to be named; other kinds say it themselves."""
+        return self.typed or self.reader in ("jsonl", "json", "csv", "tsv", "html:read_html")
+
+    @property
+    def scanned(self) -> bool:
+        """Whether its pages may be images of text."""
+        return self.name == "pdf"
+
+    @property
     def typed(self) -> bool:
         """Whether it is plain text, whose lines are what people typed."""
         return self.reader.startswith("markup:")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from grit_mlx.errors import ArgumentError
 from grit_mlx.options import check, option
+from grit_mlx.text.kinds import Kind
 from grit_mlx.text.packing import check_chunking
 
-__all__ = ["UNITS", "ReadingOptions", "WalkOptions"]
+__all__ = ["UNITS", "FileReading", "ReadingOptions", "WalkOptions"]
 
 # What makes one text.
 UNITS = ("line", "paragraph", "file", "chunk")
@@ -31,6 +32,34 @@ class WalkOptions:
 
     def __post_init__(self) -> None:
         check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileReading:
+    """How one file is read where its content does not say. A store remembers it for each file.
+
+    Attributes:
+        field: of a table, the field or column that holds the text; None for "text" or the only one, else all.
+        encoding: of a text file; None to find out.
+        ocr: of a PDF file, whether the text of its scanned pages is recognised.
+    """
+
+    field: str | None = None
+    encoding: str | None = None
+    ocr: bool = False
+
+    def of(self, kind: Kind) -> FileReading:
+        """What of it concerns a kind of file."""
+        return FileReading(
+            field=self.field or None if kind.rows else None,
+            encoding=self.encoding or None if kind.encoded else None,
+            ocr=self.ocr and kind.scanned,
+        )
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """What differs from the defaults, as JSON holds it."""
+        return {name: value for name, value in vars(self).items() if value}
 
 
 @dataclass(frozen=True)
@@ -77,6 +106,15 @@ class ReadingOptions:
         "comment), else UTF-8, else a guess, with a warning. Standard input: UTF-8.",
         metavar="NAME",
     )
+
+    ocr: bool = option(
+        False, "Recognise the text of scanned PDF pages with ocrmypdf, which must be installed; it is slow."
+    )
+
+    @property
+    def of_files(self) -> FileReading:
+        """How each file is read."""
+        return FileReading(field=self.field, encoding=self.encoding, ocr=self.ocr)
 
     def __post_init__(self) -> None:
         check(self)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Final
 
 from grit_mlx.errors import ArgumentError, Option
@@ -59,7 +60,9 @@ def pack(blocks: Iterable[Block], *, size: int, overlap: int = 0, measure: Measu
     """Pack the blocks of one document into chunks, in order and as full as possible.
 
     A heading begins a new chunk once the current one is half full, and does not end a chunk if what follows fits
-    beside it. A chunk that begins with rows of a table whose header stands in an earlier one repeats the header.
+    beside it. No chunk is made of a heading alone, unless the document has nothing else: where it does not fit beside
+    what follows, it only stands above it. A chunk that begins with rows of a table whose header stands in an earlier
+    one repeats the header, and one that begins in the middle of a fenced listing repeats the fence.
 
     Args:
         blocks: of one document.
@@ -74,10 +77,13 @@ def pack(blocks: Iterable[Block], *, size: int, overlap: int = 0, measure: Measu
     """
     check_chunking(size, overlap)
     packer = _Packer(size, overlap, measure)
-    for block in blocks:
-        for part in _parts(block, packer.ruler):
-            yield from packer.add(part)
-    yield from packer.rest()
+    parts = (part for block in blocks for part in _parts(block, packer.ruler))
+    last: Chunk | None = None
+    for chunk in (chunk for part in parts for chunk in packer.add(part)):
+        if last is not None:
+            yield last
+        last = chunk
+    yield from packer.rest(last)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,25 +137,48 @@ class _Packer:
         self._units = 0
 
     def add(self, part: _Part) -> Iterator[Chunk]:
-        if part.block.level and self._has_news() and self._units > self.ruler.size // 2:
+        if part.block.level and self._units > self.ruler.size // 2 and self._has_news() and not self._is_bare():
             yield self._close([])
         if self._open and not self._fits(part):
-            yield self._close(self._carried(part))
+            if self._has_news() and not self._is_bare():
+                yield self._close(self._carried(part))
             if self._open and not self._fits(part):  # not beside what is carried
-                if any(not one.repeated for one in self._open):
-                    yield self._close([])
-                else:
-                    self._start([])
+                self._start(self._lifted(part))
         if not self._open:
             self._start(self._header(part))
         self._append(part)
 
-    def rest(self) -> Iterator[Chunk]:
-        if self._has_news():
-            yield self._close([])
+    def rest(self, last: Chunk | None) -> Iterator[Chunk]:
+        """The last chunk before, and what is open; a heading at the very end joins it if it fits."""
+        is_bare = self._is_bare()
+        end = self._close([]) if self._has_news() else None
+        if last is not None and end is not None and is_bare:
+            text = last.text + PARAGRAPH + end.text
+            fits = self.ruler.measure(text) <= self.ruler.size
+            last, end = replace(last, text=text, last=end.last) if fits else last, None
+        yield from (chunk for chunk in (last, end) if chunk is not None)
 
     def _has_news(self) -> bool:
         return any(not part.repeated for part in self._open)
+
+    def _is_bare(self) -> bool:
+        """Whether what is new in the open chunk is one heading, or headings each under the one before it."""
+        levels = [part.block.level for part in self._open if not part.repeated]
+        return bool(levels) and all(levels) and all(above < below for above, below in pairwise(levels))
+
+    def _lifted(self, following: _Part) -> list[_Part]:
+        """The last of bare headings that fit beside what follows; the others only stand above it."""
+        kept = [part for part in self._open if not part.repeated]
+        while kept and not self._together(kept, following):
+            kept = kept[1:]
+        self._leave(kept)
+        return kept
+
+    def _leave(self, headings: list[_Part]) -> None:
+        """Headings that open the next chunk, which are not under themselves."""
+        if headings:
+            lowest = headings[0].block.level
+            self._path = [heading for heading in self._path if heading[0] < lowest]
 
     def _fits(self, part: _Part) -> bool:
         # Together, parts measure what they do alone, give or take a few units at each joint: usually that settles it.
@@ -192,17 +221,17 @@ class _Packer:
         chunk = Chunk(
             _joined(kept), min(block.first for block in places), max(block.last for block in places), self._above
         )
-        if moved:  # headings, which are not under themselves
-            lowest = moved[0].block.level
-            self._path = [heading for heading in self._path if heading[0] < lowest]
+        self._leave(moved)
         self._start(carried)
         return chunk
 
     def _carried(self, following: _Part) -> list[_Part]:
         """What the next chunk begins with before ``following``: headings at the end of this one, or an overlap."""
         end = len(self._open)
-        while end > 1 and self._open[end - 1].block.level:
+        lowest = _DEEPEST
+        while end > 1 and 0 < self._open[end - 1].block.level < lowest:
             end -= 1
+            lowest = self._open[end].block.level
         headings = self._open[end:]
         if headings and any(not part.repeated for part in self._open[:end]):
             return headings if self._together(headings, following) else []
@@ -250,6 +279,9 @@ def _parts(block: Block, ruler: _Ruler) -> Iterator[_Part]:
         yield ruler.part(block, units)
         return
     text = block.text
+    if block.verbatim and (fence := _FENCE.match(text)):
+        # What is cut off it still is code.
+        block = replace(block, header=fence[0])
     spans: list[tuple[int, int]] = []
     measured: list[int | None] = []
     for start, stop in _lines(text) if block.verbatim else _sentences(text):
@@ -271,6 +303,8 @@ def _cut_at(block: Block, spans: Iterable[tuple[int, int]]) -> Iterator[Block]:
         part = replace(block, text=text, glue=block.glue if end is None else between)
         if end is not None:
             part = replace(part, level=0, title="")
+        elif block.verbatim:
+            part = replace(part, header="")  # it begins with its fence
         if block.by_line:
             line += between.count("\n")
             part = replace(part, first=line, last=line + text.count("\n"))
@@ -279,12 +313,22 @@ def _cut_at(block: Block, spans: Iterable[tuple[int, int]]) -> Iterator[Block]:
         end = stop
 
 
-# The end of a sentence (but not the point of "1." or "12.", which opens a list item), or a line before a list item.
+# The end of a sentence (but not the point of "1." or "12.", which opens a list item, of an initial or an abbreviation),
+# or a line before a list item. Where a small letter follows, the sentence goes on.
 _SENTENCE_END: Final = re.compile(
-    r"""(?<!\b\d)(?<!\b\d\d)[.!?…]["'”’»)\]]*(?=\s)"""
+    r"""(?<!\b\d)(?<!\b\d\d)(?<!\b[A-Z])(?<!\b(?:cf|vs|Dr|Mr|Ms|St))(?<!\b(?:e\.g|i\.e|Mrs|Fig))"""
+    r"""[.!?…]["'”’»)\]]*(?=\s)(?!\s+[a-zß-öø-ÿ])"""
     r"""|[。！？][」』”’）]*"""  # noqa: RUF001 - Chinese and Japanese, where no space follows
     r"""|\n(?=[ \t]*(?:[-*+•]|\d+[.)])[ \t])"""
 )
+
+
+_STOP: Final = re.compile(r"[.!?…](?=\s)")
+
+# The line that opens a listing in Markdown, Org, AsciiDoc or LaTeX.
+_FENCE: Final = re.compile(r"[ \t]*(?:`{3,}|~{3,}|#\+begin|-{4,}$|\.{4,}$|\\begin\{).*", re.IGNORECASE | re.MULTILINE)
+
+_DEEPEST: Final = 1 << 30  # below any heading
 
 
 def _sentences(text: str) -> Iterator[tuple[int, int]]:
@@ -308,7 +352,7 @@ def _cut(text: str, start: int, stop: int, ruler: _Ruler) -> Iterator[tuple[int,
     step = 4 * ruler.size  # characters that about fit; adjusted by what is measured
     while start < stop:
         end, step = _reach(text, start, stop, ruler, step)
-        if end < stop and not text[end].isspace():
+        if end < stop:
             end = _border(text, start, end)
         yield from _trimmed(text, start, end)
         start = end
@@ -339,10 +383,15 @@ def _reach(text: str, start: int, stop: int, ruler: _Ruler, step: int) -> tuple[
 
 
 def _border(text: str, start: int, end: int) -> int:
-    """The end of a line in the farther half of a span, else the last end of a word, else the end itself."""
-    newline = text.rfind("\n", (start + end) // 2, end)
+    """The end of a line in the farther half of a span, or of what may be a sentence, else of a word, else the end."""
+    middle = (start + end) // 2
+    newline = text.rfind("\n", middle, end + 1)
     if newline > start:
         return newline
+    if stops := list(_STOP.finditer(text, middle, end + 1)):  # many people write without capital letters
+        return stops[-1].end()
+    if text[end].isspace():
+        return end
     return next((position for position in range(end - 1, start, -1) if text[position].isspace()), end)
 
 

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 from grit_mlx.text.blocks import Block, Notes
 from grit_mlx.text.junk import without_junk
 from grit_mlx.text.kinds import kind_of
+from grit_mlx.text.options import FileReading
 from grit_mlx.text.packing import Measure, pack
 from grit_mlx.text.readers import read
 from grit_mlx.text.readers.markup import text_blocks
@@ -60,8 +61,7 @@ class _Cutting(NamedTuple):
     size: int
     overlap: int
     measure: Measure
-    field: str | None
-    encoding: str | None
+    file: FileReading
 
 
 def passages_of(
@@ -70,8 +70,7 @@ def passages_of(
     size: int,
     overlap: int,
     measure: Measure,
-    field: str | None = None,
-    encoding: str | None = None,
+    how: FileReading | None = None,
     notes: Notes | None = None,
 ) -> Iterator[Passage]:
     """The passages of a file, in order. Junk is left out (see ``junk``).
@@ -81,8 +80,7 @@ def passages_of(
         size: maximum number of tokens of a passage.
         overlap: maximum number of tokens that a passage repeats from the previous one, in complete sentences.
         measure: counts tokens.
-        field: the field of a table that holds the text; None for "text" or the only column, else all columns.
-        encoding: of text files; None to find out.
+        how: the field of a table that holds the text, the encoding of a text file, OCR; None for the defaults.
         notes: where to note warnings, and what was left out; None to log the warnings.
 
     Raises:
@@ -91,7 +89,7 @@ def passages_of(
     """
     notes = shown() if notes is None else notes
     before = sum(notes.left_out.values())
-    yield from _passages(path, _Cutting(size, overlap, measure, field, encoding), notes)
+    yield from _passages(path, _Cutting(size, overlap, measure, how or FileReading()), notes)
     if left_out := sum(notes.left_out.values()) - before:
         logger.debug("%s: %s characters left out as junk.", path, f"{left_out:,}")
 
@@ -101,16 +99,16 @@ def _passages(path: Path, how: _Cutting, notes: Notes) -> Iterator[Passage]:
     kind = kind_of(path)
     shared = (f"kind={kind.name}",)
     if not kind.has_blocks:
-        for row in row_texts(path, field=how.field, encoding=how.encoding, notes=notes):
-            title, metadata = _row_metadata(row.fields or {}, row.text, how.field or "text")
+        for row in row_texts(path, field=how.file.field, encoding=how.file.encoding, notes=notes):
+            title, metadata = _row_metadata(row.fields or {}, row.text, how.file.field or "text")
             paragraphs = without_junk(text_blocks(_newlines(row.text).split("\n")), notes)
             for chunk in cut(paragraphs):
                 yield Passage(chunk.text, row.line, row.end_line, title, (*shared, *metadata))
         return
-    blocks = without_junk(read(path, kind=kind, notes=notes, encoding=how.encoding), notes)
+    blocks = without_junk(read(path, kind=kind, notes=notes, how=how.file), notes)
     if kind.rows:
-        for title, block in _sheet_rows(blocks, how.field):
-            _, metadata = _row_metadata(dict(block.fields), block.text, how.field or "")
+        for title, block in _sheet_rows(blocks, how.file.field):
+            _, metadata = _row_metadata(dict(block.fields), block.text, how.file.field or "")
             for chunk in cut([block]):
                 yield Passage(chunk.text, block.first, block.last, title, (*shared, *metadata))
         return

@@ -13,16 +13,16 @@ import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, islice
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Final
 
-from grit_mlx.errors import Option
+from grit_mlx.errors import DependencyError, DocumentError, Option
 from grit_mlx.text.blocks import ROW, Block, Notes
 from grit_mlx.text.encoding import check_is_text, decoded_blocks
 from grit_mlx.text.kinds import Kind, kind_of, why_not
-from grit_mlx.text.options import ReadingOptions
+from grit_mlx.text.options import FileReading, ReadingOptions
 from grit_mlx.text.packing import Measure, count_words, pack
 from grit_mlx.text.readers import read
 from grit_mlx.text.readers.markup import text_blocks
@@ -31,7 +31,7 @@ from grit_mlx.text.rows import Row, failure, named, objects, texts, texts_in, wi
 from grit_mlx.text.splitting import STDIN, Text, split_file, split_lines
 from grit_mlx.text.tables import READERS, table_rows
 
-__all__ = ["read_lines", "read_rows", "read_texts", "row_texts", "shown"]
+__all__ = ["has_field", "read_lines", "read_rows", "read_texts", "row_texts", "shown"]
 
 logger = logging.getLogger("grit_mlx")
 
@@ -41,6 +41,9 @@ _BLOCK_BYTES: Final = 1 << 16
 
 # Damaged rows of a file that are warned of one by one.
 _DAMAGED_SHOWN: Final = 5
+
+# Rows of JSON need not have the same fields: how many are looked at for one.
+_ROWS_LOOKED_AT: Final = 100
 
 _NOT_ROWS: Final = "holds text, not rows. Name a .jsonl, .json, .csv or .tsv file"
 
@@ -94,7 +97,7 @@ def read_texts(
     if source == STDIN:
         blocks = text_blocks(_lines(source, options.encoding, notes))
     else:
-        blocks = read(source, kind=kind, notes=notes, encoding=options.encoding)
+        blocks = read(source, kind=kind, notes=notes, how=options.of_files)
     return _of_blocks(blocks, by, source, options, measure)
 
 
@@ -129,6 +132,18 @@ def row_texts(
             yield row
     if damaged > _DAMAGED_SHOWN:
         notes.warn(f"{source}: {damaged - _DAMAGED_SHOWN:,} more rows are ragged or damaged.")
+
+
+def has_field(path: str | PathLike[str], how: FileReading) -> bool:
+    """Whether a table has the field or column of ``how``, by its first rows; False if it cannot be read."""
+    source, kind, notes = fspath(path), kind_of(path, rows=True), Notes()
+    try:
+        if kind.has_blocks:
+            return any(how.field in dict(block.fields) for block in read(path, kind=kind, notes=notes, how=how))
+        rows = _row_texts(source, kind, None, how.encoding, notes, on_damage=lambda _: None)
+        return any(how.field in (row.fields or {}) for row in islice(rows, _ROWS_LOOKED_AT))
+    except (DocumentError, DependencyError):
+        return False
 
 
 def read_rows(path: str | PathLike[str]) -> Iterator[Row]:

@@ -40,7 +40,9 @@ Source = str | PathLike[str]
 Row = tuple[Any, int, int]
 
 # The delimiters to choose from; the most frequent one in the header wins. Half of Europe's spreadsheets write ";".
-_DELIMITERS: Final[dict[str, str]] = {"csv": ",;\t", "tsv": "\t"}
+_DELIMITERS: Final[dict[str, str]] = {"csv": ",;\t|", "tsv": "\t"}
+# The first line by which Excel is told the delimiter.
+_SEPARATOR_LINE: Final = re.compile(r"\ufeff?sep=(.)\s*$", re.IGNORECASE)
 
 _CSV_FIELD_LIMIT: Final = 2**31 - 1  # characters; the largest C long of every platform
 
@@ -229,7 +231,10 @@ def _json_lines(
         if not line.strip():
             continue
         try:
-            yield _json_line(decoder, line, source, number), number, number
+            value = _json_line(decoder, line, source, number)
+            # Some name an array of rows so.
+            rows = value if on_damage is not None and isinstance(value, list) else [value]
+            yield from ((row, number, number) for row in rows)
         except DocumentError as error:
             if on_damage is None:
                 raise
@@ -333,14 +338,17 @@ def table(lines: Iterable[str], reader: str, *, source: Source, header: bool = T
     """
     csv.field_size_limit(max(csv.field_size_limit(), _CSV_FIELD_LIMIT))  # process-wide; the default is 128 Ki
     stream = _without_nul(lines, source)
-    opening = []  # up to the first row
+    opening, delimiter = [], ""  # up to the first row
     for line in stream:
-        opening.append(line)
-        if line.strip():
+        told = _SEPARATOR_LINE.match(line) if not delimiter else None
+        opening.append("\n" if told else line)
+        delimiter = told[1] if told else delimiter
+        if opening[-1].strip():
             break
     else:
         return
-    delimiter = max(_DELIMITERS[reader], key=opening[-1].count) if header else _DELIMITERS[reader][0]
+    if not delimiter:
+        delimiter = max(_DELIMITERS[reader], key=opening[-1].count) if header else _DELIMITERS[reader][0]
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if header or reader == "csv" else csv.QUOTE_NONE
     # strict: an unclosed quote would otherwise silently swallow the rest of the file.
     cells = csv.reader(chain(opening, stream), delimiter=delimiter, quoting=quoting, strict=True)
@@ -380,6 +388,9 @@ def loose_table(lines: Iterable[str], reader: str, source: Source, on_damage: Ca
     csv.field_size_limit(max(csv.field_size_limit(), _CSV_FIELD_LIMIT))
     delimiter, width = "", 0
     for record, first, last, is_whole in _records(lines):
+        if not delimiter and (told := _SEPARATOR_LINE.match(record)):
+            delimiter = told[1]
+            continue
         if not delimiter:
             delimiter = max(_DELIMITERS[reader], key=record.count)
         quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if is_whole else csv.QUOTE_NONE

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -242,14 +243,16 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_sources(
 def test_ctrl_c_while_indexing(grit: Grit, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Store._read
 
-    def pressed(self: Store, path: Path, **how: Any) -> Any:
+    def pressed(self: Store, path: Path, *how: Any, **others: Any) -> Any:
         if path.name == "ships.md":
-            raise KeyboardInterrupt
-        return original(self, path, **how)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)  # it is the main thread that hears it
+        return original(self, path, *how, **others)
 
     monkeypatch.setattr(Store, "_read", pressed)
     run = grit("rag", "index", "notes")
-    assert run.code == 130 and "the same command resumes" in run.err
+    assert run.code == 130 and run.err.count("stopping; the passages that were embedded are kept") == 1
+    assert "the same command resumes" in run.err
     assert grit("rag", "stats").code == 1  # nothing was published
     monkeypatch.setattr(Store, "_read", original)
     assert "holds 4." in grit("rag", "index", "notes").out

@@ -97,7 +97,7 @@ def test_a_table_of_text_is_text_everywhere(grit: Grit, tmp_path: Path) -> None:
     found = grit("search", "mast", path, "--json", "--by", "paragraph").out.splitlines()
     assert {json.loads(line)["text"] for line in found} == set(texts)
     passages = list(passages_of(path, size=6, overlap=0, measure=count_words))
-    assert [passage.text for passage in passages] == texts and passages[1].metadata == ("kind=markdown",)
+    assert [(one.text, one.heading, one.metadata) for one in passages] == [(texts[1], "Ships", ("kind=markdown",))]
     assert "a.mdx is not a set to score." in grit("eval", path).err
     for command in (("embed", path, "--field", "text"), ("train", "--data", path, "--adapter-path", tmp_path / "x")):
         assert "a.mdx holds text, not rows. Name a .jsonl, .json, .csv or .tsv file" in grit(*command).err

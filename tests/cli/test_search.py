@@ -12,10 +12,13 @@ import pytest
 
 from grit_mlx import GritLM
 from grit_mlx.cli import console
+from grit_mlx.cli.inputs import Sources
 from grit_mlx.cli.search import best
 from grit_mlx.model.prompts import embedding_prompt
+from grit_mlx.text.options import ReadingOptions, WalkOptions
 from grit_mlx.text.splitting import Text
 from grit_mlx.vectors.compression import cosine
+from tests.text import documents
 
 Grit = Any
 
@@ -47,6 +50,32 @@ def test_a_pipe_gets_a_line_for_each_hit(grit: Grit, tmp_path: Path) -> None:
     passages = grit("search", "prose", path, "--json")  # by default Markdown is ranked by passage, as in a store
     assert [json.loads(line)["end_line"] for line in passages.out.splitlines()] == [4]
     assert "Two lines of\\x1b[31m prose." in run.out
+
+
+def test_a_hit_says_what_its_place_counts(grit: Grit, tmp_path: Path) -> None:
+    path = documents.pdf(tmp_path / "a.pdf", [[("A keel.", 72, 700, 12)], [("A mast.", 72, 700, 12)]])
+    run = grit("search", "keel", path, "--chunk-size", "4")
+    assert {line.split(": ")[0] for line in run.out.splitlines()} == {f"{path}, page 1", f"{path}, page 2"}
+    hits = [json.loads(line) for line in grit("search", "keel", path, "--json", "--chunk-size", "4").out.splitlines()]
+    assert {(hit["page"], hit["end_page"]) for hit in hits} == {(1, 1), (2, 2)}
+
+
+def test_patterns_that_take_no_file_are_named(grit: Grit, notes: Path) -> None:
+    run = grit("search", "keel", notes.parent, "--include", "*.xyz")
+    assert run.code == 1 and "none is taken by --include and --exclude." in run.err
+
+
+def test_how_many_texts_there_are_is_estimated(notes: Path) -> None:
+    sources = Sources([str(notes)], ReadingOptions(), WalkOptions())
+    sources.check()
+    seen: list[tuple[int, int | None]] = []
+    advance = sources.with_total(lambda done, total: seen.append((done, total)))
+    advance(0, None)
+    for done, _ in enumerate(sources.read(len), start=1):
+        advance(done, None)
+    advance(3, None)
+    totals = [total for _, total in seen if total is not None]
+    assert seen[0] == (0, None) and totals[-1] == 3 and all(total >= 1 for total in totals)
 
 
 def test_top_and_min_score(grit: Grit, notes: Path) -> None:

@@ -163,8 +163,8 @@ def stopped(make_store: Callable[..., Store], tmp_path: Path, monkeypatch: pytes
     original = Store._read
     monkeypatch.setattr(indexing, "_ROWS_AT_ONCE", 8)
 
-    def stop(self: Store, path: Path, **how: Any) -> Iterator[Passage]:
-        for number, passage in enumerate(original(self, path, **how)):
+    def stop(self: Store, path: Path, *how: Any, **others: Any) -> Iterator[Passage]:
+        for number, passage in enumerate(original(self, path, *how, **others)):
             if path.name == "b.txt" and number == 9:
                 raise KeyboardInterrupt
             yield passage

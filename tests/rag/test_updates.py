@@ -338,3 +338,106 @@ def test_patterns_choose_what_is_indexed(make_store: MakeStore, folder: Path) ->
     make_store().index([folder], patterns=WalkOptions(exclude=["code/", "/rows.*"]))
     assert names() == {"ships.md", "bread.txt", "page.html"}
     assert make_store().index([folder], patterns=WalkOptions(include=["*.md"], exclude=["ships.*"])).removed == 3
+
+
+# How files were read
+
+
+def test_a_field_is_not_that_of_every_table(make_store: MakeStore, table: Path) -> None:
+    other = write(table.parent / "notes.csv", "title,body\nA keel,It holds.\n")
+    third = write(table.parent / "rows.jsonl", '{"text": "A buoy.", "year": 3}\n')
+    make_store().index([table], field="answer")
+    make_store().index([other], field="body")
+    report = make_store().index([table.parent], field="question")
+    assert (report.changed, report.added, report.unchanged) == (1, 1, 1)
+    assert {"A keel It holds.", "A buoy.", "Question 0?"} <= set(contents(make_store()))  # a title is a heading
+    assert sorted(report.notes.warnings) == [
+        f"{other} has no field or column 'question'; it is read as before.",
+        f"{third} has no field or column 'question'; it is read as if none were named.",
+    ]
+    assert make_store().index([table.parent]).unchanged == 3
+
+
+def test_the_encoding_is_remembered_file_by_file(make_store: MakeStore, tmp_path: Path) -> None:
+    files = tmp_path / "files"
+    files.mkdir()
+    (files / "old.txt").write_bytes("Ein Käfer.".encode("cp850"))
+    (files / "new.txt").write_text("Ein Kiel.")
+    assert "Ein Käfer." not in contents_after(make_store(), files)
+    report = make_store().index([files / "old.txt"], encoding="cp850")
+    assert (report.changed, contents(make_store())) == (1, ["Ein Kiel.", "Ein Käfer."])
+    before = rows_of(make_store())
+    assert make_store().index([files]).unchanged == 2 and rows_of(make_store()) == before
+    (files / "old.txt").write_bytes("Zwei Käfer.".encode("cp850"))
+    assert make_store().index([files]).changed == 1
+    assert contents(make_store()) == ["Ein Kiel.", "Zwei Käfer."]
+
+
+def contents_after(store: Store, files: Path) -> list[str]:
+    store.index([files])
+    return contents(store)
+
+
+def test_stores_of_before_remember_their_fields(make_store: MakeStore, table: Path) -> None:
+    make_store().index([table], field="answer")
+    store = make_store()
+    noted = store.require().read_state()
+    assert noted["reading"] == {str(table): {"field": "answer"}}
+    store.require().write_state(reading={}, fields={str(table): "answer"})  # as earlier versions did
+    assert make_store().index([table]).unchanged == 1
+
+
+def test_the_estimate_knows_what_is_reused(make_store: MakeStore, table: Path) -> None:
+    first = make_store().estimate([table])
+    assert (first.files, first.passages, first.reused) == (1, 6, 0)
+    make_store().index([table])
+    (table.parent / "copy.csv").write_bytes(table.read_bytes())
+    again = make_store().estimate([table.parent])
+    assert (again.files, again.passages, again.reused, again.tokens) == (1, 0, 6, 0)
+    report = make_store().index([table.parent])
+    assert (report.passages, report.reused) == (again.passages, again.reused)
+
+
+# Small updates
+
+
+def test_small_updates_do_not_let_a_store_grow(make_store: MakeStore, tmp_path: Path) -> None:
+    files = tmp_path / "files"
+    files.mkdir()
+    for name in range(4):
+        write(files / f"{name}.txt", "\n\n".join(f"Paragraph {n} of {name} on keels and masts." for n in range(60)))
+    make_store().index([files])
+    reader = make_store()
+    before = rows_of(reader)
+    sizes = []
+    for number in range(50):
+        write(files / "diary.txt", f"Day {number}.")
+        assert make_store().index([files]).reused == 0
+        sizes.append(make_store().stats().bytes or 0)
+    assert max(sizes[25:]) < 1.5 * max(sizes[:25])
+    # What was open all the time goes on with the newest version.
+    found = reader.search("What was on day 49?", min_score=-1, top=3)
+    assert any(one.passage.text == "Day 49." for one in found) and len(rows_of(reader)) == len(before) + 1
+
+
+def test_killed_while_cleaning_up(make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = tmp_path / "files"
+    files.mkdir()
+    write(files / "a.txt", "A keel.")
+    monkeypatch.setattr("grit_mlx.rag.table._KEPT_VERSIONS", 1)
+    make_store().index([files])
+    lance = type(make_store().require()._table)
+    optimize = lance.optimize
+
+    def killed(self: object, **options: object) -> None:
+        optimize(self, **options)
+        raise SystemExit(137)
+
+    for number in range(3):
+        write(files / f"{number}.txt", f"Day {number}.")
+        with monkeypatch.context() as patch:
+            patch.setattr(lance, "optimize", killed)
+            with pytest.raises(SystemExit):
+                make_store().index([files])
+        make_store().index([files])
+        assert contents(make_store()) == sorted(["A keel.", *(f"Day {n}." for n in range(number + 1))])

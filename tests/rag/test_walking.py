@@ -125,7 +125,7 @@ def test_what_cannot_be_read_is_counted(make_store: Callable[..., Store], tmp_pa
     assert all("\n" not in reason for reason in reasons.values())
     assert [warning.removeprefix(f"{root}/") for warning in report.notes.warnings] == [
         "broken.jsonl, line 2: column 10 is not JSON (Expecting value). Fix the line. The row is left out.",
-        "latin.txt is not UTF-8; it is read as cp1252, which is a guess.",
+        "latin.txt is not UTF-8; it is read as cp1252, which is a guess. encoding names another.",
     ]
     read = {Path(row[0]).name for row in rows_of(make_store())}
     assert read == {"good.txt", "other.md", "broken.jsonl", "latin.txt"} and not report.failed

@@ -513,7 +513,7 @@ def test_encodings_are_found_out(tmp_path: Path, encoding: str, warned: bool, ca
     path = make(tmp_path, "a.txt", "one\ntwé\n".encode(encoding))
     assert strings(read_texts(path)) == ["one", "twé"]
     assert [record.getMessage() for record in caplog.records] == (
-        [f"{path} is not UTF-8; it is read as cp1252, which is a guess."] if warned else []
+        [f"{path} is not UTF-8; it is read as cp1252, which is a guess. encoding names another."] if warned else []
     )
 
 

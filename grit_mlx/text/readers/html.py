@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from html import escape
 from typing import Any, Final
 
 from lxml import etree
@@ -76,6 +77,10 @@ def read_html(source: Source) -> Iterator[Block]:
     return html_blocks("".join(source.text("markup")))
 
 
+# Text of XHTML as it stands; parsers of HTML take it for a comment.
+_CDATA: Final = re.compile(r"<!\[CDATA\[(.*?)\]\]>", re.DOTALL)
+
+
 def html_blocks(html: str, *, place: int | None = None) -> Iterator[Block]:
     """The blocks of a page.
 
@@ -83,7 +88,7 @@ def html_blocks(html: str, *, place: int | None = None) -> Iterator[Block]:
         html: the page; whatever is broken in it is read as well as it goes.
         place: the place of all of them; None for their lines.
     """
-    root = _parsed(html)
+    root = _parsed(_CDATA.sub(lambda match: escape(match[1]), html))
     if root is None:
         return
     blocks = _Walk(root).blocks()

@@ -242,9 +242,11 @@ def _matter(lines: list[str]) -> Iterator[Block]:
     if title:
         line = lines[title[0] - 1]
         yield Block(line, title[0], title[0], level=1, title=title[1], by_line=True)
-    text = "\n".join(lines[1:-1])
-    if text.strip():
-        yield Block(text, 2, len(lines) - 1, by_line=True)
+    ends = [title[0], title[0] + 1] if title else [2, 2]
+    for first, last in ((2, ends[0] - 1), (ends[1], len(lines) - 1)):
+        text = "\n".join(lines[first - 1 : last])
+        if text.strip():
+            yield Block(text, first, last, by_line=True)
 
 
 # --- reStructuredText ---------------------------------------------------------------------------------------

@@ -11,12 +11,15 @@ import re
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
+from grit_mlx.errors import Option
 from grit_mlx.optional import optional
 from grit_mlx.text.blocks import Block, cleaned
+from grit_mlx.text.ocr import ocr
 from grit_mlx.text.readers.source import Source
 
 __all__ = ["read_pdf"]
@@ -60,40 +63,67 @@ def read_pdf(source: Source) -> Iterator[Block]:
     """
     pdfium = optional("pypdfium2", extra="documents", purpose="Reading PDF files")
     logging.getLogger("pypdfium2").setLevel(logging.ERROR)
+    with _opened(source, source.file, pdfium) as document:
+        if not (source.ocr and _has_scans(document, pdfium)):
+            yield from _document(source, document, pdfium)
+            return
+    with ocr(source.file, name=source.name) as path, _opened(source, path, pdfium) as document:
+        yield from _document(source, document, pdfium)
+
+
+@contextmanager
+def _opened(source: Source, file: Any, pdfium: Any) -> Iterator[Any]:
     try:
-        document = pdfium.PdfDocument(source.file)
-        pages = len(document)
+        document = pdfium.PdfDocument(file)
+        len(document)
     except pdfium.PdfiumError as error:
         if "password" in str(error).lower():
             raise source.failure("is protected by a password. Save a copy without one.") from error
         raise source.failure("is damaged, or not a PDF file.") from error
     try:
-        outline = _outline(document, pdfium)
-        sizes = _Sizes()
-        scanned, failed, full = [], [], 0
-        for number in range(1, pages + 1):
-            try:
-                lines, only_image = _page(document, number - 1, pdfium)
-            except pdfium.PdfiumError:
-                failed.append(number)
-                continue
-            if only_image:
-                scanned.append(number)
-            full += bool(lines)
-            yield from _blocks(lines, number, outline, sizes)
+        yield document
     finally:
         document.close()
-    _report(source, scanned, failed, full=full, pages=pages)
+
+
+def _has_scans(document: Any, pdfium: Any) -> bool:
+    """Whether a page is only an image."""
+    for index in range(len(document)):
+        with suppress(pdfium.PdfiumError):
+            if _page(document, index, pdfium)[1]:
+                return True
+    return False
+
+
+def _document(source: Source, document: Any, pdfium: Any) -> Iterator[Block]:
+    outline = _outline(document, pdfium)
+    sizes = _Sizes()
+    scanned, failed, full = [], [], 0
+    for number in range(1, len(document) + 1):
+        try:
+            lines, only_image = _page(document, number - 1, pdfium)
+        except pdfium.PdfiumError:
+            failed.append(number)
+            continue
+        if only_image:
+            scanned.append(number)
+        full += bool(lines)
+        yield from _blocks(lines, number, outline, sizes)
+    _report(source, scanned, failed, full=full, pages=len(document))
 
 
 def _report(source: Source, scanned: list[int], failed: list[int], *, full: int, pages: int) -> None:
     name = source.name
-    if scanned:
-        advice = f"Add a text layer with: ocrmypdf --skip-text {name!r} OUTPUT.pdf"
+    if scanned and source.ocr:
         if not full:
-            raise source.failure(f"has no text, only scanned pages. {advice}")
+            raise source.failure("is a scan, and OCR recognised no text in it.")
+        source.notes.warn(f"{name}: OCR recognised no text on pages: {_ranges(scanned)}.")
+    elif scanned:
+        advice = Option("ocr", True), f" recognises it, or add a text layer: ocrmypdf --skip-text {name!r} OUTPUT.pdf"
+        if not full:
+            raise source.failure("has no text, only scanned pages. ", *advice)
         which = f"{len(scanned):,} of {pages:,} pages are scanned and have no text ({_ranges(scanned)})"
-        source.notes.warn(f"{name}: {which}. {advice}")
+        source.notes.warn(f"{name}: {which}. ", *advice)
     if failed:
         if not full:
             raise source.failure("is damaged: none of its pages can be read.")

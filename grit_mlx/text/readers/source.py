@@ -12,7 +12,7 @@ from os import PathLike, fspath
 from pathlib import Path, PurePath
 from typing import IO, Final, cast
 
-from grit_mlx.errors import DocumentError, GritError, first_line, unreadable
+from grit_mlx.errors import DocumentError, GritError, Option, first_line, unreadable
 from grit_mlx.text.blocks import Notes
 from grit_mlx.text.encoding import Declaration, decoded
 
@@ -32,21 +32,23 @@ class Source:
         name: as the user knows it.
         notes: what reading it notes.
         encoding: of its text, where the user says so.
+        ocr: whether the text of scanned pages is recognised.
     """
 
     file: IO[bytes]
     name: str
     notes: Notes = field(default_factory=Notes)
     encoding: str | None = None
+    ocr: bool = False
 
     @property
     def suffix(self) -> str:
         """The suffix of the name in lower case, without a ".gz" after it."""
         return PurePath(self.name.lower().removesuffix(".gz")).suffix
 
-    def failure(self, problem: str, *, line: int | None = None) -> DocumentError:
+    def failure(self, *problem: str | Option, line: int | None = None) -> DocumentError:
         """An error about the file: its name, a blank, the problem."""
-        return DocumentError(f"{self.name} {problem}", path=self.name, line=line)
+        return DocumentError(f"{self.name} ", *problem, path=self.name, line=line)
 
     def damaged(self, kind: str, error: BaseException) -> DocumentError:
         """An error for a file that its kind's parser refuses."""
