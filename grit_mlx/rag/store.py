@@ -194,6 +194,11 @@ class Store:
         Raises:
             StoreError: there are none.
         """
+        if self._table is not None and self._table.is_outdated:
+            raise StoreError(
+                f"The store {self.uri} was made by an earlier version of grit-mlx. Run 'grit rag index' on any of its "
+                "files once: it reads the words of all passages anew, and embeds nothing again."
+            )
         if self._table is not None:
             return self._table
         if writer := writer_of(self._lock):
@@ -263,6 +268,8 @@ class Store:
                 sizes = {"passage_tokens": self.passage_tokens, "overlap": self.overlap}
                 table.create(size, {**self._fingerprint, **sizes})
             check_fingerprint(table.fingerprint, self._fingerprint, uri=self.uri)
+            if table.is_outdated:
+                table.rewrite()
             noted, stored = table.read_state(), table.files()
             plan = plan_index(
                 walked,
