@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from grit_mlx.errors import ArgumentError, Option
 from grit_mlx.rag.nearest import ExactIndex, fits_in_memory
-from grit_mlx.rag.relevance import Scores
+from grit_mlx.rag.relevance import NEEDED, coverage
 from grit_mlx.rag.schema import StoredPassage
 from grit_mlx.rag.table import PassageTable, sql_text
+from grit_mlx.rag.words import asked, terms_of
 from grit_mlx.text.walking import stored_name
-from grit_mlx.vectors.fusion import fuse_shares, rank_shares, spread_shares
+from grit_mlx.vectors.fusion import fuse_shares, rank_shares, score_shares
 
 if TYPE_CHECKING:
     from grit_mlx.model.caches import TextCache
@@ -29,9 +30,8 @@ __all__ = ["Retriever", "SearchResult", "SearchResults", "reranked", "where_clau
 # Passages that each side contributes to what is fused.
 _DEPTH: Final = 100
 
-# Of the vectors in what is fused; the rest is that of the words. On the development sets .4 is best, and .5 as good
-# within what another sample of questions would change.
-_VECTORS_WEIGHT: Final = 0.45
+# Of cosines and BM25 in what is fused. Between .4 and .6 the development sets tell little apart.
+_WEIGHTS: Final = (0.55, 0.45)
 
 
 @dataclass(frozen=True)
@@ -58,23 +58,16 @@ class SearchResults(Sequence[SearchResult]):
     Attributes:
         question: the question.
         results: the passages.
-        best: the highest cosine and BM25 score that were found.
-        needed: what these must exceed to be relevant; either is enough.
+        measure: see ``relevance``; it is called when that is asked for, as it takes about as long as a search.
+        needed: what the relevance must exceed.
         query_cache: the question's keys and values, from the pass that embedded it; None if they were not kept.
     """
 
     question: str
     results: list[SearchResult]
-    best: Scores
-    needed: Scores
+    measure: Callable[[], float | None] = lambda: None
+    needed: float = NEEDED
     query_cache: TextCache | None = None
-
-    @classmethod
-    def of(cls, question: str, results: list[SearchResult], needed: Scores) -> SearchResults:
-        """Results with their best scores."""
-        cosines = [result.cosine for result in results if result.cosine is not None]
-        bm25 = [result.bm25 for result in results if result.bm25 is not None]
-        return cls(question, results, Scores(max(cosines, default=None), max(bm25, default=None)), needed)
 
     @overload
     def __getitem__(self, index: int) -> SearchResult: ...
@@ -87,12 +80,15 @@ class SearchResults(Sequence[SearchResult]):
         return len(self.results)
 
     @property
+    def relevance(self) -> float | None:
+        """How relevant the best results are (see ``grit_mlx.rag.relevance``); None if that is not known."""
+        return self.measure()
+
+    @property
     def relevant(self) -> bool:
         """Whether there is anything to answer from."""
-        best, needed = self.best, self.needed
-        if best.cosine is None or needed.cosine is None or best.cosine > needed.cosine:
-            return bool(self.results)
-        return best.bm25 is not None and needed.bm25 is not None and best.bm25 > needed.bm25
+        relevance = self.relevance if self.results else None
+        return bool(self.results) and (relevance is None or relevance > self.needed)
 
 
 class Retriever:
@@ -106,6 +102,7 @@ class Retriever:
     def __init__(self, table: PassageTable, *, exact_bytes: int | None = None) -> None:
         self.table = table
         self.approximate = not fits_in_memory(table, exact_bytes) and table.has_vector_index
+        self._weights: dict[str, float] = {}  # of the terms that were looked up
 
     @cached_property
     def exact(self) -> ExactIndex:
@@ -140,11 +137,21 @@ class Retriever:
         if len(words) == depth:  # else it is all that share words with the question
             bm25.update(self.table.bm25(question, cosines.keys() - bm25.keys()))
         if method == "rrf":
-            sides = [rank_shares([row for row, _ in ranking]) for ranking in (vectors, words)]
+            fused = fuse_shares([rank_shares([row for row, _ in ranking]) for ranking in (vectors, words)])
         else:
-            all_bm25 = {row: bm25.get(row, 0.0) for row in cosines}
-            sides = [spread_shares(cosines, _VECTORS_WEIGHT), spread_shares(all_bm25, 1 - _VECTORS_WEIGHT)]
-        return self._results(list(fuse_shares(sides).items())[:top], cosines, bm25)
+            sides = [cosines, {row: bm25.get(row, 0.0) for row in cosines} if bm25 else {}]
+            fused = fuse_shares([score_shares(side, min(side.values(), default=0.0)) for side in sides], _WEIGHTS)
+        return self._results(list(fused.items())[:top], cosines, bm25)
+
+    def coverage(self, question: str, texts: Sequence[str]) -> float:
+        """The best coverage of a question's words by some texts; see ``relevance.coverage``."""
+        weights = {term: self._weight(term) for term in terms_of(asked(question))}
+        return max((coverage(weights, text) for text in texts), default=0.0)
+
+    def _weight(self, term: str) -> float:
+        if term not in self._weights:
+            self._weights[term] = self.table.weight(term)
+        return self._weights[term]
 
     def _dense(
         self, vector: NDArray[np.float32], depth: int, where: str | None

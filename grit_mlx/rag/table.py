@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import warnings
@@ -38,6 +39,8 @@ _PUBLISHED = "published"
 # Replaced versions are kept for this long, for processes that still read them.
 _GRACE: Final = timedelta(hours=1)
 _NEVER: Final = timedelta(days=36500)  # by default optimize() would remove old versions, the published one included
+
+_UNSEEN: Final = 1.5  # of BM25's saturated term frequency, which is between 1 and 2.2 where a word is found
 
 _IDS_AT_ONCE: Final = 500  # in one SQL expression
 
@@ -363,6 +366,15 @@ class PassageTable:
     def bm25(self, question: str, row_ids: Iterable[int]) -> dict[int, float]:
         """BM25 scores of those of some rows that share words with a question."""
         return self._filled(question, {name: {} for name in _SEARCHED}, set(row_ids), 0)
+
+    def weight(self, term: str) -> float:
+        """How much a term says: the highest BM25 score it can bring, or could if it were in one row."""
+        from lancedb.query import MatchQuery
+
+        match: Any = MatchQuery(term, WORDS)  # type: ignore[call-arg] # pydantic's defaults
+        search = self._table.search(match, query_type="fts") if self._has_index(WORDS) else None
+        found = self._ranked(search, "_score", 1, None) if search is not None else []
+        return float(found[0][1]) if found else _UNSEEN * math.log(2 * len(self) + 2)
 
     def _filled(
         self, question: str, sides: Mapping[str, Mapping[int, float]], rows: set[int], count: int

@@ -1,7 +1,7 @@
 """Several rankings of the same items as one: hybrid search (pure functions).
 
 Each side gives its items a share, and the shares of an item are added up. A share is made from a score, relative to
-the best and the lowest score of its side or to the spread of its scores, or from a rank alone.
+the best and the lowest score of its side, or from a rank alone.
 
 Scores say how far apart two items are, which ranks forget. On the development sets fusing by scores is better than
 either side alone, and fusing by ranks is pulled down to between the two (docs/rag.md has the figures; Bruch, Gai and
@@ -10,11 +10,10 @@ Ingber 2023, "An Analysis of Fusion Functions for Hybrid Retrieval", found the s
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TypeVar
 
-__all__ = ["fuse_shares", "rank_shares", "score_shares", "spread_shares"]
+__all__ = ["fuse_shares", "rank_shares", "score_shares"]
 
 Item = TypeVar("Item", bound=Hashable)
 
@@ -32,29 +31,24 @@ def score_shares(scores: Mapping[Item, float], lowest: float) -> dict[Item, floa
 
     Args:
         scores: of the items that a side found.
-        lowest: the score of the worst item there is, found or not: 0 for BM25, the smallest cosine for vectors.
+        lowest: the score of the worst item there is, found or not; or of those found, if both sides score the same
+            items.
     """
     span = max(scores.values(), default=lowest) - lowest
     return {item: (score - lowest) / span if span > 0 else 1.0 for item, score in scores.items()}
 
 
-def spread_shares(scores: Mapping[Item, float], weight: float = 1.0) -> dict[Item, float]:
-    """How many standard deviations each item is above the mean of its side, times a weight.
-
-    For sides that both score all items: what is lowest, and how far the best stands out, then matters to neither.
-    """
-    values = list(scores.values())
-    mean, spread = (statistics.fmean(values), statistics.pstdev(values)) if values else (0.0, 0.0)
-    return {item: weight * (score - mean) / spread if spread > 0 else 0.0 for item, score in scores.items()}
-
-
-def fuse_shares(sides: Sequence[Mapping[Item, float]]) -> dict[Item, float]:
+def fuse_shares(sides: Sequence[Mapping[Item, float]], weights: Sequence[float] | None = None) -> dict[Item, float]:
     """The sum of each item's shares, best first; of equals the one that an earlier side names earlier.
 
     An item that a side does not hold has no share of it.
+
+    Args:
+        sides: the shares of each side's items.
+        weights: of the sides; None for 1 each.
     """
     sums: dict[Item, float] = {}
-    for side in sides:
+    for side, weight in zip(sides, weights or [1.0] * len(sides), strict=True):
         for item, share in side.items():
-            sums[item] = sums.get(item, 0.0) + share
+            sums[item] = sums.get(item, 0.0) + weight * share
     return dict(sorted(sums.items(), key=lambda pair: -pair[1]))  # stable
