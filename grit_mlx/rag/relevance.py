@@ -23,7 +23,7 @@ from grit_mlx.rag.words import parts_of, terms_of
 
 __all__ = ["NEEDED", "PROBES", "Unrelated", "coverage", "relevance"]
 
-NEEDED: Final = 0.75
+NEEDED: Final = 0.6
 
 # This many spreads above what unrelated questions find are worth as much as all words of the question.
 _SPREADS: Final = 8

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from grit_mlx.errors import GritError, OutputError, StoreError, first_line
 from grit_mlx.rag.schema import CONTENT, FORMAT, PARTS, SHOWN, VECTOR, WORDS, StoredPassage, schema, stored, with_words
-from grit_mlx.rag.words import asked, parts_of, terms_of
+from grit_mlx.rag.words import asked_parts, asked_terms
 
 __all__ = ["FileState", "PassageTable", "is_remote", "sql_text"]
 
@@ -40,6 +40,9 @@ _PUBLISHED = "published"
 _GRACE: Final = timedelta(hours=1)
 _NEVER: Final = timedelta(days=36500)  # by default optimize() would remove old versions, the published one included
 
+# Rows that each column of words contributes, and more if more are asked for.
+_DEPTH: Final = 100
+
 _UNSEEN: Final = 1.5  # of BM25's saturated term frequency, which is between 1 and 2.2 where a word is found
 
 _IDS_AT_ONCE: Final = 500  # in one SQL expression
@@ -47,8 +50,8 @@ _IDS_AT_ONCE: Final = 500  # in one SQL expression
 # The columns of words that are indexed, how they are read from a question, and how much each of their terms counts:
 # each letter of a word is in four of its pieces.
 _SEARCHED: Final[Mapping[str, tuple[Callable[[str], list[str]], float]]] = {
-    WORDS: (terms_of, 1.0),
-    PARTS: (parts_of, 0.25),
+    WORDS: (asked_terms, 1.0),
+    PARTS: (asked_parts, 0.25),
 }
 
 # What Lance says where a file of the store is missing or does not hold what it should.
@@ -358,42 +361,34 @@ class PassageTable:
 
     def matching(self, question: str, count: int, where: str | None = None) -> list[tuple[int, float]]:
         """Row ids and BM25 scores of the rows that match the words of a question best."""
-        sides = {name: self._matching(name, question, count, where) for name in _SEARCHED}
+        depth = max(count, _DEPTH)
+        sides = {name: self._matching(name, question, depth, where) for name in _SEARCHED}
         rows = {row for side in sides.values() for row in side}
-        scores = self._filled(question, sides, rows, count)
+        scores = dict.fromkeys(rows, 0.0)
+        for name, side in sides.items():
+            # A side that is full has left rows out, perhaps some that another one found.
+            missing = rows - side.keys() if len(side) == depth else ()
+            among = f"_rowid IN ({', '.join(map(str, sorted(missing)))})"
+            others = self._matching(name, question, len(missing), among) if missing else {}
+            for row, score in chain(side.items(), others.items()):
+                scores[row] += score
         return sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))[:count]
-
-    def bm25(self, question: str, row_ids: Iterable[int]) -> dict[int, float]:
-        """BM25 scores of those of some rows that share words with a question."""
-        return self._filled(question, {name: {} for name in _SEARCHED}, set(row_ids), 0)
 
     def weight(self, term: str) -> float:
         """How much a term says: the highest BM25 score it can bring, or could if it were in one row."""
         from lancedb.query import MatchQuery
 
-        match: Any = MatchQuery(term, WORDS)  # type: ignore[call-arg] # pydantic's defaults
-        search = self._table.search(match, query_type="fts") if self._has_index(WORDS) else None
-        found = self._ranked(search, "_score", 1, None) if search is not None else []
-        return float(found[0][1]) if found else _UNSEEN * math.log(2 * len(self) + 2)
-
-    def _filled(
-        self, question: str, sides: Mapping[str, Mapping[int, float]], rows: set[int], count: int
-    ) -> dict[int, float]:
-        """The sum of the sides of each row. A side of ``count`` rows or more may have left some out: it is asked."""
-        scores: dict[int, float] = {}
-        for name, side in sides.items():
-            missing = rows - side.keys() if len(side) >= count else ()
-            where = f"_rowid IN ({', '.join(map(str, sorted(missing)))})"
-            others = self._matching(name, question, len(missing), where) if missing else {}
-            for row, score in chain(side.items(), others.items()):
-                scores[row] = scores.get(row, 0.0) + score
-        return scores
+        if self._has_index(WORDS):
+            match: Any = MatchQuery(term, WORDS)  # type: ignore[call-arg] # pydantic's defaults
+            if found := self._ranked(self._table.search(match, query_type="fts"), "_score", 1, None):
+                return found[0][1]
+        return _UNSEEN * math.log(2 * len(self) + 2)
 
     def _matching(self, column: str, question: str, count: int, where: str | None) -> dict[int, float]:
         from lancedb.query import MatchQuery
 
         read, boost = _SEARCHED[column]
-        if not self._has_index(column) or not (terms := read(asked(question))):
+        if not self._has_index(column) or not (terms := read(question)):
             return {}
         match: Any = MatchQuery(" ".join(terms), column, boost=boost)  # type: ignore[call-arg] # pydantic's defaults
         return dict(self._ranked(self._table.search(match, query_type="fts"), "_score", count, where))

@@ -24,7 +24,16 @@ from typing import Final
 
 import regex
 
-__all__ = ["asked", "indexed_parts", "indexed_words", "parts_of", "terms_of"]
+__all__ = [
+    "asked",
+    "asked_parts",
+    "asked_terms",
+    "indexed_parts",
+    "indexed_words",
+    "parts_of",
+    "segments_of",
+    "terms_of",
+]
 
 _LONGEST: Final = 64  # characters of a term; what is longer is cut
 _PIECE: Final = 4  # letters
@@ -110,10 +119,14 @@ def _folded(text: str) -> str:
 def _terms(chunk: str) -> tuple[str, ...]:
     if _PLAIN.fullmatch(chunk):
         return (chunk.lower()[:_LONGEST],)
+    pairs, names = _apart(chunk)
+    return tuple(term[:_LONGEST] for term in chain(pairs, *map(_named, names)))
+
+
+def _apart(chunk: str) -> tuple[list[str], list[str]]:
+    """Pairs of characters of scripts without spaces, and what else there is."""
     pairs = [pair for run in _UNSPACED.findall(chunk) for pair in _pairs(run.casefold())]
-    rest = _UNSPACED.sub(" ", chunk).split() if pairs else [chunk]
-    terms = list(chain(pairs, *(_named(part) for part in rest)))
-    return tuple(term[:_LONGEST] for term in terms if term)
+    return pairs, _UNSPACED.sub(" ", chunk).split() if pairs else [chunk]
 
 
 def _pairs(run: str) -> list[str]:
@@ -146,6 +159,13 @@ def terms_of(text: str) -> list[str]:
     return [term for chunk in _CHUNK.findall(_folded(text)) for term in _terms(chunk)]
 
 
+def segments_of(text: str) -> list[str]:
+    """The terms of a text that are not made of others: "fine" and "tuning", but not "finetuning"."""
+    pairs_and_names = [_apart(chunk) for chunk in _CHUNK.findall(_folded(text))]
+    segments = (chain(pairs, *map(_SEPARATOR.split, names)) for pairs, names in pairs_and_names)
+    return [segment.casefold()[:_LONGEST] for segment in chain.from_iterable(segments) if segment]
+
+
 def parts_of(text: str) -> list[str]:
     """What a text has that is smaller than a word: pieces of its words, and single characters."""
     folded = _folded(text)
@@ -175,6 +195,17 @@ def asked(question: str) -> str:
     return content if _CHUNK.search(content) else question
 
 
+def asked_terms(question: str) -> list[str]:
+    """The terms that a question is searched by."""
+    return terms_of(asked(question))
+
+
+def asked_parts(question: str) -> list[str]:
+    """The parts that a question is searched by: of an English one only single characters, as of English passages."""
+    text = asked(question)
+    return _MEANINGFUL.findall(_folded(text)) if _foreignness(question) < 0 else parts_of(text)
+
+
 def indexed_words(text: str) -> str:
     """The terms of a passage, separated by spaces."""
     return " ".join(terms_of(text))
@@ -185,14 +216,14 @@ def indexed_parts(text: str) -> str | None:
 
     English words have none: they are stemmed instead, at a fifth of the cost.
     """
-    return " ".join(parts_of(text) if _is_foreign(text) else _MEANINGFUL.findall(_folded(text))) or None
+    return " ".join(parts_of(text) if _foreignness(text) > 0 else _MEANINGFUL.findall(_folded(text))) or None
 
 
-def _is_foreign(text: str) -> bool:
-    """Whether a text is in a language that is not English, as far as its words tell."""
+def _foreignness(text: str) -> int:
+    """Above 0 if a text is in a language that is not English, below 0 if it is English, as far as its words tell."""
     words = text.split()
     balance = sum(_BALANCE.get(word.lower(), 0) for word in words)
     balance += sum(len(word) >= _COMPOUND and word.isalpha() and word[1:].islower() for word in words)
     if not text.isascii():
         balance += len(_ACCENTED.findall(_UNSPACED.sub(" ", text)))
-    return balance > 0
+    return balance
