@@ -314,9 +314,36 @@ def rag_quality(results: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def words(results: dict[str, Any]) -> str:
+    ways = list(results["sets"][0]["recall"])
+    cells = [[row["recall"][way] for way in ways] for row in results["sets"]]
+    mean = [[sum(column) / len(column) for column in zip(*pairs, strict=True)] for pairs in zip(*cells, strict=True)]
+    names = [f"{row['language']}, {row['queries']} queries" for row in results["sets"]]
+    rows = [
+        [name, *(f"{first:.2f} / {third:.2f}" for first, third in row)]
+        for name, row in zip([*names, "mean"], [*cells, mean], strict=True)
+    ]
+    return table(["recall at 1 / at 3", *ways], rows)
+
+
+def ranking(results: dict[str, Any]) -> str:
+    methods = list(results["corpora"][0]["found"])
+    rows = [
+        [
+            f"{row['corpus']}, {row['questions']} questions, {row['passages']:,} passages",
+            *(" / ".join(map(str, row["found"][method])) for method in methods),
+            f"{row['answered']} of {row['questions']}",
+            f"{row['refused']} of {row['unrelated']}",
+        ]
+        for row in results["corpora"]
+    ]
+    head = ["first / in three / in ten", *methods, "related, answered", "unrelated, refused"]
+    return "\n\n".join([described(results), table(head, rows)])
+
+
 PAGES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
     "performance.md": {"embed": embed, "generate": generate, "operations": operations},
-    "rag.md": {"rag": rag, "rag_index": rag_index, "rag_quality": rag_quality},
+    "rag.md": {"rag": rag, "rag_index": rag_index, "words": words, "rag_quality": rag_quality, "ranking": ranking},
     "convert.md": {"convert": conversion, "quantization": quantization},
     "training.md": {"gradcache": gradcache, "grit_small": grit_small},
 }

@@ -232,8 +232,8 @@ def ask(
 ) -> None:
     """Answer a question from a store, as it comes, and name the sources.
 
-    Each source is FILE:LINES with its cosine and the headings above it. If no passage is relevant, the command says so
-    and makes nothing up.
+    Each source is FILE:LINES with the score that orders them and the headings above it. If no passage is relevant, the
+    command says so and makes nothing up.
     """
     check_question(question)
     opened = _opened(store, caches)
@@ -296,16 +296,17 @@ def stats(*, store: Location = ".grit", json_output: options.JsonFlag = False) -
     """Show what a store holds, and how much disk space it takes."""
     held = _opened(store).stats()
     if json_output:
+        unrelated = vars(held.unrelated) if held.unrelated else None
         cached = {"files": held.caches.files, "bytes": held.caches.bytes}
-        console.write(console.dumps({"store": store, **vars(held), "caches": cached}))
+        console.write(console.dumps({"store": store, **vars(held), "unrelated": unrelated, "caches": cached}))
         return
-    relevant = "not measured" if held.relevance is None else f"cosine {held.relevance:.3f}"
+    unmeasured, measured = "not measured", held.unrelated
     lines = {
         "files": f"{held.files:,}",
         "passages": f"{held.passages:,} of at most {held.passage_tokens} tokens, overlap {held.overlap}",
         "model": f"{held.model}, vectors of {held.embedding_size}",
         "search": f"approximate, recall {held.recall:.3f}" if held.approximate else "exact",
-        "relevant above": relevant + ("" if held.relevance_bm25 is None else f", or BM25 {held.relevance_bm25:.2f}"),
+        "unrelated": f"cosine {measured.median:.3f}, spread {measured.spread:.3f}" if measured else unmeasured,
         "disk": "on another machine" if held.bytes is None else size_of(held.bytes),
         "cached": f"{number_of(held.caches.files, 'document')}, {size_of(held.caches.bytes)}",
     }
@@ -456,11 +457,10 @@ def _show_results(results: SearchResults, opened: Store, *, in_json: bool, texts
         _show_sources(results, texts=texts)
     else:
         console.write(f"Nothing relevant was found among {number_of(len(opened), 'passage')}.")
-        best, needed = results.best.cosine, results.needed.cosine
-        if best is not None and needed is not None:
+        if results.relevance is not None:
             console.note(
-                f"the best passage has a cosine of {best:.3f}, and {needed:.3f} must be exceeded; "
-                "--min-score -1 accepts any"
+                f"the relevance of the best passages is {results.relevance:.3f}, and {results.needed:.3f} must be "
+                "exceeded; --min-score -1 accepts any"
             )
 
 
@@ -473,6 +473,7 @@ def _as_json(results: SearchResults) -> dict[str, Any]:
             "heading": result.passage.heading,
             "score": round(result.score, 6),
             "cosine": None if result.cosine is None else round(result.cosine, 6),
+            "bm25": None if result.bm25 is None else round(result.bm25, 6),
             "text": result.passage.text,
         }
         for result in results
@@ -483,9 +484,8 @@ def _as_json(results: SearchResults) -> dict[str, Any]:
 def _show_sources(results: Sequence[SearchResult], *, texts: bool = False) -> None:
     for result in results:
         passage = result.passage
-        score = result.score if result.cosine is None else result.cosine
         above = f"  {one_line(passage.heading)}" if passage.heading else ""
-        console.write(f"{console.visible(passage.place)}  {score:.3f}{above}")
+        console.write(f"{console.visible(passage.place)}  {result.score:.3f}{above}")
         for line in passage.text.splitlines() if texts else ():
             console.write(f"    {console.visible(line.rstrip(), keep=chr(9))}")
         if texts:

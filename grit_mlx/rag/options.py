@@ -153,7 +153,7 @@ class SearchOptions:
     """How passages are searched.
 
     Attributes:
-        min_score: None for the thresholds that were measured when the store was indexed.
+        min_score: None to judge by cosine and words; see ``grit_mlx.rag.relevance``.
     """
 
     heading: ClassVar[str] = "Store"
@@ -178,8 +178,8 @@ class SearchOptions:
     )
     min_score: float | None = option(
         None,
-        "Cosine above which a passage counts as relevant; -1 for any. Default: the best that unrelated questions "
-        "reach, as measured by 'grit rag index'.",
+        "Cosine above which a passage counts as relevant; -1 for any. Default: judged by the cosine, beside those of "
+        "unrelated questions, and by the question's words.",
         metavar="SCORE",
     )
 

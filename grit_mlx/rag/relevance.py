@@ -1,25 +1,33 @@
-"""When is a passage relevant? Thresholds that are measured for each store and model. Pure.
+"""When is a passage relevant? Two signs of it, one in the units of the store and its model. Pure.
 
-What a good cosine is depends on the model: GritLM-7B scores unrelated texts around 0.1, a small or an untuned model
-0.8. So a store measures how well unrelated questions do: two dozen questions from all walks of life are asked, and the
-best cosine of each is noted. A question whose best passage does not exceed the upper quartile of these has found
-nothing. The quartile, because a store may well be about what one or two of the questions ask for.
+- Meaning: the cosine. What a good one is depends on the model: GritLM-7B scores unrelated texts around 0.1, a small or
+  an untuned model 0.8. So a store measures how well unrelated questions do: two dozen questions from all walks of life
+  are asked, and the best cosine of each is noted. A store may well be about what some of them ask for, so only the
+  median counts, and the spread below it.
+- Words: the share of what the question asks for that a passage has, each word weighted by how rare it is in the store.
+  Of an unrelated question the rare words, which say what it is about, are missing.
 
-Words can make a passage relevant where its vector does not: a small model knows few names. But any question shares a
-word with something, so its BM25 score has to exceed that of all of these questions.
+Neither is enough: a small model knows few names, and any question shares some words with something. Their sum is. Its
+two constants were chosen on the development sets, whose questions were asked of each other's documents as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-__all__ = ["PROBES", "Scores", "thresholds"]
+from grit_mlx.rag.words import parts_of, terms_of
 
-_QUANTILE: Final = 0.75
+__all__ = ["NEEDED", "PROBES", "Unrelated", "coverage", "relevance"]
+
+NEEDED: Final = 0.6
+
+# This many spreads above what unrelated questions find are worth as much as all words of the question.
+_SPREADS: Final = 8
+_SMALLEST_SPREAD: Final = 0.005
 
 # Short, plain, and far from each other.
 PROBES: Final = (
@@ -51,18 +59,47 @@ PROBES: Final = (
 
 
 @dataclass(frozen=True)
-class Scores:
-    """A cosine and a BM25 score; None where there is none."""
+class Unrelated:
+    """The best cosines that unrelated questions find in a store: their median, and how far they spread below it."""
 
-    cosine: float | None = None
-    bm25: float | None = None
+    median: float
+    spread: float
+
+    @classmethod
+    def of(cls, cosines: Sequence[float]) -> Unrelated:
+        """From the best cosine that each of ``PROBES`` found."""
+        values = np.asarray(cosines)
+        median = np.median(values)
+        below = values[values <= median] - median
+        return cls(float(median), float(np.sqrt(np.mean(below**2))))
 
 
-def thresholds(cosines: Sequence[float], bm25: Sequence[float]) -> Scores:
-    """What a passage must exceed, in either score, to be relevant.
+def relevance(cosine: float, covered: float, unrelated: Unrelated) -> float:
+    """How relevant the best passages are; what exceeds ``NEEDED`` can be answered from.
 
     Args:
-        cosines: the best cosine that each of ``PROBES`` found.
-        bm25: the best BM25 score that each of them found, if it shared a word with any passage.
+        cosine: the best of them.
+        covered: the best coverage.
+        unrelated: what a cosine is compared with.
     """
-    return Scores(float(np.quantile(np.asarray(cosines), _QUANTILE)), max(bm25, default=0.0))
+    return covered + (cosine - unrelated.median) / (_SPREADS * max(unrelated.spread, _SMALLEST_SPREAD))
+
+
+def coverage(weights: Mapping[str, float], text: str) -> float:
+    """The share of a question's terms that a text has, from 0 to 1.
+
+    Args:
+        weights: of each term. One that the text lacks counts by the square of the share of its parts that the text
+            has: it may have another form of the word.
+        text: a passage.
+    """
+    terms = set(terms_of(text))
+    missing = [term for term in weights if term not in terms]
+    parts = set(parts_of(text)) if missing else set()
+    have = dict.fromkeys(weights, 1.0) | {term: _share(parts_of(term), parts) ** 2 for term in missing}
+    total = sum(weights.values())
+    return sum(weight * have[term] for term, weight in weights.items()) / total if total else 0.0
+
+
+def _share(wanted: Sequence[str], parts: set[str]) -> float:
+    return sum(part in parts for part in wanted) / len(wanted) if wanted else 0.0

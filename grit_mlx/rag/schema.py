@@ -12,25 +12,30 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from grit_mlx.rag.words import indexed_parts, indexed_words
 from grit_mlx.text.passages import Passage
 from grit_mlx.text.walking import stored_name
 
 __all__ = [
     "CONTENT",
     "FORMAT",
+    "PARTS",
     "SHOWN",
     "VECTOR",
+    "WORDS",
     "NewPassage",
     "SourceFile",
     "StoredPassage",
     "rows",
     "schema",
     "stored",
+    "with_words",
 ]
 
-FORMAT: Final = 1
+# 2: the columns of words. What ``words`` returns is part of it.
+FORMAT: Final = 2
 
-VECTOR, CONTENT = "vector", "content"
+VECTOR, CONTENT, WORDS, PARTS = "vector", "content", "words", "parts"
 
 
 class SourceFile(NamedTuple):
@@ -100,17 +105,23 @@ _COLUMNS: Final[dict[str, tuple[pa.DataType, Callable[[NewPassage], Any]]]] = {
     "metadata": (pa.list_(pa.string()), lambda new: list(new.passage.metadata)),
 }
 
+# What full-text search needs of the content.
+_INDEXED: Final[dict[str, Callable[[str], str | None]]] = {WORDS: indexed_words, PARTS: indexed_parts}
+
+# Nobody reads these columns but the index, when it is built.
+_COMPRESSED: Final = {"lance-encoding:compression": "zstd"}
+
 # What ``stored`` needs.
 SHOWN: Final = ("id", "name", "unit", "line", "end_line", "heading", CONTENT, "skip", "metadata")
 
 
 def schema(embedding_size: int, fingerprint: Mapping[str, Any]) -> pa.Schema:
     """The schema of a store, which carries the fingerprint: there never is one without the other."""
-    fields = [(name, kind) for name, (kind, _) in _COLUMNS.items()]
-    vector = (VECTOR, pa.list_(pa.float16(), embedding_size))
-    return pa.schema(
-        [*fields, vector], metadata={"grit": json.dumps({"format": FORMAT, "fingerprint": dict(fingerprint)})}
-    )
+    fields = [pa.field(name, kind) for name, (kind, _) in _COLUMNS.items()]
+    indexed = [pa.field(name, pa.string(), metadata=_COMPRESSED) for name in _INDEXED]
+    vector = pa.field(VECTOR, pa.list_(pa.float16(), embedding_size))
+    about = json.dumps({"format": FORMAT, "fingerprint": dict(fingerprint)})
+    return pa.schema([*fields, *indexed, vector], metadata={"grit": about})
 
 
 def rows(passages: Sequence[NewPassage], vectors: NDArray[np.float32]) -> pa.Table:
@@ -118,7 +129,16 @@ def rows(passages: Sequence[NewPassage], vectors: NDArray[np.float32]) -> pa.Tab
     arrays = [pa.array([value(new) for new in passages], type=kind) for kind, value in _COLUMNS.values()]
     flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float16).reshape(-1))
     arrays.append(pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]))
-    return pa.Table.from_arrays(arrays, names=[*_COLUMNS, VECTOR])
+    return with_words(pa.Table.from_arrays(arrays, names=[*_COLUMNS, VECTOR]))
+
+
+def with_words(table: pa.Table) -> pa.Table:
+    """Rows with the columns of words, made from their contents; those that they have are made anew."""
+    contents = table[CONTENT].to_pylist()
+    columns = {name: table[name] for name in table.column_names if name not in _INDEXED}
+    vector = columns.pop(VECTOR)
+    made = {name: pa.array(map(read, contents), type=pa.string()) for name, read in _INDEXED.items()}
+    return pa.table({**columns, **made, VECTOR: vector})
 
 
 def stored(values: Mapping[str, Any]) -> StoredPassage:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -38,7 +38,7 @@ from grit_mlx.rag.kvfiles import bytes_of
 from grit_mlx.rag.limits import check_length
 from grit_mlx.rag.nearest import fits_in_memory, recall
 from grit_mlx.rag.options import PRECISIONS, IndexOptions, SearchOptions, StoreOptions, check_question, merged
-from grit_mlx.rag.relevance import PROBES, Scores, thresholds
+from grit_mlx.rag.relevance import NEEDED, PROBES, Unrelated, relevance
 from grit_mlx.rag.retrieval import Retriever, SearchResult, SearchResults, where_clause
 from grit_mlx.rag.schema import StoredPassage
 from grit_mlx.rag.table import PassageTable, is_remote
@@ -62,6 +62,9 @@ _OVERLAP: Final = 32
 # Documents whose keys and values are computed at once when they are cached ahead: they are large.
 _CACHED_AT_ONCE: Final = 16
 
+# Results whose words are compared with the question's.
+_JUDGED: Final = 10
+
 # Caching ahead stops at this share of the budget: beyond it would remove what it has just cached.
 _FULL: Final = 0.95
 
@@ -77,8 +80,7 @@ class StoreStats:
     passage_tokens: int
     overlap: int
     bytes: int | None  # of the tables on disk
-    relevance: float | None  # the cosine above which a passage is relevant
-    relevance_bm25: float | None  # the BM25 score above which it is relevant whatever its cosine
+    unrelated: Unrelated | None  # the cosines that unrelated questions find
     approximate: bool  # whether there is an approximate index
     recall: float | None  # of that index, at 10, measured against exact search when it was built
     caches: CacheStats
@@ -197,6 +199,11 @@ class Store:
         Raises:
             StoreError: there are none.
         """
+        if self._table is not None and self._table.is_outdated:
+            raise StoreError(
+                f"The store {self.uri} was made by an earlier version of grit-mlx. Run 'grit rag index' on any of its "
+                "files once: it reads the words of all passages anew, and embeds nothing again."
+            )
         if self._table is not None:
             return self._table
         if writer := writer_of(self._lock):
@@ -279,6 +286,8 @@ class Store:
                 sizes = {"passage_tokens": self.passage_tokens, "overlap": self.overlap}
                 table.create(size, {**self._fingerprint, **sizes})
             check_fingerprint(table.fingerprint, self._fingerprint, uri=self.uri)
+            if table.is_outdated:
+                table.rewrite()
             noted, stored = table.read_state(), table.files()
             plan = plan_index(
                 walked,
@@ -304,9 +313,9 @@ class Store:
                 self._index_vectors(table, chosen.approximate)
                 table.publish()
                 self._open()
-                table.write_state(relevance=None, relevance_bm25=None)
-            if table.read_state().get("relevance") is None:  # the last run may have been killed just before this
-                self._measure_thresholds(table)
+                table.write_state(unrelated=None)
+            if table.read_state().get("unrelated") is None:  # the last run may have been killed just before this
+                self._measure_unrelated(table)
         if isinstance(chosen.cache_ahead, int):
             self.cache_most_used(chosen.cache_ahead)
         else:
@@ -417,14 +426,12 @@ class Store:
             table.build_vector_index()
             table.write_state(recall=recall(table))
 
-    def _measure_thresholds(self, table: PassageTable) -> None:
+    def _measure_unrelated(self, table: PassageTable) -> None:
         if len(self):
             retriever = self._searcher()
             vectors = self.encoder.queries(PROBES)
             cosines = [retriever.search("", vector, method="dense", top=1)[0].score for vector in vectors]
-            bm25 = [hit.score for probe in PROBES for hit in retriever.search(probe, None, method="bm25", top=1)]
-            measured = thresholds(cosines, bm25)
-            table.write_state(relevance=measured.cosine, relevance_bm25=measured.bm25)
+            table.write_state(unrelated=vars(Unrelated.of(cosines)))
 
     def cache_most_used(self, count: int) -> int:
         """Cache the documents that answers used most often, if they are not cached; returns their number."""
@@ -508,8 +515,17 @@ class Store:
             return self._searcher().search(question, vector, top=top, method=chosen.method, where=where)
 
         results = self._current(partial(self._citable, found, chosen.top))
-        needed = self.thresholds if chosen.min_score is None else Scores(chosen.min_score)
-        return SearchResults.of(question, results, needed)
+        if chosen.min_score is not None:
+            return SearchResults(question, results, lambda: _best_cosine(results), chosen.min_score)
+        return SearchResults(question, results, cache(partial(self._relevance, question, results)), NEEDED)
+
+    def _relevance(self, question: str, results: Sequence[SearchResult]) -> float | None:
+        """See ``SearchResults.relevance``; words alone do not tell."""
+        cosine, unrelated = _best_cosine(results), self.unrelated
+        if cosine is None or unrelated is None:
+            return None
+        texts = [result.passage.content for result in results[:_JUDGED]]
+        return relevance(cosine, self._searcher().coverage(question, texts), unrelated)
 
     def _citable(self, search: Callable[..., list[SearchResult]], top: int) -> list[SearchResult]:
         """The best results that may be cited: each text once, and none of files that are gone."""
@@ -555,14 +571,15 @@ class Store:
         return self._retriever
 
     @property
-    def thresholds(self) -> Scores:
-        """What a passage must exceed to be relevant, as measured when the store was indexed."""
-        return Scores(self.state.get("relevance"), self.state.get("relevance_bm25"))
+    def unrelated(self) -> Unrelated | None:
+        """The cosines that unrelated questions find, as measured when the store was indexed."""
+        measured = self.state.get("unrelated")
+        return Unrelated(**measured) if measured else None
 
     @property
     def state(self) -> dict[str, Any]:
         """Facts that were noted when the store was indexed; see ``PassageTable.read_state``."""
-        if self._state is None or self._state.get("relevance") is None:
+        if self._state is None or self._state.get("unrelated") is None:
             self._state = self.require().read_state()
         return self._state
 
@@ -585,8 +602,7 @@ class Store:
             passage_tokens=self.passage_tokens,
             overlap=self.overlap,
             bytes=table.bytes_on_disk,
-            relevance=state.get("relevance"),
-            relevance_bm25=state.get("relevance_bm25"),
+            unrelated=self.unrelated,
             approximate=table.has_vector_index,
             recall=state.get("recall"),
             caches=self.caches.stats(),
@@ -610,6 +626,10 @@ class Store:
 def _known_reading(state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """How files were read, by name; earlier versions noted only the fields of tables."""
     return {name: {"field": field} for name, field in state.get("fields", {}).items()} | state.get("reading", {})
+
+
+def _best_cosine(results: Sequence[SearchResult]) -> float | None:
+    return max((result.cosine for result in results if result.cosine is not None), default=None)
 
 
 def _wrong_files(table: PassageTable, progress: Progress | None) -> Iterator[str]:

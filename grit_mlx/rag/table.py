@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import warnings
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +26,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from grit_mlx.errors import GritError, OutputError, StoreError, first_line
-from grit_mlx.rag.schema import CONTENT, FORMAT, SHOWN, VECTOR, StoredPassage, schema, stored
+from grit_mlx.rag.schema import CONTENT, FORMAT, PARTS, SHOWN, VECTOR, WORDS, StoredPassage, schema, stored, with_words
+from grit_mlx.rag.words import asked_parts, asked_terms
 
 __all__ = ["FileState", "PassageTable", "is_remote", "sql_text"]
 
@@ -39,7 +42,19 @@ _GRACE: Final = timedelta(hours=1)
 _KEPT_VERSIONS: Final = 16
 _NEVER: Final = timedelta(days=36500)  # by default optimize() would remove old versions, the published one included
 
+# Rows that each column of words contributes, and more if more are asked for.
+_DEPTH: Final = 100
+
+_UNSEEN: Final = 1.5  # of BM25's saturated term frequency, which is between 1 and 2.2 where a word is found
+
 _IDS_AT_ONCE: Final = 500  # in one SQL expression
+
+# The columns of words that are indexed, how they are read from a question, and how much each of their terms counts:
+# each letter of a word is in four of its pieces.
+_SEARCHED: Final[Mapping[str, tuple[Callable[[str], list[str]], float]]] = {
+    WORDS: (asked_terms, 1.0),
+    PARTS: (asked_parts, 0.25),
+}
 
 # What Lance says where a file of the store is missing or does not hold what it should.
 _DAMAGED: Final = (
@@ -92,6 +107,7 @@ class PassageTable:
         self.uri = uri
         self._database = _connected(uri)
         self._table: Any = None
+        self._indexed: frozenset[str] | None = None  # columns; None if that may have changed
         with _lance_errors(uri):
             if _PASSAGES not in _tables(self._database):
                 return
@@ -123,7 +139,7 @@ class PassageTable:
         if about is None:
             raise StoreError(f"{self.uri} holds a table 'passages' that grit-mlx did not make. Choose another place.")
         content = json.loads(about)
-        if content.get("format") != FORMAT:
+        if content.get("format") not in range(1, FORMAT + 1):
             raise StoreError(f"{self.uri} has format {content.get('format')!r}: update grit-mlx, or index again.")
         return dict(content["fingerprint"])
 
@@ -131,6 +147,10 @@ class PassageTable:
     def version(self) -> int:
         """The number of the version that is open."""
         return int(self._table.version)
+
+    def is_outdated(self) -> bool:
+        """Whether an earlier version made it, so that its words are to be read anew; see ``rewrite``."""
+        return int(json.loads(self._table.schema.metadata[b"grit"])["format"]) < FORMAT
 
     @property
     def embedding_size(self) -> int:
@@ -166,15 +186,28 @@ class PassageTable:
             yield from batch.column(CONTENT).to_pylist()
 
     def update_text_index(self) -> None:
-        """Bring the full-text index, and every other, up to date with the rows."""
+        """Bring the full-text indices, and every other, up to date with the rows."""
         from lancedb.index import FTS
 
+        self._indexed = None
         with _lance_errors(self.uri):
-            if self._has_index(CONTENT):
+            missing = [name for name in _SEARCHED if not self._has_index(name)]
+            if len(missing) < len(_SEARCHED):
                 self._table.optimize(cleanup_older_than=_NEVER)
-            elif len(self):
-                # For every language: no stop words are removed, and only English endings are stemmed.
-                self._table.create_index(CONTENT, config=FTS(remove_stop_words=False), replace=True)
+            for name in missing:
+                if self._table.count_rows(f"{name} IS NOT NULL"):
+                    # Everything is done by ``words`` but the stems of English words. There are no stop words: a
+                    # question may have nothing else.
+                    config = FTS(
+                        base_tokenizer="whitespace",
+                        lower_case=False,
+                        ascii_folding=False,
+                        remove_stop_words=False,
+                        stem=name == WORDS,
+                        max_token_length=None,
+                    )
+                    self._table.create_index(name, config=config, replace=True)
+        self._indexed = None
 
     def build_vector_index(self) -> None:
         """Build Lance's approximate index of the vectors anew."""
@@ -186,6 +219,7 @@ class PassageTable:
             self._table.create_index(
                 VECTOR, config=IvfHnswSq(distance_type="cosine", num_partitions=partitions), replace=True
             )
+        self._indexed = None
 
     @property
     def has_vector_index(self) -> bool:
@@ -193,7 +227,9 @@ class PassageTable:
         return self._has_index(VECTOR)
 
     def _has_index(self, column: str) -> bool:
-        return any(index.columns == [column] for index in self._table.list_indices())
+        if self._indexed is None:
+            self._indexed = frozenset(name for index in self._table.list_indices() for name in index.columns)
+        return column in self._indexed
 
     def publish(self) -> None:
         """Let readers see what was written: the one commit of a run. Old versions are removed after a while."""
@@ -220,20 +256,26 @@ class PassageTable:
         oldest: datetime = made[-_KEPT_VERSIONS]
         return min(_GRACE, max(timedelta(0), datetime.now(oldest.tzinfo) - oldest))
 
-    def purge(self) -> None:
-        """Write the rows anew and remove every older version at once, with the texts that only they hold.
-
-        Processes that still read an older version fail.
-        """
+    def rewrite(self) -> None:
+        """Write all rows anew, their words as this version reads them. What readers see stays until ``publish``."""
         indexed = self.has_vector_index
+        columns = schema(self.embedding_size, self.fingerprint)
         with _lance_errors(self.uri):
-            columns = self._table.schema
-            batches = (batch.select(columns.names).cast(columns) for batch in self._scan(columns.names))
+            names = [name for name in self._table.schema.names if name in columns.names]
+            tables = (with_words(pa.Table.from_batches([batch])) for batch in self._scan(names))
+            batches = (batch for table in tables for batch in table.select(columns.names).cast(columns).to_batches())
             reader = pa.RecordBatchReader.from_batches(columns, batches)
             self._table = self._database.create_table(_PASSAGES, reader, mode="overwrite")
         self.update_text_index()
         if indexed and len(self):
             self.build_vector_index()
+
+    def purge(self) -> None:
+        """Write the rows anew and remove every older version at once, with the texts that only they hold.
+
+        Processes that still read an older version fail.
+        """
+        self.rewrite()
         self.publish()
         with _lance_errors(self.uri), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that readers fail, which was asked for
@@ -331,17 +373,42 @@ class PassageTable:
             (row, 1 - distance) for row, distance in self._ranked(query.refine_factor(4), "_distance", count, where)
         ]
 
-    def matching(self, words: str, count: int, where: str | None = None) -> list[tuple[int, float]]:
-        """Row ids and BM25 scores of the rows that match some words best."""
+    def matching(self, question: str, count: int, where: str | None = None) -> list[tuple[int, float]]:
+        """Row ids and BM25 scores of the rows that match the words of a question best."""
+        depth = max(count, _DEPTH)
+        sides = {name: self._matching(name, question, depth, where) for name in _SEARCHED}
+        rows = {row for side in sides.values() for row in side}
+        scores = dict.fromkeys(rows, 0.0)
+        for name, side in sides.items():
+            # A side that is full has left rows out, perhaps some that another one found.
+            missing = rows - side.keys() if len(side) == depth else ()
+            among = f"_rowid IN ({', '.join(map(str, sorted(missing)))})"
+            others = self._matching(name, question, len(missing), among) if missing else {}
+            for row, score in chain(side.items(), others.items()):
+                scores[row] += score
+        return sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))[:count]
+
+    def weight(self, term: str) -> float:
+        """How much a term says: the highest BM25 score it can bring, or could if it were in one row."""
         from lancedb.query import MatchQuery
 
-        if not self._has_index(CONTENT):
-            return []
-        match: Any = MatchQuery(words, CONTENT)  # type: ignore[call-arg] # pydantic's defaults are not seen
-        return self._ranked(self._table.search(match, query_type="fts"), "_score", count, where)
+        if self._has_index(WORDS):
+            match: Any = MatchQuery(term, WORDS)  # type: ignore[call-arg] # pydantic's defaults
+            if found := self._ranked(self._table.search(match, query_type="fts"), "_score", 1, None):
+                return found[0][1]
+        return _UNSEEN * math.log(2 * len(self) + 2)
+
+    def _matching(self, column: str, question: str, count: int, where: str | None) -> dict[int, float]:
+        from lancedb.query import MatchQuery
+
+        read, boost = _SEARCHED[column]
+        if not self._has_index(column) or not (terms := read(question)):
+            return {}
+        match: Any = MatchQuery(" ".join(terms), column, boost=boost)  # type: ignore[call-arg] # pydantic's defaults
+        return dict(self._ranked(self._table.search(match, query_type="fts"), "_score", count, where))
 
     def _ranked(self, query: Any, value: str, count: int, where: str | None) -> list[tuple[int, float]]:
-        query = query.limit(count).select(["id", value]).with_row_id(True)
+        query = query.limit(count).select([value]).with_row_id(True)
         query = query.where(where, prefilter=True) if where else query
         with _lance_errors(self.uri):
             table = query.to_arrow()
@@ -358,7 +425,7 @@ class PassageTable:
 
     def passages(self, row_ids: Sequence[int]) -> list[StoredPassage]:
         """Passages by Lance's row ids, in that order."""
-        if not row_ids:
+        if not len(row_ids):
             return []
         by_row = {row["_rowid"]: stored(row) for row in self._taken(row_ids, SHOWN).to_pylist()}
         return [by_row[int(i)] for i in row_ids if int(i) in by_row]

@@ -31,19 +31,24 @@ def score_shares(scores: Mapping[Item, float], lowest: float) -> dict[Item, floa
 
     Args:
         scores: of the items that a side found.
-        lowest: the score of the worst item there is, found or not: 0 for BM25, the smallest cosine for vectors.
+        lowest: the score of the worst item there is, found or not; or of those found, if both sides score the same
+            items.
     """
     span = max(scores.values(), default=lowest) - lowest
     return {item: (score - lowest) / span if span > 0 else 1.0 for item, score in scores.items()}
 
 
-def fuse_shares(sides: Sequence[Mapping[Item, float]]) -> dict[Item, float]:
+def fuse_shares(sides: Sequence[Mapping[Item, float]], weights: Sequence[float] | None = None) -> dict[Item, float]:
     """The sum of each item's shares, best first; of equals the one that an earlier side names earlier.
 
     An item that a side does not hold has no share of it.
+
+    Args:
+        sides: the shares of each side's items.
+        weights: of the sides; None for 1 each.
     """
     sums: dict[Item, float] = {}
-    for side in sides:
+    for side, weight in zip(sides, weights or [1.0] * len(sides), strict=True):
         for item, share in side.items():
-            sums[item] = sums.get(item, 0.0) + share
+            sums[item] = sums.get(item, 0.0) + weight * share
     return dict(sorted(sums.items(), key=lambda pair: -pair[1]))  # stable

@@ -16,7 +16,7 @@ import pytest
 
 from grit_mlx.errors import GritError
 from grit_mlx.rag import Answerer, Store, fingerprint, table
-from grit_mlx.rag.options import StoreOptions, budget_of
+from grit_mlx.rag.options import METHODS, StoreOptions, budget_of
 from grit_mlx.rag.table import PassageTable
 
 Grit = Any
@@ -72,7 +72,7 @@ def test_ask_answers_and_names_its_sources(grit: Grit, indexed: Path) -> None:
     run = grit("rag", "ask", "What keeps a ship upright?", "--min-score", -1, "--max-tokens", 4, "--top", 4, "-v")
     answer, _, sources = run.out.partition("\n\nSources:\n")
     assert answer and len(sources.splitlines()) == 4
-    assert "notes/ships.md:1-5  0." in sources and "notes/rows.jsonl:2  0." in sources
+    assert "notes/ships.md:1-5  " in sources and "notes/rows.jsonl:2  0." in sources
     assert "from caches" in run.err and "--max-tokens allows more" in run.err
     again = grit(
         "rag", "ask", "What keeps a ship upright?", "--min-score", -1, "--max-tokens", 4, "--cache", "doc", "-v"
@@ -90,6 +90,17 @@ def test_ask_in_json(grit: Grit, indexed: Path) -> None:
         source = next(one for one in values["sources"] if one["source"].endswith("rows.jsonl") and one["line"] == 2)
         assert source["text"] == "A buoy floats." and source["end_line"] == 2 and -1 <= source["cosine"] <= 1
         assert 0 < values["seconds_to_first_token"] <= values["seconds"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_sources_stand_in_the_order_of_the_score_that_is_shown(grit: Grit, indexed: Path, method: str) -> None:
+    args = ("rag", "ask", "What keeps a ship upright?", "--min-score", -1, "--sources-only", "--method", method)
+    lines = grit(*args).out.splitlines()
+    shown = [float(line.split("  ")[1]) for line in lines]
+    assert lines and shown == sorted(shown, reverse=True)
+    sources = json.loads(grit(*args, "--json").out)["sources"]
+    assert [round(source["score"], 3) for source in sources] == shown
+    assert {"score", "cosine", "bm25"} <= sources[0].keys()
 
 
 def test_sources_alone(grit: Grit, indexed: Path) -> None:

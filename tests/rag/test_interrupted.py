@@ -128,7 +128,7 @@ def test_killed_at_any_point(
     store = make_store()
     assert rows_of(store) == new
     assert len({row.id for row in store.passages()}) == len(new)
-    assert store.thresholds.cosine is not None
+    assert store.unrelated is not None
     assert [hit.passage.text for hit in store.search("version 2 Paragraph 11", top=3)]
     assert store.verify() == []
 

@@ -30,3 +30,4 @@ def test_edges() -> None:
     assert fuse_shares([]) == {} and score_shares({}, 0.0) == {} and rank_shares([]) == {}
     assert score_shares({"a": 0.3, "b": 0.3}, 0.3) == {"a": 1, "b": 1}, "all alike"
     assert fuse_shares([{}, {"a": 0.5}]) == {"a": 0.5}
+    assert fuse_shares([{"a": 1.0, "b": 0.5}, {"b": 1.0}], (0.25, 0.75)) == {"b": 0.875, "a": 0.25}
