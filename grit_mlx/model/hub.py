@@ -9,8 +9,9 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from grit_mlx.errors import (
     ConfigError,
@@ -24,11 +25,12 @@ from grit_mlx.errors import (
     unwritable,
 )
 from grit_mlx.files.atomic import atomic_write
-from grit_mlx.model.catalogue import CATALOGUE
+from grit_mlx.model.catalogue import CATALOGUE, converted_name, named
 from grit_mlx.model.checkpoint import file_error
 from grit_mlx.model.options import ModelChoice
 
 __all__ = [
+    "ADAPTER_CONFIG",
     "ALIASES",
     "PROJECTION",
     "VOCABULARY_FILES",
@@ -39,12 +41,14 @@ __all__ = [
     "embedded_model",
     "home",
     "identify",
+    "is_adapter",
     "local_models",
     "model_files",
     "models_folder",
     "ready_made",
     "resolve",
     "set_default_model",
+    "settled",
     "tokenizer_files",
 ]
 
@@ -73,6 +77,9 @@ _MODEL = (
     PROJECTION,
     "README.md",
 )
+
+ADAPTER_CONFIG = "adapter_config.json"
+_ADAPTER_WEIGHTS = ("adapters.safetensors", "adapter_model.safetensors")  # mlx-lm's and PEFT's
 
 EMBEDDED = Path(__file__).parents[1] / "builtin" / "grit-tiny"
 
@@ -138,14 +145,7 @@ def default_model() -> str | None:
     """
     if name := os.environ.get("GRIT_MODEL"):
         return name
-    path = home() / "config.json"
-    try:
-        name = json.loads(path.read_text(encoding="utf-8")).get("model")
-    except FileNotFoundError:
-        name = None
-    except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{unreadable(path, error)} Remove it, then choose again: grit models use NAME") from error
-    if name:
+    if name := _choices().get("model"):
         return str(name)
     embedded = embedded_model()
     return None if embedded is None else str(embedded)
@@ -154,20 +154,56 @@ def default_model() -> str | None:
 def set_default_model(name: str | None) -> Path:
     """Remember ``name`` as the default; None forgets the choice. Returns the file that holds it.
 
+    A folder stays known after another choice: ``local_models`` has it.
+
     Raises:
         OutputError: the file cannot be written.
     """
     path = home() / "config.json"
     try:
-        if name is None:
+        folders = _choices().get("folders") or []
+    except ConfigError:
+        folders = []
+    if name is not None and Path(name).is_dir():
+        folders = [*(folder for folder in folders if folder != name), name]
+    chosen = {key: value for key, value in {"model": name, "folders": folders}.items() if value}
+    try:
+        if not chosen:
             path.unlink(missing_ok=True)
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{unwritable(path, error)} Set GRIT_HOME to a folder you can write to.") from error
     with atomic_write(path) as file:
-        file.write(json.dumps({"model": name}).encode())
+        file.write(json.dumps(chosen).encode())
     return path
+
+
+def _choices() -> dict[str, Any]:
+    """What ``grit models use`` remembers: ``model``, and ``folders`` that were chosen so far."""
+    path = home() / "config.json"
+    try:
+        choices = json.loads(path.read_text(encoding="utf-8"))
+        return {"model": choices.get("model"), "folders": choices.get("folders")}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{unreadable(path, error)} Remove it, then choose again: grit models use NAME") from error
+
+
+def settled(choice: ModelChoice) -> ModelChoice:
+    """The choice with an adapter's folder in its place, if one was named as the model."""
+    name = default_model() if choice.model is None else choice.model
+    folder = None if name is None else Path(name).expanduser()
+    if choice.adapter is not None or folder is None or not is_adapter(folder):
+        return choice
+    return replace(choice, model=None, adapter=folder)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter, and not a model."""
+    weights = any((folder / name).is_file() for name in _ADAPTER_WEIGHTS)
+    return weights and (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").exists()
 
 
 def resolve(choice: ModelChoice) -> Path:
@@ -208,9 +244,15 @@ def identify(name: str | Path) -> Path | str:
     embedded = embedded_model()
     if embedded is not None and text.lower() == embedded.name:
         return embedded
-    converted = models_folder() / text.lower()
+    known = named(text)
+    converted = models_folder() / (text.lower() if known is None else converted_name(known[0].repository, known[1]))
     if _NAME.fullmatch(text) and (converted / "config.json").is_file():
         return converted
+    if known is not None:
+        family, bits = known
+        raise ModelNotFoundError(
+            f"{converted.name} is not on this machine yet. Get it: grit models pull {family.name} --bits {bits}"
+        )
     repository = ALIASES.get(text.lower(), text)
     if _REPOSITORY.fullmatch(repository) and not text.startswith((".", "~", "/")):
         return repository
@@ -269,6 +311,10 @@ def ready_made(repository: str, bits: int) -> str | None:
 _CLIENTS = {"httpx", "httpx2", "httpcore", "requests", "huggingface_hub"}
 
 
+# Those of them that mean that there is no network, and not that it broke off.
+_NO_CONNECTION = {"ConnectError", "ConnectTimeout", "ProxyError", "OfflineModeIsEnabled", "NewConnectionError"}
+
+
 @contextmanager
 def download_errors(repository: str, revision: str | None = None) -> Iterator[None]:
     """Turn what the hub's client raises into errors that say what to do.
@@ -308,15 +354,28 @@ def download_errors(repository: str, revision: str | None = None) -> Iterator[No
     except Exception as error:
         if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in _CLIENTS:
             raise
+        if any(kind.__name__ in _NO_CONNECTION for kind in type(error).__mro__):
+            raise DownloadError(
+                f"{repository} cannot be downloaded: the hub cannot be reached. Connect to the network, then run it "
+                "again: it resumes the download."
+            ) from error
         raise DownloadError(
             f"Downloading {repository} failed: {first_line(error)} Run it again to resume the download."
         ) from error
 
 
+def _remembered() -> list[str]:
+    try:
+        return list(map(str, _choices().get("folders") or []))
+    except ConfigError:
+        return []
+
+
 def local_models() -> Iterator[LocalModel]:
-    """Models on this machine: the embedded one, converted ones, those in the hub's cache with a ``config.json``."""
+    """Models on this machine: the embedded one, converted ones, folders that were chosen, those in the hub's cache."""
     converted = [config.parent for config in sorted(models_folder().glob("[!.]*/config.json"))]
-    for folder in filter(None, [embedded_model(), *converted]):
+    chosen = [Path(folder) for folder in _remembered() if (Path(folder) / "config.json").is_file()]
+    for folder in dict.fromkeys(filter(None, [embedded_model(), *converted, *chosen])):
         yield LocalModel(folder.name, folder, sum(file.stat().st_size for file in folder.iterdir() if file.is_file()))
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound

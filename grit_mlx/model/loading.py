@@ -106,6 +106,7 @@ def load(choice: ModelChoice, *, mode: str = "unified") -> LoadedModel:
     if mode not in MODES:
         raise ArgumentError("Unknown ", Option("mode"), f" {mode!r}: use one of {', '.join(MODES)}.")
     threads.check_process()
+    choice = hub.settled(choice)
     adapter = None if choice.adapter is None else Path(choice.adapter).expanduser()
     tuning = None if adapter is None else read_adapter(adapter)
     folder = hub.resolve(choice if tuning is None else with_base(choice, tuning))
@@ -156,6 +157,7 @@ def load_lazily(choice: ModelChoice) -> nn.Module:
     Raises:
         ModelError: as ``load``.
     """
+    choice = hub.settled(choice)
     tuning = None if choice.adapter is None else read_adapter(Path(choice.adapter).expanduser())
     folder = hub.resolve(choice if tuning is None else with_base(choice, tuning))
     model, config = _load_weights(folder, "embedding", trust=choice.trust_remote_code)
