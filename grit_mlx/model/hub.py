@@ -45,6 +45,7 @@ __all__ = [
     "local_models",
     "model_files",
     "models_folder",
+    "name_of",
     "ready_made",
     "resolve",
     "set_default_model",
@@ -291,6 +292,13 @@ def _check_cache() -> None:
         raise DownloadError(
             f"The hub's cache of models, {cache}, cannot be read: {problem}. Set HF_HUB_CACHE to another folder."
         )
+
+
+def name_of(folder: Path) -> str:
+    """What to call the model in a folder: its hub id if it is in the hub's cache, else the folder's name."""
+    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+        return folder.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
+    return folder.name
 
 
 def ready_made(repository: str, bits: int) -> str | None:

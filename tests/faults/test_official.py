@@ -256,7 +256,6 @@ def test_arguments_of_encode(model: GritLM, caplog: pytest.LogCaptureFixture, op
 @pytest.mark.parametrize(
     ("options", "note"),
     [
-        ({"prompt_name": "query"}, "encode ignores prompt_name"),
         ({"recast": True}, "encode ignores recast"),
         ({"task_name": "NFCorpus", "prompt_type": "query"}, "encode ignores task_name and prompt_type"),
         ({"request_qid": "x", "device": "cuda"}, "encode ignores request_qid and device"),
@@ -280,8 +279,6 @@ def test_tensors(model: GritLM, torch: Any) -> None:
     np.testing.assert_array_equal(np.array(array), model.encode(["a", "b"]))
     single, cache = model.encode("a", convert_to_tensor=True, get_cache=True)
     assert single.shape == (32,) and len(cache) == 2
-    with pytest.raises(ArgumentError, match="Vectors get their length when a model is loaded: pass normalized there"):
-        model.encode("a", normalize_embeddings=False)
     assert model.encode(["a"], precision="int8").values.dtype == np.int8
     np.testing.assert_array_equal(model.encode("a", prompt="q: "), model.encode("a", instruction="q: "))
 
