@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import sys
+import textwrap
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -299,8 +300,10 @@ def _say(label: str, style: str, *parts: str | Option) -> None:
     from rich.text import Text
 
     # Lines break between words. What is longer than a line, such as a path, stays in one piece.
-    message = Text.assemble((f"{label}:", style), " ", text)
-    error_console().print(message, overflow="ignore", crop=False)
+    whole = f"{label}: {text}"
+    broken = textwrap.wrap(whole, width=error_console().width, break_long_words=False, break_on_hyphens=False)
+    rest = "\n".join(broken).removeprefix(f"{label}:")
+    error_console().print(Text.assemble((f"{label}:", style), rest), soft_wrap=True)
 
 
 class _Notes(logging.Handler):

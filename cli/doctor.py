@@ -26,6 +26,7 @@ Examples:
 """
 
 _PACKAGES = ("mlx", "mlx-lm", "transformers", "huggingface-hub", "numpy", "pyarrow")
+_PROGRAMS = ("apt", "brew", "export", "grit", "hf", "pip", "pipx", "sudo", "unset", "uv")
 _TRUE = {"1", "ON", "YES", "TRUE"}
 _MEASURED_SECONDS = 0.3
 # Below this a CPU uses mlx's reference BLAS, whichever was to be loaded.
@@ -82,8 +83,8 @@ def facts() -> dict[str, Any]:
 
 
 def _command_in(problem: str) -> str | None:
-    """The command that a sentence ends with, ready to be copied."""
-    match = re.search(r"[:,] ((?:grit|hf|pip|uv|pipx|sudo|brew|apt|unset|export) [^()]+?)\.?(?: \(.*\))?$", problem)
+    """The command that a sentence names, ready to be copied."""
+    match = re.search(rf"[:,] ((?:{'|'.join(_PROGRAMS)}) [^():]+?)\.?(?:\)|$| \()", problem)
     return match[1] if match else None
 
 

@@ -78,13 +78,15 @@ See grit COMMAND --help for details. NO_COLOR=1 turns colours off.
 """
 
 WELCOME = """
-One model that finds by meaning and writes, on this machine. To begin with:
+One model that finds text by meaning and writes.
+Find in files, make a folder searchable, ask it:
 
-  grit search "how do I run the tests" README.md    find text by meaning
-  grit rag index ~/notes                            make a folder searchable
-  grit rag ask "When is the boiler serviced?"       answer from it, with sources
+  grit search "how do I run the tests" README.md
+  grit rag index ~/notes
+  grit rag ask "When is the boiler serviced?"
 
-All commands: grit --help. Models for this machine: grit models list --available
+All commands:             grit --help
+Models for this machine:  grit models list --available
 """
 
 _CLOSED_PIPE = 128 + signal.SIGPIPE
@@ -159,7 +161,7 @@ class Commands(TyperGroup):
             raise typer.Exit
         if named[0] == "--version":
             _show_version(True)
-        if named[0] not in self.commands and (hint := peers.hint(self.group, args[0])):
+        if named[0] not in self.commands and (hint := peers.hint(self.group, named[0])):
             ctx.fail(f"No such command {args[0]!r}. {hint}")
         return super().resolve_command(ctx, named)
 

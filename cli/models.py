@@ -222,12 +222,14 @@ def use(
     if isinstance(place, Path):
         if not hub.is_adapter(place):
             read_config(place)  # refuses what is not a model folder
-        place = place.resolve()
+        place = place.name if place == hub.embedded_model() else place.resolve()
     hub.set_default_model(str(place))
     console.note(f"the default is now {place}")
     if (now := hub.default_model()) != str(place):
         console.warn(f"GRIT_MODEL is set to {now} and overrides it. Unset it to use the choice.")
-    elif isinstance(place, str) and not any(model.name.lower() == place.lower() for model in hub.local_models()):
+    elif isinstance(hub.identify(name), str) and not any(
+        model.name.lower() == place.lower() for model in hub.local_models()
+    ):
         console.note(f"it is not on this machine yet; the first use fetches it, or now: grit models pull {name}")
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EXAMPLES", "similarity"]
 
-_GAP = 2  # columns between two cells
+_GAP = 3  # columns between two cells
 _CELL = 6 + _GAP  # "-0.123"
 _LEAST_TEXT = 10  # columns
 
@@ -84,7 +84,7 @@ def _show(texts: Sequence[str], cosines: NDArray[np.float32]) -> None:
     from rich.text import Text
 
     count, digits = len(texts), len(str(len(texts)))
-    room = console.width() - digits - _GAP
+    room = console.width() - digits - _GAP - 2  # at the edges
     beside = max(_LEAST_TEXT, min(max(map(len, map(one_line, texts))), console.width() // 2, room - count * _CELL))
     columns = max(1, (room - beside) // _CELL)
     for start in range(0, count, columns):

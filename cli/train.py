@@ -211,7 +211,9 @@ class _Display(Callback):
             with suppress(RuntimeError):  # it came while something was written
                 console.note("stopping after this step, which is saved then; Ctrl-C again stops at once")
 
-        before = signal.signal(signal.SIGINT, on_press)
+        before = signal.getsignal(signal.SIGINT)
+        if before is not signal.SIG_IGN:  # as in a shell's background
+            signal.signal(signal.SIGINT, on_press)
         try:
             yield
         finally:

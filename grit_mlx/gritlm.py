@@ -151,7 +151,8 @@ class GritLM:
         if self._embedder is not None:
             parts += [f"embedding_size={self.embedding_size}", f"pooling={self.settings.pooling!r}"]
             parts.append(f"max_length={self.settings.max_length}")
-        dtypes = {str(value.dtype).rpartition(".")[2] for _, value in tree_flatten(self.model.parameters())}
+        weights: Any = tree_flatten(self.model.parameters())  # its other form is a dictionary
+        dtypes = {str(value.dtype).rpartition(".")[2] for _, value in weights}
         return f"GritLM({', '.join(parts)}, dtype={'+'.join(sorted(dtypes))!r})"
 
     def __reduce__(self) -> Any:

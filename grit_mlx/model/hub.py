@@ -165,7 +165,7 @@ def set_default_model(name: str | None) -> Path:
         folders = _choices().get("folders") or []
     except ConfigError:
         folders = []
-    if name is not None and Path(name).is_dir():
+    if name is not None and Path(name).is_absolute() and Path(name).parent != models_folder():
         folders = [*(folder for folder in folders if folder != name), name]
     chosen = {key: value for key, value in {"model": name, "folders": folders}.items() if value}
     try:

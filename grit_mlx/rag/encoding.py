@@ -82,8 +82,8 @@ class Encoder:
     def continued(self, content: str) -> TextCache:
         """Keys and values of a passage that follows a question as in the official code: no BOS, but a line break."""
         prompt = "\n" + self.document_prompt
-        options = {"get_cache": True, "add_special_tokens": False, "by": self._reader}
-        layers: list[TextCache] = self._encode([content], prompt, **options)[1]
+        options = {"get_cache": True, "add_special_tokens": False}
+        layers: list[TextCache] = self._encode([content], prompt, by=self._reader, **options)[1]
         return layers[0]
 
     def _with_caches(self, texts: Sequence[str], prompt: str) -> tuple[NDArray[np.float32], list[TextCache]]:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -35,8 +36,8 @@ _COMPARED: Final = {
     "pooling": ("pooling", True),
     "attention": ("attention", True),
     "normalized": ("normalisation", True),
-    "query_instruction": ("query instruction", True),
-    "document_instruction": ("document instruction", True),
+    "query_instruction": ("query instruction", False),
+    "document_instruction": ("document instruction", False),
 }
 
 
@@ -103,7 +104,7 @@ def _way_out(stored: Mapping[str, Any]) -> list[str | Option]:
     if found is not None:
         with suppress(ModelError):
             found = replace(found, model=name if identify(name) == found.model else found.model)
-        tuned = [" ", Option("adapter", str(found.adapter))] if found.adapter else []
+        tuned: list[str | Option] = [" ", Option("adapter", str(found.adapter))] if found.adapter else []
         return ["Use that model: ", Option("model", str(found.model)), *tuned, other]
     known = named(name)
     command = f"grit models pull {known[0].name} --bits {known[1]}" if known else f"grit models pull {name}"
@@ -119,7 +120,14 @@ def digest(values: Mapping[str, Any]) -> str:
 
 
 def _weights(folder: Path) -> str:
-    return _hash(part for path in sorted(folder.glob("*.safetensors")) for part in _sampled(path))
+    states = [(path, path.stat()) for path in sorted(folder.glob("*.safetensors"))]
+    return _hashed(tuple((path, state.st_size, state.st_mtime_ns) for path, state in states))
+
+
+@lru_cache(maxsize=32)
+def _hashed(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Of files in a certain state: a store's model is looked for before it is loaded, and checked after it."""
+    return _hash(part for path, _, _ in files for part in _sampled(path))
 
 
 def _sampled(path: Path) -> Iterator[bytes]:
