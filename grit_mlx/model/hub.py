@@ -351,25 +351,26 @@ def download_errors(repository: str, revision: str | None = None) -> Iterator[No
             f"{repository} has no revision {revision!r}. Name a branch, a tag or a commit."
         ) from error
     except errors.LocalEntryNotFoundError as error:
-        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
-        why = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached"
-        raise DownloadError(
-            f"{repository} is not on this machine and {why}. Connect to the network"
-            f"{' and unset HF_HUB_OFFLINE' if offline else ''}, or name a model folder."
-        ) from error
+        raise _unreachable(repository) from error
     except errors.HFValidationError as error:
         raise ModelNotFoundError(f"{repository!r} is not a valid hub id: they look like owner/name.") from error
     except Exception as error:
         if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in _CLIENTS:
             raise
         if any(kind.__name__ in _NO_CONNECTION for kind in type(error).__mro__):
-            raise DownloadError(
-                f"{repository} cannot be downloaded: the hub cannot be reached. Connect to the network, then run it "
-                "again: it resumes the download."
-            ) from error
+            raise _unreachable(repository) from error
         raise DownloadError(
             f"Downloading {repository} failed: {first_line(error)} Run it again to resume the download."
         ) from error
+
+
+def _unreachable(repository: str) -> DownloadError:
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+    why = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached"
+    return DownloadError(
+        f"{repository} is not on this machine and {why}. Connect to the network"
+        f"{' and unset HF_HUB_OFFLINE' if offline else ''}, or name a model folder."
+    )
 
 
 def _remembered() -> list[str]:

@@ -197,6 +197,17 @@ def test_init_names_the_default(grit: Grit, monkeypatch: pytest.MonkeyPatch, tmp
         monkeypatch.delenv("GRIT_MODEL", raising=False)
 
 
+@pytest.mark.parametrize("offline", [True, False])
+@pytest.mark.parametrize("args", [("models", "pull", "own/x"), ("pull", "own/x", "-q", "4"), ("convert", "own/x")])
+def test_without_a_network_one_sentence_says_so(args: tuple[str, ...], offline: bool, tmp_path: Path) -> None:
+    settings = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    settings |= {"HF_HUB_OFFLINE": "1"} if offline else {}
+    run = subprocess.run([*COMMAND, *args], env=settings, capture_output=True, text=True, cwd=tmp_path, check=False)
+    why = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached"
+    assert run.returncode == 1 and f"error: own/x is not on this machine and {why}. Connect" in run.stderr
+    assert "Errno" not in run.stderr and "Error" not in run.stderr
+
+
 # Completion
 
 

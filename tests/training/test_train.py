@@ -406,7 +406,12 @@ def test_an_interruption_keeps_what_is_whole(
 
         monkeypatch.setattr(_Run, "_gradients", interrupted)
     elif where == "on_step":
-        monkeypatch.setattr(stop, "on_step", lambda report: (Stop.on_step(stop, report), raising()))
+
+        def on_step(report: StepReport) -> None:
+            stop.steps = report.step
+            raising()
+
+        monkeypatch.setattr(stop, "on_step", on_step)
     else:
         monkeypatch.setattr(stop, where, raising)
     with pytest.raises(KeyboardInterrupt):
