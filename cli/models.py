@@ -265,7 +265,7 @@ def _verdict(one: CatalogueEntry, here: Device) -> str:
     """What this machine can do with a model; see ``CatalogueEntry.verdict``."""
     found = one.verdict(here.memory)
     widened = 4 * one.parameters  # the one dtype that a CPU is fast in
-    return f"{found}, slowly" if here.kind == "cpu" and found == "fits" and widened > here.memory else found
+    return "slow" if here.kind == "cpu" and found == "fits" and widened > here.memory else found
 
 
 def _jobs(family: Family) -> list[str]:
@@ -281,21 +281,20 @@ def _show_available(*, json_output: bool) -> None:
     embedded = hub.embedded_model()
     if embedded is not None:
         facts = describe(embedded)
-        console.write(f"{embedded.name}: {_count(facts['parameters'])} parameters, embeds English, built in")
+        console.write(f"{embedded.name}: {_count(facts['parameters'])}, embeds English, built in")
     for family in CATALOGUE:
         entries = [one for one in catalogue() if one.family is family]
         first = entries[0]
         jobs, download = " and ".join(_jobs(family)), size_of(first.download_bytes)
-        console.write(f"\n{family.name}: {_count(first.parameters)} parameters, {jobs}, download {download}")
+        console.write(f"\n{family.name}: {_count(first.parameters)}, {jobs}, download {download}")
         console.write("  bits  on disk  512 tokens  8k tokens  Mac with  here")
         for one in entries:
             sizes = f"{size_of(one.size_bytes):>7}  {size_of(one.short_bytes):>10}  {size_of(one.long_bytes):>9}"
-            mac = f"{one.mac} GB" if one.mac else "none"
-            mark = ", recommended" if one == best else ""
-            console.write(f"  {one.bits:>4}  {sizes}  {mac:>8}  {_verdict(one, here)}{mark}")
-    console.write("\n512 and 8k tokens: memory for a text or prompt of that length, weights included.")
+            mark, mac = "*" if one == best else " ", f"{one.mac} GB" if one.mac else "none"
+            console.write(f"{mark} {one.bits:>4}  {sizes}  {mac:>8}  {_verdict(one, here)}")
+    console.write("\n512 and 8k tokens: memory for a text or prompt of that\nlength, weights included.")
     if best is not None:
-        console.write(f"For this machine, with {size_of(here.memory)}: {best.command}")
+        console.write(f"* for this machine, with {size_of(here.memory)}:\n  {best.command}")
 
 
 def _count(number: int) -> str:

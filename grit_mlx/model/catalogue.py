@@ -162,11 +162,11 @@ class CatalogueEntry:
         return f"grit models pull {self.family.name}" + ("" if self.bits == 16 else f" --bits {self.bits}")
 
     def verdict(self, memory: int) -> str:
-        """What a machine with so many bytes of memory can do with it: "fits", "short texts only" or "too large"."""
+        """What a machine with so many bytes of memory can do with it: "fits", "short texts" or "too large"."""
         usable = usable_memory(memory)
         if self.long_bytes <= usable:
             return "fits"
-        return "short texts only" if self.short_bytes <= usable else "too large"
+        return "short texts" if self.short_bytes <= usable else "too large"
 
 
 @cache
