@@ -15,7 +15,10 @@ from grit_mlx.model.options import ModelChoice
 if TYPE_CHECKING:
     from grit_mlx.gritlm import GritLM
 
-__all__ = ["load_model", "model_name"]
+__all__ = ["EMBEDDED", "load_model", "model_name"]
+
+# What the built-in model is.
+EMBEDDED = "this is grit-tiny, the small English model that comes with grit."
 
 
 def load_model(choice: ModelChoice, *, mode: str) -> GritLM:
@@ -51,7 +54,7 @@ def _note_embedded() -> None:
 
     better = recommended(current_device().memory)
     more = f" A larger one for this machine: {better.command}" if better is not None else ""
-    console.note(f"this was grit-tiny, the small English model that comes with grit.{more}")
+    console.note(EMBEDDED + more)
     with suppress(OSError):  # then it is said again
         marker.parent.mkdir(parents=True, exist_ok=True)
         marker.touch()

@@ -200,7 +200,7 @@ def test_the_first_validation_does_not_look_like_nothing(
     grit: Grit, tiny_model: Path, data: Path, tmp_path: Path
 ) -> None:
     run = ("train", "--model", tiny_model, "--data", data, "--adapter-path", tmp_path / "run", *QUICK)
-    found = grit(*run, "--steps-per-eval", 1, "--val-rows", 8)
+    found = grit(*run, "--iters", 1, "--steps-per-eval", 1, "--val-rows", 8)
     assert found.code == 0, found.err
     assert found.err.index("validating before the first step") < found.err.index("step 0: held out")
     assert found.err.count("validating") == 1
