@@ -16,6 +16,7 @@ from grit_mlx.cli.loader import load_model, model_name
 from grit_mlx.cli.options import Use
 from grit_mlx.errors import ArgumentError, GritError
 from grit_mlx.model.options import GenerationOptions, ModelChoice
+from grit_mlx.model.sampling import CHAT_SAMPLING, chat_options
 from grit_mlx.text.reading import read_lines
 from grit_mlx.text.splitting import STDIN, split_lines
 
@@ -34,16 +35,32 @@ Examples:
 """
 
 # A path such as /usr/bin is not a command.
-_COMMAND = re.compile(r"/([A-Za-z]+)(?:\s+(.*))?")
+_COMMAND = re.compile(r"/([A-Za-z]+|\?)(?:\s+(.*))?")
+# What other programs call them.
+_ALSO = {"clear": "reset", "new": "reset", "forget": "reset", "?": "help", "h": "help"}
+_LEAVE = {"quit", "exit", "bye", "q"}
 
 # What is typed, such as "/save FILE" -> its help, and what it does with FILE.
 Commands = Mapping[str, tuple[str, Callable[[str], None]]]
 
 
+_DEFAULTS: Mapping[str, Any] = {
+    "max_tokens": 1024, "temperature": None, "top_k": None, "top_p": None, "min_p": None,
+}  # fmt: skip
+_OWN = "the model's own setting, else {}."
+_HELPS = {
+    "temperature": f"Sampling temperature; 0 always takes the most likely token. Default: {_OWN}",
+    "top_k": f"Sample from this many of the most likely tokens; 0 for all. Default: {_OWN}",
+    "top_p": f"Sample from the most likely tokens that together have this probability. Default: {_OWN}",
+    "min_p": f"Leave out tokens less likely than this fraction of the most likely one. Default: {_OWN}",
+}
+_HELPS = {name: text.format(CHAT_SAMPLING[name]) for name, text in _HELPS.items()}
+
+
 @options.command
 def chat(
     *,
-    sampling: Annotated[GenerationOptions, Use(defaults={"max_tokens": 1024})],
+    given: Annotated[Mapping[str, Any], Use(given=GenerationOptions, defaults=_DEFAULTS, helps=_HELPS)],
     model: Annotated[ModelChoice, Use(without=("pooling", "attn"))],
     system: options.System = None,
 ) -> None:
@@ -53,7 +70,9 @@ def chat(
     line of stdin is a turn. Commands: /reset, /save FILE, /quit, /help. Ctrl-C stops an answer, and exits at the
     prompt.
     """
-    conversation = Conversation(load_model(model, mode="generative"), sampling, system=system)
+    grit = load_model(model, mode="generative")
+    chosen = chat_options(grit.folder, {"max_tokens": _DEFAULTS["max_tokens"], **given})
+    conversation = Conversation(grit, chosen, system=system)
     commands: Commands = {
         "/reset": ("forget the conversation", conversation.reset),
         "/save FILE": ("write it as JSON lines of role and content", conversation.save),
@@ -86,6 +105,8 @@ class Conversation:
         console.flush()
         if interrupted:
             console.note("stopped")
+        elif answer.finish_reason == "length":
+            console.note(f"cut after {answer.generated_tokens} tokens; --max-tokens allows more")
         if console.verbose():
             console.note(f"{self._cache.reused:,} tokens reused; {answer.timings()}")
 
@@ -151,12 +172,13 @@ def converse(turn: Callable[[str], None], commands: Commands, *, greeting: str) 
     for line in _typed_lines() if typed else _piped_lines():
         try:
             command = _COMMAND.fullmatch(line)
+            word = command[1].lower() if command else line.lower()
+            if word in _LEAVE and (command or (typed and len(word) > 1)):
+                return
             if command is None:
                 turn(line)
-            elif command[1].lower() in {"quit", "exit", "bye"}:
-                return
             else:
-                _obey(command[1].lower(), (command[2] or "").strip(), commands)
+                _obey(_ALSO.get(word, word), (command[2] or "").strip(), commands)
         except GritError as error:
             if not typed:
                 raise

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import sys
+import textwrap
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from grit_mlx.errors import GritError, Option, OutputError, Sentence, unwritable
 from grit_mlx.progress import Progress, bar
 
@@ -27,11 +30,15 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 __all__ = [
+    "UsageError",
+    "afterwards",
     "draws",
     "dumps",
     "error",
     "error_console",
+    "finish",
     "flush",
+    "for_a_person",
     "note",
     "phases",
     "progress",
@@ -44,6 +51,7 @@ __all__ = [
     "stderr_is_terminal",
     "stdin_is_terminal",
     "stdout_is_terminal",
+    "usage_error",
     "verbose",
     "visible",
     "warn",
@@ -58,10 +66,16 @@ __all__ = [
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
+# Wrong usage, of the click that this version of typer brings.
+UsageError: Any = typer.BadParameter.__bases__[0]
+
+
 @dataclass
 class _State:
     quiet: bool = False
     verbose: bool = False
+    json: bool = False
+    afterwards: list[Callable[[], None]] = field(default_factory=list)
     flags: Mapping[str, str] = field(default_factory=dict)  # of the running command, by Python's names
 
 
@@ -70,21 +84,22 @@ _state = _State()
 
 def reset() -> None:
     """Undo ``set_up``; only tests run more than one command in a process."""
-    _state.quiet = _state.verbose = False
-    _state.flags = {}
+    _state.quiet = _state.verbose = _state.json = False
+    _state.flags, _state.afterwards = {}, []
     _console.cache_clear()
     error_console.cache_clear()
 
 
-def set_up(*, quiet: bool, verbose: bool, flags: Mapping[str, str] | None = None) -> None:
+def set_up(*, quiet: bool, verbose: bool, json: bool = False, flags: Mapping[str, str] | None = None) -> None:
     """Set up the streams, the library's log and other libraries' output; each command begins with it.
 
     Args:
         quiet: no notes, no warnings, no progress.
         verbose: details.
+        json: whether results are for programs.
         flags: the command's, by Python's names, for messages; None keeps them as they are.
     """
-    _state.quiet, _state.verbose = quiet, verbose
+    _state.quiet, _state.verbose, _state.json = quiet, verbose, json
     if flags is not None:
         _state.flags = flags
     for stream in (sys.stdout, sys.stdin):
@@ -114,6 +129,11 @@ def silence_hub() -> None:
 def verbose() -> bool:
     """Whether details were asked for."""
     return _state.verbose
+
+
+def for_a_person() -> bool:
+    """Whether notes on the side are welcome: not with --quiet, nor where JSON was asked for."""
+    return not (_state.quiet or _state.json)
 
 
 def stdout_is_terminal() -> bool:
@@ -190,6 +210,22 @@ def flush() -> None:
         sys.stdout.flush()
 
 
+def afterwards(act: Callable[[], None]) -> None:
+    """Do something once the command has succeeded."""
+    _state.afterwards.append(act)
+
+
+def finish() -> None:
+    """End a command that succeeded.
+
+    Raises:
+        As ``write``.
+    """
+    flush()
+    for act in _state.afterwards:
+        act()
+
+
 def show(result: RenderableType) -> None:
     """Draw one of rich's objects on stdout; the terminal wraps long lines of text."""
     from rich.text import Text
@@ -239,6 +275,13 @@ def error(failure: GritError) -> None:
     _say("error", "bold red", *failure.parts)
 
 
+def usage_error(failure: Any) -> None:
+    """Say what is wrong with the way a command was called, below how it is called."""
+    if failure.ctx is not None:
+        sys.stderr.write(f"{failure.ctx.get_usage()}\nTry '{failure.ctx.command_path} --help' for help.\n")
+    _say("error", "bold red", failure.format_message())
+
+
 def worded(part: str | Option) -> str:
     """A part of a message: an option as its flag, or as Python spells it if the command has no such flag."""
     if isinstance(part, Sentence):
@@ -258,7 +301,11 @@ def _say(label: str, style: str, *parts: str | Option) -> None:
         return
     from rich.text import Text
 
-    error_console().print(Text.assemble((f"{label}:", style), " ", text), soft_wrap=True)
+    # Lines break between words. What is longer than a line, such as a path, stays in one piece.
+    whole = f"{label}: {text}"
+    broken = textwrap.wrap(whole, width=error_console().width, break_long_words=False, break_on_hyphens=False)
+    rest = "\n".join(broken).removeprefix(f"{label}:")
+    error_console().print(Text.assemble((f"{label}:", style), rest), soft_wrap=True)
 
 
 class _Notes(logging.Handler):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ Examples:
 """
 
 _PACKAGES = ("mlx", "mlx-lm", "transformers", "huggingface-hub", "numpy", "pyarrow")
+_PROGRAMS = ("apt", "brew", "export", "grit", "hf", "pip", "pipx", "sudo", "unset", "uv")
 _TRUE = {"1", "ON", "YES", "TRUE"}
 _MEASURED_SECONDS = 0.3
 # Below this a CPU uses mlx's reference BLAS, whichever was to be loaded.
@@ -46,12 +48,16 @@ def doctor(*, json_output: options.JsonFlag = False) -> None:
     console.write("")
     for problem in found["problems"]:
         console.write(console.visible(f"! {problem}"))
-    if not found["problems"]:
+    if commands := found["commands"]:
+        console.write("\nTo fix this:")
+        for command in commands:
+            console.write(f"  {console.visible(command)}")
+    elif not found["problems"]:
         console.write("No problems found.")
 
 
 def facts() -> dict[str, Any]:
-    """What is checked, and ``problems``: sentences that say what to do."""
+    """What is checked; ``problems``, sentences that say what to do; and the ``commands`` in them."""
     problems: list[str] = []
     device: dict[str, Any] = {}
     with _noting(problems, "mlx does not work here"):
@@ -61,6 +67,7 @@ def facts() -> dict[str, Any]:
         default = hub.default_model()
         folder = _place(default, problems)
     return {
+        "commands": [command for problem in problems if (command := _command_in(problem))],
         "grit_mlx": grit_mlx.__version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -73,6 +80,12 @@ def facts() -> dict[str, Any]:
         "hub_offline": os.environ.get("HF_HUB_OFFLINE", "").upper() in _TRUE,
         "problems": problems,
     }
+
+
+def _command_in(problem: str) -> str | None:
+    """The command that a sentence names, ready to be copied."""
+    match = re.search(rf"[:,] ((?:{'|'.join(_PROGRAMS)}) [^():]+?)\.?(?:\)|$| \()", problem)
+    return match[1] if match else None
 
 
 @contextmanager

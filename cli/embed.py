@@ -37,6 +37,7 @@ __all__ = ["EXAMPLES", "VectorOutput", "embed"]
 
 EXAMPLES = """
 Examples:
+  grit embed "what keeps a ship upright?"
   grit embed README.md
   grit embed *.txt --by paragraph --output vectors.npz
   grit embed corpus.jsonl --field body --output vectors.parquet --dtype float16
@@ -119,7 +120,7 @@ def embed(
     with ExitStack() as stack:
         writer = None
         if target.output is not None:
-            _refuse_to_replace_an_input(target.output, files)
+            _refuse_to_replace_an_input(target.output, inputs.paths)
             from grit_mlx.vectors.files import open_writer
 
             # Opened before the model is loaded: a path that cannot be written costs no waiting.
@@ -139,7 +140,8 @@ def embed(
         def compute(texts: Iterable[Text], progress: Progress) -> Pairs:
             return embedded(grit, texts, embedding, progress, role=role, instruction=instruction)
 
-        if target.output is None or not all(Path(name).is_file() for name in files):  # a pipe is read once
+        again = len(inputs.paths) == len(files) and all(Path(name).is_file() for name in files)
+        if target.output is None or not again:  # a pipe is read once
             pairs = compute(texts, advance)
         else:
             used = [reading, embedding, role, instruction]

@@ -14,7 +14,8 @@ from grit_mlx.cli.options import Use
 from grit_mlx.cli.wording import size_of
 from grit_mlx.errors import ArgumentError
 from grit_mlx.model.options import GenerationOptions, ModelChoice
-from grit_mlx.text.reading import read_lines
+from grit_mlx.text.options import ReadingOptions
+from grit_mlx.text.reading import read_lines, read_texts
 from grit_mlx.text.splitting import STDIN, split_file
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ __all__ = ["EXAMPLES", "Generated", "generate", "show_piece", "written"]
 EXAMPLES = """
 Examples:
   grit generate "Write a haiku about rain."
+  grit generate "Summarise this." README.md
   git diff | grit generate - --system "Write a commit message for this diff."
   grit generate "Name a colour." --temperature 1 --seed 7 --json
 """
@@ -59,6 +61,10 @@ class Generated:
 def generate(
     *,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The prompt; - reads it from stdin.")],
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FILE]...", help="Files whose text follows the prompt; - reads stdin."),
+    ] = None,
     system: options.System = None,
     raw: Annotated[
         bool,
@@ -75,9 +81,12 @@ def generate(
     ] = False,
 ) -> None:
     """Answer a prompt."""
+    if [prompt, *(files or ())].count(STDIN) > 1:
+        raise ArgumentError("Standard input (-) can be read only once.")
     prompt = _from_stdin() if prompt == STDIN else prompt
     if not prompt.strip():
         raise ArgumentError("The prompt is empty.")
+    prompt = "\n\n".join([prompt, *map(_text_of, files or ())])
     if raw and system is not None:
         raise typer.BadParameter("A raw prompt has no system message: put it into the prompt.", param_hint="--system")
     grit = load_model(model, mode="generative")
@@ -93,6 +102,13 @@ def generate(
         console.note(answer.timings())
     if answer.finish_reason == "length":
         console.note(f"stopped after {answer.generated_tokens} tokens; --max-tokens allows more")
+
+
+def _text_of(name: str) -> str:
+    """All of a file's text."""
+    if name == STDIN:
+        return _from_stdin()
+    return "\n\n".join(text.text for text in read_texts(name, ReadingOptions(by="file")))
 
 
 def _from_stdin() -> str:

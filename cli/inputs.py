@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
+import shlex
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,7 +37,21 @@ if TYPE_CHECKING:
     from grit_mlx.gritlm import GritLM
     from grit_mlx.progress import Progress
 
-__all__ = ["CutTexts", "Inputs", "Sources", "embedded", "embedded_once", "encode_options", "paired", "token_measure"]
+__all__ = [
+    "CutTexts",
+    "Inputs",
+    "Sources",
+    "embedded",
+    "embedded_once",
+    "encode_options",
+    "is_text",
+    "paired",
+    "token_measure",
+]
+
+ARGUMENT = "argument"  # the source of texts that were given on the command line
+_FILE_NAME = re.compile(r"(?:^[~.]{0,2}/\S|\.[A-Za-z0-9]{1,8}$)")
+_WORD = re.compile(r"[\w'?!,-]+")
 
 _OVERLAP = 32  # of passages, in tokens, as in a store
 _WINDOW = 2048  # texts that are looked up at once
@@ -46,7 +62,7 @@ class Inputs:
     """Files, and how they are cut into texts.
 
     Attributes:
-        files: paths, and at most once "-" for standard input.
+        files: paths, texts in quotes (see ``is_text``), and at most once "-" for standard input.
         reading: how they are read.
         skipped: rows without text that ``read`` has skipped so far.
     """
@@ -54,6 +70,11 @@ class Inputs:
     files: Sequence[str]
     reading: ReadingOptions
     skipped: int = 0
+
+    @property
+    def paths(self) -> list[str]:
+        """The files without the texts."""
+        return [name for name in self.files if not is_text(name)]
 
     def check(self) -> int | None:
         """Read every file once, without a model: what is wrong with one shows now and not after an hour.
@@ -71,14 +92,18 @@ class Inputs:
         # Paragraphs stand for chunks: the same files are read the same way, without a tokenizer.
         chunked = self.reading.by == "chunk"
         reading = replace(self.reading, by="paragraph") if chunked else self.reading
-        streams = [name for name in self.files if name == STDIN or (Path(name).exists() and not Path(name).is_file())]
+        paths = self.paths
+        for name in paths:
+            _refuse_a_word(name)
+        streams = [name for name in paths if name == STDIN or (Path(name).exists() and not Path(name).is_file())]
         # What takes minutes is done once.
-        streams += [name for name in self.files if self.reading.ocr and kind_of(name).scanned]
+        streams += [name for name in paths if self.reading.ocr and kind_of(name).scanned]
         # This refuses what is missing. Warnings are for the reading that counts.
-        texts = [read_texts(name, reading, notes=Notes()) for name in self.files]
+        texts = [read_texts(name, reading, notes=Notes()) for name in paths]
         if STDIN in self.files and console.stdin_is_terminal():
             console.note("reading from the terminal: one text per line, Ctrl-D ends the input")
-        count = sum(1 for name, found in zip(self.files, texts, strict=True) if name not in streams for _ in found)
+        count = sum(1 for name, found in zip(paths, texts, strict=True) if name not in streams for _ in found)
+        count += len(self.files) - len(paths)
         if not streams and not count:
             raise self.no_text()
         return None if streams or chunked else count
@@ -90,7 +115,10 @@ class Inputs:
             measure: the tokens of a text, for chunks.
         """
         for name in self.files:
-            yield from read_texts(name, self.reading, measure=measure, on_skip=self._count_skipped)
+            if is_text(name):
+                yield Text(name, ARGUMENT, 1, 1)
+            else:
+                yield from read_texts(name, self.reading, measure=measure, on_skip=self._count_skipped)
 
     def no_text(self) -> DocumentError:
         """The error of files that hold no text."""
@@ -105,6 +133,29 @@ class Inputs:
 
     def _count_skipped(self) -> None:
         self.skipped += 1
+
+
+def is_text(name: str) -> bool:
+    """Whether what was named as a file is a text: it has blanks, and neither is nor looks like a file's name."""
+    return len(name.split()) > 1 and not _FILE_NAME.search(name) and not _exists(name)
+
+
+def _exists(name: str) -> bool:
+    try:
+        return Path(name).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL, or nobody's home
+        return False
+
+
+def _refuse_a_word(name: str) -> None:
+    """Say how a word is embedded, which looks like a file's name.
+
+    Raises:
+        DocumentError: there is no such file.
+    """
+    if name != STDIN and _WORD.fullmatch(name) and not _exists(name):
+        word = shlex.quote(name)
+        raise DocumentError(f"There is no file {name}. To embed it as a text: echo {word} | grit embed -", path=name)
 
 
 @dataclass

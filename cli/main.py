@@ -15,13 +15,15 @@ import importlib
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from grit_mlx.cli import console, options
+from grit_mlx.cli import console, options, peers
 from grit_mlx.errors import GritError, impossible_path, lost_working_folder
 
 __all__ = ["COMMANDS", "app", "main"]
@@ -54,6 +56,15 @@ COMMANDS = {
     "doctor": "Check this machine, and say what to do about problems.",
 }
 
+# The headings of grit's own help page, in their order.
+SECTIONS = {
+    "Use": ("embed", "search", "similarity", "generate", "chat", "serve", "mcp"),
+    "Files": ("rag",),
+    "Models": ("models", "convert"),
+    "Training": ("train", "fuse", "eval"),
+    "Machine": ("doctor",),
+}
+
 # Functions and modules that are not named after their command.
 _NAMES = {"eval": "evaluate", "list": "list_models"}
 
@@ -64,6 +75,18 @@ Examples:
   grit generate "Write a haiku about rain."
 
 See grit COMMAND --help for details. NO_COLOR=1 turns colours off.
+"""
+
+WELCOME = """
+One model that finds text by meaning and writes.
+Find in files, make a folder searchable, ask it:
+
+  grit search "how do I run the tests" README.md
+  grit rag index ~/notes
+  grit rag ask "When is the boiler serviced?"
+
+All commands:             grit --help
+Models for this machine:  grit models list --available
 """
 
 _CLOSED_PIPE = 128 + signal.SIGPIPE
@@ -111,9 +134,54 @@ class Commands(TyperGroup):
     def __init__(self, *, commands: Any = None, **settings: Any) -> None:
         super().__init__(commands=commands or _commands(""), **settings)
 
+    @property
+    def group(self) -> str:
+        """The word that its commands follow: ``"rag"``, ``"models"``, or ``""`` for grit itself."""
+        return "" if self.name in (None, app.info.name) else str(self.name)
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """The context of the group; wrong usage is reported here."""
+        with _reported_usage():
+            return super().make_context(info_name, args, parent, **extra)
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """No arguments at all ask for help, which is not an error."""
+        if not args and not self.group and console.stdout_is_terminal():
+            console.write(WELCOME.strip())
+            raise typer.Exit
         return super().parse_args(ctx, args or ["--help"])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """The command of that name, or of the name that another tool has for it."""
+        if ctx.resilient_parsing:  # a shell completes it
+            return super().resolve_command(ctx, args)
+        named = peers.translated(self.group, args, self.commands)
+        if named[0] in ctx.help_option_names:
+            console.write(ctx.get_help())
+            raise typer.Exit
+        if named[0] == "--version":
+            _show_version(True)
+        if named[0] not in self.commands and (hint := peers.hint(self.group, named[0])):
+            ctx.fail(f"No such command {args[0]!r}. {hint}")
+        return super().resolve_command(ctx, named)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """The commands; of grit itself under headings."""
+        if self.group:
+            super().format_commands(ctx, formatter)
+            return
+        placed = {name for names in SECTIONS.values() for name in names}
+        others = tuple(name for name in self.commands if name not in placed)
+        width = max(map(len, self.commands))
+        for heading, names in {**SECTIONS, "Other": others}.items():
+            rows = [
+                (f"{name:<{width}}", self.commands[name].get_short_help_str(formatter.width - 6 - width))
+                for name in names
+                if name in self.commands
+            ]
+            if rows:
+                with formatter.section(heading):
+                    formatter.write_dl(rows)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """The examples as they stand."""
@@ -127,8 +195,9 @@ class Commands(TyperGroup):
         """
         console.reset()
         try:
-            result = super().invoke(ctx)
-            console.flush()
+            with _reported_usage():
+                result = super().invoke(ctx)
+            console.finish()
         except GritError as error:
             console.error(error)
             raise typer.Exit(1) from error
@@ -146,6 +215,15 @@ class Commands(TyperGroup):
             console.error(cause)
             raise typer.Exit(1) from error
         return result
+
+
+@contextmanager
+def _reported_usage() -> Iterator[None]:
+    try:
+        yield
+    except console.UsageError as error:
+        console.usage_error(error)
+        raise typer.Exit(error.exit_code) from error
 
 
 app = typer.Typer(

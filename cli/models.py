@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,9 +16,23 @@ from grit_mlx.cli.wording import size_of
 from grit_mlx.convert.options import ConversionOptions
 from grit_mlx.errors import ArgumentError, ModelNotFoundError
 from grit_mlx.model import hub
+from grit_mlx.model.catalogue import (
+    CATALOGUE,
+    LONG_WORK,
+    CatalogueEntry,
+    Family,
+    catalogue,
+    converted_name,
+    named,
+    recommended,
+    usable_memory,
+)
 from grit_mlx.model.checkpoint import Tensor, decoder_config, read_config, read_headers
 from grit_mlx.model.options import ModelChoice
 from grit_mlx.model.settings import FILE_NAME, read_settings
+
+if TYPE_CHECKING:
+    from grit_mlx.model.device import Device
 
 __all__ = [
     "EXAMPLES",
@@ -40,6 +55,7 @@ Examples:
 LIST_EXAMPLES = """
 Examples:
   grit models list
+  grit models list --available
   grit models list --json
 """
 INFO_EXAMPLES = """
@@ -49,6 +65,7 @@ Examples:
 """
 PULL_EXAMPLES = """
 Examples:
+  grit models pull
   grit models pull gritlm-7b
   grit models pull gritlm-7b --bits 4
   grit models pull GritLM/GritLM-7B --revision main
@@ -65,8 +82,22 @@ _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float
 
 
 @options.command
-def list_models(*, json_output: options.JsonFlag = False) -> None:
+def list_models(
+    *,
+    available: Annotated[
+        bool,
+        typer.Option(
+            "--available",
+            rich_help_panel=options.OUTPUT,
+            help="List the models with a short name: their size, the memory that they need, the Mac that has it.",
+        ),
+    ] = False,
+    json_output: options.JsonFlag = False,
+) -> None:
     """List the models on this machine, with the default marked."""
+    if available:
+        _show_available(json_output=json_output)
+        return
     default = hub.default_model()
     models = _known_models(default)
     if json_output:
@@ -83,6 +114,8 @@ def list_models(*, json_output: options.JsonFlag = False) -> None:
         )
     if default is not None and not any(model["default"] for model in models):
         console.note(f"the default is {default}, which is not here yet")
+    elif [model["folder"] for model in models] == [str(hub.embedded_model())]:
+        console.note("larger ones, and which of them this machine runs: grit models list --available")
 
 
 @options.command
@@ -108,7 +141,14 @@ def info(
 @options.command
 def pull(
     *,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A hub id such as GritLM/GritLM-7B, or a short name.")],
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME]",
+            help="A hub id such as GritLM/GritLM-7B, or a short name. Without one the command for the model that suits "
+            "this machine is printed.",
+        ),
+    ] = None,
     bits: Annotated[
         int | None,
         typer.Option(
@@ -117,12 +157,24 @@ def pull(
             help="Quantise to N bits: downloaded ready-made if the hub has it, else converted during the download.",
         ),
     ] = None,
+    yes: Annotated[
+        bool,
+        typer.Option("--yes", "-y", rich_help_panel=options.MODEL, help="Without NAME: download the recommended one."),
+    ] = False,
     choice: Annotated[ModelChoice, Use(only=("revision", "trust_remote_code"))],
 ) -> None:
     """Download a model and print its folder.
 
     The same command resumes an interrupted download.
     """
+    if name is None:
+        entry = _recommended()
+        if not yes:
+            console.write(entry.command)
+            return
+        name, bits = entry.family.name, None if entry.bits == 16 else entry.bits
+    elif bits is None and (known := named(name)):
+        name, bits = known[0].name, known[1]
     if bits is not None:
         console.write(str(_pulled(replace(choice, model=name), bits)))
         return
@@ -137,7 +189,7 @@ def _pulled(choice: ModelChoice, bits: int) -> Path:
     place = hub.identify(str(choice.model))
     if isinstance(place, Path):
         raise ArgumentError(f"{place} is a folder on this machine already. Convert it: grit convert {choice.model}")
-    target = hub.models_folder() / f"{place.rpartition('/')[2]}-{bits}bit".lower()
+    target = hub.models_folder() / converted_name(place, bits)
     if (target / "config.json").exists():
         console.note(f"{target.name} is here already")
         return target
@@ -168,14 +220,105 @@ def use(
         return
     place = hub.identify(name)
     if isinstance(place, Path):
-        read_config(place)  # refuses what is not a model folder
-        place = place.resolve()
+        if not hub.is_adapter(place):
+            read_config(place)  # refuses what is not a model folder
+        place = place.name if place == hub.embedded_model() else place.resolve()
     hub.set_default_model(str(place))
     console.note(f"the default is now {place}")
     if (now := hub.default_model()) != str(place):
         console.warn(f"GRIT_MODEL is set to {now} and overrides it. Unset it to use the choice.")
-    elif isinstance(place, str) and not any(model.name.lower() == place.lower() for model in hub.local_models()):
+    elif isinstance(hub.identify(name), str) and not any(
+        model.name.lower() == place.lower() for model in hub.local_models()
+    ):
         console.note(f"it is not on this machine yet; the first use fetches it, or now: grit models pull {name}")
+
+
+# What there is
+
+
+def _recommended() -> CatalogueEntry:
+    """The model for this machine, with a note that says why.
+
+    Raises:
+        ArgumentError: no model fits.
+    """
+    memory = _device().memory
+    entry = recommended(memory)
+    if entry is None:
+        raise ArgumentError(f"This machine has {size_of(memory)}, which is too little for a model that writes.")
+    jobs = " and ".join(_jobs(entry.family))
+    console.note(
+        f"this machine has {size_of(memory)}, of which a model may use {size_of(usable_memory(memory))}. {entry.name} "
+        f"{jobs}; download {size_of(entry.download_bytes)}, on disk {size_of(entry.size_bytes)}, in memory "
+        f"{size_of(entry.long_bytes)} with {LONG_WORK:,} tokens. All: grit models list --available"
+    )
+    return entry
+
+
+def _device() -> Device:
+    from grit_mlx.model.device import current_device
+
+    return current_device()
+
+
+def _verdict(one: CatalogueEntry, here: Device) -> str:
+    """What this machine can do with a model; see ``CatalogueEntry.verdict``."""
+    found = one.verdict(here.memory)
+    widened = 4 * one.parameters  # the one dtype that a CPU is fast in
+    return "slow" if here.kind == "cpu" and found == "fits" and widened > here.memory else found
+
+
+def _jobs(family: Family) -> list[str]:
+    return [job for job, can in (("embeds", family.embeds), ("writes", family.writes)) if can]
+
+
+def _show_available(*, json_output: bool) -> None:
+    here = _device()
+    best = recommended(here.memory)
+    if json_output:
+        console.write(console.dumps([_entry_facts(one, here, best) for one in catalogue()], indent=2))
+        return
+    embedded = hub.embedded_model()
+    if embedded is not None:
+        facts = describe(embedded)
+        console.write(f"{embedded.name}: {_count(facts['parameters'])}, embeds English, built in")
+    for family in CATALOGUE:
+        entries = [one for one in catalogue() if one.family is family]
+        first = entries[0]
+        jobs, download = " and ".join(_jobs(family)), size_of(first.download_bytes)
+        console.write(f"\n{family.name}: {_count(first.parameters)}, {jobs}, download {download}")
+        console.write("  bits  on disk  512 tokens  8k tokens  Mac with  here")
+        for one in entries:
+            sizes = f"{size_of(one.size_bytes):>7}  {size_of(one.short_bytes):>10}  {size_of(one.long_bytes):>9}"
+            mark, mac = "*" if one == best else " ", f"{one.mac} GB" if one.mac else "none"
+            console.write(f"{mark} {one.bits:>4}  {sizes}  {mac:>8}  {_verdict(one, here)}")
+    console.write("\n512 and 8k tokens: memory for a text or prompt of that\nlength, weights included.")
+    if best is not None:
+        console.write(f"* for this machine, with {size_of(here.memory)}:\n  {best.command}")
+
+
+def _count(number: int) -> str:
+    """``7.2B``, ``362M``."""
+    return f"{number / 1e9:.1f}B" if number >= 1e9 else f"{number / 1e6:.0f}M"
+
+
+def _entry_facts(one: CatalogueEntry, here: Device, best: CatalogueEntry | None) -> dict[str, Any]:
+    return {
+        "name": one.name,
+        "repository": one.family.repository,
+        "parameters": one.parameters,
+        "bits": one.bits,
+        "embeds": one.family.embeds,
+        "writes": one.family.writes,
+        "download_bytes": one.download_bytes,
+        "size_bytes": one.size_bytes,
+        "memory_bytes_512_tokens": one.short_bytes,
+        "memory_bytes_8192_tokens": one.long_bytes,
+        "mac_gigabytes": one.mac,
+        "here": _verdict(one, here),
+        "recommended": one == best,
+        "command": one.command,
+    }
 
 
 # What is here
@@ -231,12 +374,11 @@ def describe(folder: Path) -> dict[str, Any]:
     tensors = read_headers(folder)
     text = decoder_config(config)
     quantization = config.get("quantization") or config.get("quantization_config") or {}
-    bits = quantization.get("bits")
     settings = read_settings(folder)
     return {
         "folder": str(folder),
         "architecture": config["model_type"],
-        "parameters": _parameters(tensors, bits),
+        "parameters": _parameters(tensors, quantization),
         "bytes": sum(tensor.nbytes for tensor in tensors.values()),
         "files": len({tensor.file for tensor in tensors.values()}),
         "dtypes": _dtypes(tensors),
@@ -265,7 +407,7 @@ def describe(folder: Path) -> dict[str, Any]:
     }
 
 
-def _parameters(tensors: dict[str, Tensor], bits: int | None) -> int:
+def _parameters(tensors: dict[str, Tensor], quantization: Mapping[str, Any]) -> int:
     """Numbers of the model; of quantised weights those before quantising, without scales and biases."""
     total = 0
     for name, tensor in tensors.items():
@@ -276,6 +418,8 @@ def _parameters(tensors: dict[str, Tensor], bits: int | None) -> int:
         quantised = f"{stem}.scales" in tensors
         if quantised and name.endswith((".scales", ".biases")):
             continue
+        own = quantization.get(stem)  # of a module that differs from the others
+        bits = (own if isinstance(own, Mapping) else quantization).get("bits")
         total += size * 32 // bits if quantised and tensor.dtype == "U32" and bits else size
     return total
 

@@ -26,7 +26,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
-from grit_mlx.cli import console
+from grit_mlx.cli import console, peers
 from grit_mlx.errors import ArgumentError
 from grit_mlx.options import Spec, alternatives, default_of, spec_of
 
@@ -50,6 +50,16 @@ OUTPUT = "Output"
 
 class Command(TyperCommand):
     """A command whose help lists its options under headings, as plain text that fits into docs and pipes."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments, flags of other tools included."""
+        if ctx.resilient_parsing:  # a shell completes them
+            return super().parse_args(ctx, args)
+        try:
+            args = peers.flags(args, self.get_params(ctx))
+        except peers.FlagError as error:
+            ctx.fail(str(error))
+        return super().parse_args(ctx, args)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """The usage line as one writes it: ``[OPTIONS] QUERY FILE...``."""
@@ -134,7 +144,8 @@ def command(
 
     @wraps(function)
     def run(*, context: typer.Context, quiet: bool, verbose: bool, **arguments: Any) -> None:
-        console.set_up(quiet=quiet, verbose=verbose, flags=flags)
+        json = any(context.params.get(name) is True for name in _JSON)
+        console.set_up(quiet=quiet, verbose=verbose, json=json, flags=flags)
         for name, (group, use, types) in groups.items():
             values = {one: arguments.pop(f"{name}__{one}") for one in types}
             values |= {one: dict(values[one] or ()) for one, hint in types.items() if _is_table(hint)}
@@ -154,6 +165,8 @@ def command(
     return run
 
 
+# Parameters that ask for JSON on stdout.
+_JSON = ("json_output", "output__json")
 _VERBOSE = "Print details, and tracebacks of errors, to stderr."
 
 
@@ -260,7 +273,8 @@ Files = Annotated[
     list[str],
     typer.Argument(
         metavar="FILE...",
-        help="Text, Markdown, HTML, PDF, DOCX, .jsonl, .json, .csv or .tsv, optionally gzipped; - reads stdin.",
+        help="Text, Markdown, HTML, PDF, DOCX, .jsonl, .json, .csv or .tsv, optionally gzipped; - reads stdin; a text "
+        "in quotes is embedded itself.",
     ),
 ]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -16,13 +17,15 @@ from grit_mlx.cli.generate import show_piece
 from grit_mlx.cli.loader import load_model
 from grit_mlx.cli.options import Use
 from grit_mlx.cli.wording import number_of, one_line, size_of
-from grit_mlx.errors import DocumentError, StoreBusyError
+from grit_mlx.errors import DocumentError, ModelError, StoreBusyError
+from grit_mlx.model import hub
 from grit_mlx.model.options import GenerationOptions, ModelChoice
 from grit_mlx.options import option
 from grit_mlx.rag.options import ChatOptions, IndexOptions, RagOptions, StoreOptions, check_question
 from grit_mlx.text.options import ReadingOptions, WalkOptions
 
 if TYPE_CHECKING:
+    from grit_mlx.gritlm import GritLM
     from grit_mlx.rag import Estimate, IndexReport, Rag, Response, SearchResult, SearchResults, Store
 
 __all__ = [
@@ -152,9 +155,8 @@ def index(
     end. Files excluded by .gitignore are left out. The next run resumes an interrupted one. Exits with 1 if there are
     files and none can be read.
     """
-    grit = load_model(model, mode="embedding")
     opened = _opened(store, chosen)
-    opened.use(grit)
+    opened.use(_loaded(opened, model, mode="embedding"))
     if dry_run or indexing.cache_ahead == "all":
         with console.progress("Counting", None) as advance:
             estimate = opened.estimate(paths, **_how(reading, walking), progress=advance)
@@ -188,9 +190,8 @@ def watch(
     """
     from watchfiles import watch as changes_of
 
-    grit = load_model(model, mode="embedding")
     opened = _opened(store, chosen)
-    opened.use(grit)
+    opened.use(_loaded(opened, model, mode="embedding"))
     own = Path(opened.uri)
     folders = sorted({str(Path(path) if Path(path).is_dir() else Path(path).absolute().parent) for path in paths})
     # The first time it yields, without changes, it watches already: nothing that happens while indexing is missed.
@@ -248,7 +249,7 @@ def ask(
             return
     else:
         if chosen.method != "bm25":
-            opened.use(load_model(model, mode="embedding"))
+            opened.use(_loaded(opened, model, mode="embedding"))
         results = opened.search(question, chosen)
     _check_filters(results, opened, chosen)
     _show_results(results, opened, in_json=output.json, texts=output.no_generate)
@@ -403,10 +404,24 @@ def _check_filters(results: SearchResults, opened: Store, chosen: RagOptions) ->
 
 
 def _rag(opened: Store, chosen: RagOptions, model: ModelChoice) -> Rag:
-    grit = load_model(model, mode="unified")
+    grit = _loaded(opened, model, mode="unified")
     from grit_mlx.rag import Rag
 
     return Rag(grit, opened, chosen)
+
+
+def _loaded(opened: Store, model: ModelChoice, *, mode: str) -> GritLM:
+    """The model that was named, else the one that the store was made with, else the default."""
+    own = opened.made_with if model.model is None and model.adapter is None else None
+    if own is None:
+        return load_model(model, mode=mode)
+    default = hub.default_model()
+    with suppress(ModelError):
+        if own.adapter is None and default is not None and hub.identify(default) == own.model:
+            return load_model(model, mode=mode)
+    name = hub.name_of(Path(own.model or ""))
+    console.note(f"using {name}, the model that the store was made with")
+    return load_model(replace(model, model=own.model, adapter=own.adapter), mode=mode)
 
 
 # Showing

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 __all__ = ["EXAMPLES", "similarity"]
 
+_GAP = 3  # columns between two cells
+_CELL = 6 + _GAP  # "-0.123"
+_LEAST_TEXT = 10  # columns
+
 EXAMPLES = """
 Examples:
   grit similarity "The cat sat on the mat." "A kitten lay on the rug."
@@ -74,17 +78,25 @@ def similarity(
 
 
 def _show(texts: Sequence[str], cosines: NDArray[np.float32]) -> None:
-    """Draw the matrix, with the texts beside their rows."""
+    """Draw the matrix, with the texts beside their rows; in several tables if its columns do not fit into one."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("", style="dim", justify="right")
-    table.add_column("text", no_wrap=True, overflow="ellipsis", max_width=console.width() // 2)
-    for number in range(1, len(texts) + 1):
-        table.add_column(str(number), justify="right", no_wrap=True)
-    for number, (text, row) in enumerate(zip(texts, cosines, strict=True), start=1):
-        cells = [Text(f"{value:.3f}", style="dim" if i == number else "") for i, value in enumerate(row, start=1)]
-        table.add_row(str(number), Text(one_line(text)), *cells)
-    console.show(table)
+    count, digits = len(texts), len(str(len(texts)))
+    room = console.width() - digits - _GAP - 2  # at the edges
+    beside = max(_LEAST_TEXT, min(max(map(len, map(one_line, texts))), console.width() // 2, room - count * _CELL))
+    columns = max(1, (room - beside) // _CELL)
+    for start in range(0, count, columns):
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("", style="dim", justify="right", no_wrap=True, min_width=digits)
+        table.add_column("text", no_wrap=True, width=beside)
+        numbers = range(start, min(start + columns, count))
+        for number in numbers:
+            table.add_column(str(number + 1), justify="right", no_wrap=True, min_width=_CELL - _GAP)
+        for number, (text, row) in enumerate(zip(texts, cosines, strict=True)):
+            words = Text(one_line(text))
+            words.truncate(beside, overflow="ellipsis")
+            cells = [Text(f"{row[i]:.3f}", style="dim" if i == number else "") for i in numbers]
+            table.add_row(str(number + 1), words, *cells)
+        console.show(table)

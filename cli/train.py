@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 import shlex
+import signal
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,6 +22,7 @@ from grit_mlx.cli.options import Use
 from grit_mlx.cli.wording import number_of, size_of
 from grit_mlx.errors import ArgumentError, DependencyError, Option, OutputError
 from grit_mlx.files.atomic import atomic_path
+from grit_mlx.model import hub
 from grit_mlx.options import from_mapping
 from grit_mlx.training.callbacks import Callback, StepReport, TrainingPlan, ValidationReport, read_log
 from grit_mlx.training.settings import TrainingSettings, commented_yaml, read_yaml
@@ -102,7 +105,7 @@ def train(
         console.set_up(quiet=True, verbose=console.verbose())  # the first process reports
     display = _Display(settings)
     try:
-        with display.shown():
+        with display.shown(), display.stopping():
             result = run(settings, [display])
     except (KeyboardInterrupt, SystemExit):
         display.report_interruption()
@@ -129,12 +132,19 @@ def _resolved(config: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write_new_config(path: Path, given: Mapping[str, Any]) -> None:
-    text = commented_yaml(**{"model": "gritlm-7b", "data": "data", **_resolved(None, given)})
+    text = commented_yaml(**{"model": _default_model(), "data": "data", **_resolved(None, given)})
     if path.exists():
         raise OutputError(f"{path} exists already. Name another file with ", Option("config"), ", or remove it.")
     with atomic_path(path, overwrite=False) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
     console.write(f"{path} holds all settings. Change them, then: grit train --config {shlex.quote(str(path))}")
+
+
+def _default_model() -> str:
+    """What commands use by default, by its name if it has one."""
+    name = hub.default_model() or "gritlm-7b"
+    embedded = hub.embedded_model()
+    return embedded.name if embedded is not None and name == str(embedded) else name
 
 
 def _convert_adapter(settings: TrainingSettings, export: str | None, imported: str | None) -> None:
@@ -185,6 +195,29 @@ class _Display(Callback):
         self._step: int | None = None
         self._saved = 0
         self._seconds: list[float] = []
+        self._computes = False  # a step, which is done before a run stops
+        self._alone = True  # other processes would wait for this one
+        self._stops = False
+        self._validation: Any = None
+
+    @contextmanager
+    def stopping(self) -> Iterator[None]:
+        """In this block Ctrl-C lets a step end, so that it can be saved; a second one stops at once."""
+
+        def on_press(number: int, frame: FrameType | None) -> None:
+            if self._stops or not self._computes:
+                signal.default_int_handler(number, frame)
+            self._stops = True
+            with suppress(RuntimeError):  # it came while something was written
+                console.note("stopping after this step, which is saved then; Ctrl-C again stops at once")
+
+        before = signal.getsignal(signal.SIGINT)
+        if before is not signal.SIG_IGN:  # as in a shell's background
+            signal.signal(signal.SIGINT, on_press)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -236,6 +269,7 @@ class _Display(Callback):
     def on_start(self, plan: TrainingPlan) -> None:
         """What will be trained, and whether it fits."""
         self._step = self._saved = plan.start
+        self._computes = self._alone = plan.processes == 1
         percent = 100 * plan.trained / plan.parameters
         console.note(f"training {plan.trained:,} of {plan.parameters:,} parameters ({percent:.3g} %) in {plan.run}")
         rows = [
@@ -267,14 +301,33 @@ class _Display(Callback):
         if self._bars is not None:
             self._bars.figures = _line(report)
             self._bars.update(self._task, completed=report.step)
+        if self._stops:
+            raise KeyboardInterrupt
 
     def on_report(self, report: StepReport) -> None:
         """A line, if there is no bar."""
         if self._bars is None:
             console.note(f"step {report.step}: {_line(report)}")
 
+    def on_validating(self, step: int, done: int, total: int) -> None:
+        """A bar of its own; where there is none, a line before the first step, which would look like nothing."""
+        self._computes = False  # nothing is lost if a validation is
+        if self._stops:
+            raise KeyboardInterrupt
+        if self._bars is None:
+            if not step and not done:
+                console.note("validating before the first step")
+            return
+        if self._validation is None:
+            self._validation = self._bars.add_task(f"validating, step {step}", total=total)
+        self._bars.update(self._validation, completed=done)
+
     def on_validation(self, report: ValidationReport) -> None:
         """A line in any case."""
+        self._computes = self._alone
+        if self._validation is not None:
+            self._bars.remove_task(self._validation)
+            self._validation = None
         found = [f"{name} {value:.3f}" for name, value in {**report.losses, **report.scores}.items()]
         best = ", the best so far" if report.is_best else ""
         console.note(f"step {report.step}: held out {'  '.join(found)}{best}")

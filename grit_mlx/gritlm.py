@@ -14,11 +14,12 @@ from typing import Any, TypeAlias
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_flatten
 from mlx_lm.generate import GenerationResponse
 from numpy.typing import NDArray
 
 from grit_mlx.errors import ArgumentError, ModeError, Option
-from grit_mlx.model import generation, inputs, loading, official, prompts
+from grit_mlx.model import generation, hub, inputs, loading, official, prompts
 from grit_mlx.model.attention import table_rows
 from grit_mlx.model.batching import windows
 from grit_mlx.model.caches import TextCache
@@ -28,7 +29,7 @@ from grit_mlx.model.generation import PromptCache
 from grit_mlx.model.options import EmbeddingOptions, GenerationOptions, ModelChoice
 from grit_mlx.options import check_unicode, from_mapping
 from grit_mlx.progress import Progress, reporting
-from grit_mlx.vectors.compression import DTYPES, CompressedVectors, compress
+from grit_mlx.vectors.compression import DTYPES, CompressedVectors, compress, cosine
 
 __all__ = ["GritLM"]
 
@@ -98,6 +99,7 @@ class GritLM:
             normalized=normalized,
         )
         self._set_up(loading.load(choice, mode=mode), mode)
+        self._warns = not self.trained_to_embed
         if projection is not None and projection != (self.projection and self.embedding_size):
             raise ArgumentError(f"{self.folder} has no projection to {projection} dimensions.")
         if embed_eos and self.tokenizer.convert_tokens_to_ids(embed_eos) in (None, self.tokenizer.unk_token_id):
@@ -107,7 +109,9 @@ class GritLM:
     @classmethod
     def from_choice(cls, choice: ModelChoice, *, mode: str = "unified") -> GritLM:
         """As the constructor, from one value."""
-        return cls.from_loaded(loading.load(choice, mode=mode), mode=mode)
+        self = cls.from_loaded(loading.load(choice, mode=mode), mode=mode)
+        self._warns = not self.trained_to_embed
+        return self
 
     @classmethod
     def from_loaded(cls, loaded: loading.LoadedModel, *, mode: str = "unified") -> GritLM:
@@ -123,6 +127,9 @@ class GritLM:
         self.config = loaded.config
         self.folder = loaded.folder
         self.adapter = loaded.adapter
+        self.trained_to_embed = loaded.trained_to_embed
+        self._warns = False  # who put it together knows what it is
+        self._loaded = loaded
         # Programs written for the official package call the tokenizer itself; mlx-lm wants its wrapper.
         self.tokenizer = loaded.tokenizer._tokenizer
         official.with_arrays(self.tokenizer)
@@ -131,6 +138,22 @@ class GritLM:
         self.projection = loaded.projection
         self.embed_eos = ""
         self._embedder = None if loaded.hidden_size is None else Embedder(loaded)
+
+    def with_attention(self, attn: str) -> GritLM:
+        """The same weights, embedding with this attention."""
+        settings = self.settings.override(attn=attn)
+        return GritLM.from_loaded(replace(self._loaded, settings=settings), mode=self.mode)
+
+    def __repr__(self) -> str:
+        parts = [repr(hub.name_of(self.folder)), f"mode={self.mode!r}"]
+        if self.adapter is not None:
+            parts.append(f"adapter={self.adapter.name!r}")
+        if self._embedder is not None:
+            parts += [f"embedding_size={self.embedding_size}", f"pooling={self.settings.pooling!r}"]
+            parts.append(f"max_length={self.settings.max_length}")
+        weights: Any = tree_flatten(self.model.parameters())  # its other form is a dictionary
+        dtypes = {str(value.dtype).rpartition(".")[2] for _, value in weights}
+        return f"GritLM({', '.join(parts)}, dtype={'+'.join(sorted(dtypes))!r})"
 
     def __reduce__(self) -> Any:
         raise ArgumentError("A model cannot be copied or sent to another process: load it in each process by name.")
@@ -152,6 +175,8 @@ class GritLM:
         output_dtype: str = "float32",
         long_texts: str = "truncate",
         progress: Progress | bool | None = None,
+        normalized: bool | None = None,
+        truncate_dim: int | None = None,
         **other: Any,
     ) -> Any:
         """Embed texts; numbers equal the official package's.
@@ -177,7 +202,9 @@ class GritLM:
                 of that length whose vectors are averaged, weighted by their tokens.
             progress: called with texts done and texts in all; True draws a bar on stderr, False none, None draws one
                 for many texts if stderr is a terminal.
-            **other: arguments of the official package; see docs/python.md.
+            normalized: whether the vectors have length 1; None for what the model was loaded for.
+            truncate_dim: keep so many numbers of each vector, its first; for models that were trained for it.
+            **other: arguments of the official package and of sentence-transformers; see docs/python.md.
 
         Returns:
             ``(N, E)``, or ``(E,)`` for a single text. With ``get_cache`` a pair of that and a list with the
@@ -203,8 +230,10 @@ class GritLM:
                 "output_dtype": output_dtype,
                 "long_texts": long_texts,
                 "progress": progress,
+                "normalized": normalized,
+                "truncate_dim": truncate_dim,
             }
-            result = self.encode(sentences, **own | official.encode(other, own=own, normalized=self.normalized))
+            result = self.encode(sentences, **own | official.encode(other, own=own))
             return official.as_tensor(result) if other.get("convert_to_tensor") else result
         single = inputs.is_single(sentences)
         texts = list(inputs.texts_of([str(sentences)] if single else sentences))
@@ -217,6 +246,8 @@ class GritLM:
             add_special_tokens=add_special_tokens,
             role=role,
             long_texts=long_texts,
+            normalized=normalized,
+            truncate_dim=truncate_dim,
         )
         if output_dtype not in DTYPES:
             raise ArgumentError(
@@ -225,7 +256,7 @@ class GritLM:
         if not convert_to_numpy and output_dtype in {"int8", "binary"}:
             raise ArgumentError(f"output_dtype={output_dtype!r} is a NumPy format: leave convert_to_numpy at True.")
 
-        vectors = np.zeros((len(texts), self.embedding_size), dtype=np.float32)
+        vectors = np.zeros((len(texts), options.truncate_dim or self.embedding_size), dtype=np.float32)
         caches: list[TextCache] = []
         with reporting(progress, "Embedding", len(texts)) as report:
             for start, computed, kept in self._embedded(texts, options, report, len(texts)):
@@ -248,7 +279,7 @@ class GritLM:
                 (the official package uses no instruction and no format there).
             **options: as for ``encode``.
         """
-        role = "query" if instruction is None else None
+        role = "query" if instruction is None and options.get("prompt") is None else None
         return self.encode(queries, instruction=instruction, role=role, **options)
 
     def encode_corpus(
@@ -265,8 +296,37 @@ class GritLM:
         Raises:
             ArgumentError: a table without ``"text"``.
         """
-        role = "document" if instruction is None else None
+        role = "document" if instruction is None and options.get("prompt") is None else None
         return self.encode(inputs.documents_of(corpus), instruction=instruction, role=role, **options)
+
+    # As sentence-transformers calls them.
+
+    def encode_query(self, sentences: str | Iterable[str], **options: Any) -> Any:
+        """Embed search queries, as ``encode_queries``."""
+        return self.encode_queries(sentences, **options)
+
+    def encode_document(self, sentences: Any, **options: Any) -> Any:
+        """Embed documents, as ``encode_corpus``."""
+        return self.encode_corpus(sentences, **options)
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> NDArray[np.float32]:
+        """Cosines of all pairs: of ``(N, E)`` and ``(M, E)`` the matrix ``(N, M)``."""
+        return cosine(np.atleast_2d(np.asarray(embeddings1)), np.atleast_2d(np.asarray(embeddings2)))
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> NDArray[np.float32]:
+        """Cosines of the rows of ``(N, E)`` with those of another ``(N, E)``: ``(N,)``."""
+        return np.array([cosine(a, b) for a, b in zip(embeddings1, embeddings2, strict=True)], dtype=np.float32)
+
+    def get_sentence_embedding_dimension(self) -> int:
+        """E, the length of a vector."""
+        return self.embedding_size
+
+    get_embedding_dimension = get_sentence_embedding_dimension
+
+    @property
+    def max_seq_length(self) -> int:
+        """Maximum number of tokens of a text that is embedded."""
+        return self.settings.max_length
 
     def encode_iter(
         self, sentences: Iterable[str], *, progress: Progress | None = None, **options: Any
@@ -293,6 +353,13 @@ class GritLM:
     ) -> Iterator[tuple[int, NDArray[np.float32], list[TextCache]]]:
         """Window by window: the index of the first text, vectors ``(N, E)``, and caches if ``options`` ask for them."""
         embedder = self._needed_embedder()
+        if self._warns:
+            self._warns = False
+            logger.warning(
+                "%s was not trained to embed, so its scores say little. Use a model that was (grit models list "
+                "--available), or tune this one: grit train --init",
+                hub.name_of(self.folder),
+            )
         texts = (text + self.embed_eos for text in texts) if self.embed_eos else texts
         start = 0
         for window in windows(texts, max_texts=_WINDOW_TEXTS, max_characters=_WINDOW_CHARACTERS):
@@ -342,7 +409,10 @@ class GritLM:
         """The options with the model's own settings in place of None, and the instruction as it precedes a text."""
         self._needed_embedder()
         known = {field.name: None for field in fields(EmbeddingOptions)}
-        chosen = from_mapping(EmbeddingOptions, official.encode(options, own=known, normalized=self.normalized))
+        chosen = from_mapping(EmbeddingOptions, official.encode(options, own=known))
+        if (dim := chosen.truncate_dim) is not None and dim > self.embedding_size:
+            size = self.embedding_size
+            raise ArgumentError(Option("truncate_dim"), f" must be at most {size}, the length of a vector, not {dim}.")
         if chosen.max_length is None:
             chosen = replace(chosen, max_length=self.settings.max_length)
         if chosen.role is None:
@@ -451,7 +521,9 @@ class GritLM:
     ) -> tuple[GenerationOptions, Any]:
         """The options under our names, and the cache."""
         self._require_head()
-        taken = official.generate({"temperature": temperature, **options})
+        if not (temperature == 0 and "temp" in options):
+            options = {"temperature": temperature, **options}
+        taken = official.generate(options)
         cache = official.text_cache(taken.pop("cache", cache))
         taken = {"max_tokens": max_tokens, **taken}
         return from_mapping(

@@ -26,6 +26,13 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     yield
 
 
+@pytest.fixture(autouse=True)
+def _installed_from_an_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages name the commands of pip, however this checkout was installed."""
+    monkeypatch.setattr("grit_mlx.optional._origin", dict)
+    monkeypatch.setattr("grit_mlx.optional._made_by_uv", lambda prefix: False)
+
+
 @pytest.fixture(scope="session")
 def tiny_model() -> Path:
     """A tiny random Mistral checkpoint in Hugging Face's layout. Read only: ``model_copy`` gives one to change."""

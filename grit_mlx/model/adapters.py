@@ -26,6 +26,7 @@ from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
 from grit_mlx.errors import AdapterError, CheckpointError, Option, unreadable
 from grit_mlx.model import peft
 from grit_mlx.model.checkpoint import read_header
+from grit_mlx.model.hub import ADAPTER_CONFIG
 from grit_mlx.model.peft import AdapterLayout
 
 __all__ = [
@@ -44,7 +45,7 @@ __all__ = [
     "targets",
 ]
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapters.safetensors"
+ADAPTER_WEIGHTS = "adapters.safetensors"
 
 _LINEAR = (nn.Linear, nn.QuantizedLinear)
 _EXPERTS = (SwitchLinear, QuantizedSwitchLinear)

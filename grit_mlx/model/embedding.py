@@ -77,7 +77,7 @@ class Embedder:
             progress: called with the number of texts done, after each batch.
 
         Returns:
-            ``(N, E)``, and the cache of each text if ``options`` ask for them.
+            ``(N, E)``, or as many columns as ``options`` keep, and the cache of each text if they ask for them.
 
         Raises:
             TextError: a text is empty or has no room beside the instruction.
@@ -118,9 +118,10 @@ class Embedder:
                 device.free_cached_memory()
                 if progress is not None:
                     progress(done * len(texts) // len(pieces))
-        if self.settings.normalized:
+        vectors = vectors[:, : options.truncate_dim]
+        if self.settings.normalized if options.normalized is None else options.normalized:
             # The eps of 1e-12 is PyTorch's.
-            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return vectors, caches
 
     def _pieces(self, texts: Sequence[str], options: EmbeddingOptions, first_index: int) -> list[_Piece]:

@@ -9,8 +9,9 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from grit_mlx.errors import (
     ConfigError,
@@ -24,10 +25,12 @@ from grit_mlx.errors import (
     unwritable,
 )
 from grit_mlx.files.atomic import atomic_write
+from grit_mlx.model.catalogue import CATALOGUE, converted_name, named
 from grit_mlx.model.checkpoint import file_error
 from grit_mlx.model.options import ModelChoice
 
 __all__ = [
+    "ADAPTER_CONFIG",
     "ALIASES",
     "PROJECTION",
     "VOCABULARY_FILES",
@@ -38,19 +41,22 @@ __all__ = [
     "embedded_model",
     "home",
     "identify",
+    "is_adapter",
     "local_models",
     "model_files",
     "models_folder",
+    "name_of",
     "ready_made",
     "resolve",
     "set_default_model",
+    "settled",
     "tokenizer_files",
 ]
 
 logger = logging.getLogger("grit_mlx")
 
-# Short names of the models that this package exists for.
-ALIASES = {"gritlm-7b": "GritLM/GritLM-7B", "gritlm-8x7b": "GritLM/GritLM-8x7B"}
+# Short names.
+ALIASES = {family.name: family.repository for family in CATALOGUE}
 
 # How repositories of converted models are called on the hub, the likeliest first.
 READY_MADE = ("mlx-community/{name}-{bits}bit", "{owner}/{name}-{bits}bit-mlx")
@@ -72,6 +78,9 @@ _MODEL = (
     PROJECTION,
     "README.md",
 )
+
+ADAPTER_CONFIG = "adapter_config.json"
+_ADAPTER_WEIGHTS = ("adapters.safetensors", "adapter_model.safetensors")  # mlx-lm's and PEFT's
 
 EMBEDDED = Path(__file__).parents[1] / "builtin" / "grit-tiny"
 
@@ -137,14 +146,7 @@ def default_model() -> str | None:
     """
     if name := os.environ.get("GRIT_MODEL"):
         return name
-    path = home() / "config.json"
-    try:
-        name = json.loads(path.read_text(encoding="utf-8")).get("model")
-    except FileNotFoundError:
-        name = None
-    except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{unreadable(path, error)} Remove it, then choose again: grit models use NAME") from error
-    if name:
+    if name := _choices().get("model"):
         return str(name)
     embedded = embedded_model()
     return None if embedded is None else str(embedded)
@@ -153,20 +155,56 @@ def default_model() -> str | None:
 def set_default_model(name: str | None) -> Path:
     """Remember ``name`` as the default; None forgets the choice. Returns the file that holds it.
 
+    A folder stays known after another choice: ``local_models`` has it.
+
     Raises:
         OutputError: the file cannot be written.
     """
     path = home() / "config.json"
     try:
-        if name is None:
+        folders = _choices().get("folders") or []
+    except ConfigError:
+        folders = []
+    if name is not None and Path(name).is_absolute() and Path(name).parent != models_folder():
+        folders = [*(folder for folder in folders if folder != name), name]
+    chosen = {key: value for key, value in {"model": name, "folders": folders}.items() if value}
+    try:
+        if not chosen:
             path.unlink(missing_ok=True)
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{unwritable(path, error)} Set GRIT_HOME to a folder you can write to.") from error
     with atomic_write(path) as file:
-        file.write(json.dumps({"model": name}).encode())
+        file.write(json.dumps(chosen).encode())
     return path
+
+
+def _choices() -> dict[str, Any]:
+    """What ``grit models use`` remembers: ``model``, and ``folders`` that were chosen so far."""
+    path = home() / "config.json"
+    try:
+        choices = json.loads(path.read_text(encoding="utf-8"))
+        return {"model": choices.get("model"), "folders": choices.get("folders")}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{unreadable(path, error)} Remove it, then choose again: grit models use NAME") from error
+
+
+def settled(choice: ModelChoice) -> ModelChoice:
+    """The choice with an adapter's folder in its place, if one was named as the model."""
+    name = default_model() if choice.model is None else choice.model
+    folder = None if name is None else Path(name).expanduser()
+    if choice.adapter is not None or folder is None or not is_adapter(folder):
+        return choice
+    return replace(choice, model=None, adapter=folder)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter, and not a model."""
+    weights = any((folder / name).is_file() for name in _ADAPTER_WEIGHTS)
+    return weights and (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").exists()
 
 
 def resolve(choice: ModelChoice) -> Path:
@@ -207,9 +245,15 @@ def identify(name: str | Path) -> Path | str:
     embedded = embedded_model()
     if embedded is not None and text.lower() == embedded.name:
         return embedded
-    converted = models_folder() / text.lower()
+    known = named(text)
+    converted = models_folder() / (text.lower() if known is None else converted_name(known[0].repository, known[1]))
     if _NAME.fullmatch(text) and (converted / "config.json").is_file():
         return converted
+    if known is not None:
+        family, bits = known
+        raise ModelNotFoundError(
+            f"{converted.name} is not on this machine yet. Get it: grit models pull {family.name} --bits {bits}"
+        )
     repository = ALIASES.get(text.lower(), text)
     if _REPOSITORY.fullmatch(repository) and not text.startswith((".", "~", "/")):
         return repository
@@ -250,6 +294,13 @@ def _check_cache() -> None:
         )
 
 
+def name_of(folder: Path) -> str:
+    """What to call the model in a folder: its hub id if it is in the hub's cache, else the folder's name."""
+    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+        return folder.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
+    return folder.name
+
+
 def ready_made(repository: str, bits: int) -> str | None:
     """The id of a hub repository that holds ``repository`` for MLX at that many bits; None if there is none.
 
@@ -266,6 +317,10 @@ def ready_made(repository: str, bits: int) -> str | None:
 
 # The packages whose errors the hub's client lets through; their classes change between versions.
 _CLIENTS = {"httpx", "httpx2", "httpcore", "requests", "huggingface_hub"}
+
+
+# Those of them that mean that there is no network, and not that it broke off.
+_NO_CONNECTION = {"ConnectError", "ConnectTimeout", "ProxyError", "OfflineModeIsEnabled", "NewConnectionError"}
 
 
 @contextmanager
@@ -296,26 +351,40 @@ def download_errors(repository: str, revision: str | None = None) -> Iterator[No
             f"{repository} has no revision {revision!r}. Name a branch, a tag or a commit."
         ) from error
     except errors.LocalEntryNotFoundError as error:
-        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
-        why = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached"
-        raise DownloadError(
-            f"{repository} is not on this machine and {why}. Connect to the network"
-            f"{' and unset HF_HUB_OFFLINE' if offline else ''}, or name a model folder."
-        ) from error
+        raise _unreachable(repository) from error
     except errors.HFValidationError as error:
         raise ModelNotFoundError(f"{repository!r} is not a valid hub id: they look like owner/name.") from error
     except Exception as error:
         if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in _CLIENTS:
             raise
+        if any(kind.__name__ in _NO_CONNECTION for kind in type(error).__mro__):
+            raise _unreachable(repository) from error
         raise DownloadError(
             f"Downloading {repository} failed: {first_line(error)} Run it again to resume the download."
         ) from error
 
 
+def _unreachable(repository: str) -> DownloadError:
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+    why = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached"
+    return DownloadError(
+        f"{repository} is not on this machine and {why}. Connect to the network"
+        f"{' and unset HF_HUB_OFFLINE' if offline else ''}, or name a model folder."
+    )
+
+
+def _remembered() -> list[str]:
+    try:
+        return list(map(str, _choices().get("folders") or []))
+    except ConfigError:
+        return []
+
+
 def local_models() -> Iterator[LocalModel]:
-    """Models on this machine: the embedded one, converted ones, those in the hub's cache with a ``config.json``."""
+    """Models on this machine: the embedded one, converted ones, folders that were chosen, those in the hub's cache."""
     converted = [config.parent for config in sorted(models_folder().glob("[!.]*/config.json"))]
-    for folder in filter(None, [embedded_model(), *converted]):
+    chosen = [Path(folder) for folder in _remembered() if (Path(folder) / "config.json").is_file()]
+    for folder in dict.fromkeys(filter(None, [embedded_model(), *converted, *chosen])):
         yield LocalModel(folder.name, folder, sum(file.stat().st_size for file in folder.iterdir() if file.is_file()))
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound

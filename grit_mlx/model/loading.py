@@ -38,9 +38,9 @@ from grit_mlx.model.attention import broadcast_masks, check_both_modes
 from grit_mlx.model.checkpoint import decoder_config, read_config, read_header, read_headers, refuse_pointer
 from grit_mlx.model.foreign import HEAD, config_fixes, fitting_classes
 from grit_mlx.model.options import MODES, ModelChoice
-from grit_mlx.model.prompts import limit_vocabulary
+from grit_mlx.model.prompts import has_grit_format, limit_vocabulary
 from grit_mlx.model.sentence_transformers import dense_layers, read_modules
-from grit_mlx.model.settings import FILE_NAME, Settings, read_settings
+from grit_mlx.model.settings import FILE_NAME, Settings, read_settings, says_trained
 
 __all__ = [
     "LoadedModel",
@@ -61,6 +61,10 @@ _WIDENING_FRACTION = 0.7
 _WORTH_TELLING = 1 << 28
 
 
+# The architectures of GritLM's own checkpoints, which have no grit.json.
+_GRITLM = ("mistral", "mixtral")
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A model that is ready to be used.
@@ -74,6 +78,7 @@ class LoadedModel:
         hidden_size: E; None if it was loaded for generating only.
         projection: the optional linear map from E to P that vectors go through.
         adapter: the folder of the adapter that was put on the model, if any.
+        trained_to_embed: whether it says so; GritLM's own checkpoints are known by their shape and chat.
     """
 
     model: nn.Module
@@ -84,6 +89,7 @@ class LoadedModel:
     hidden_size: int | None
     projection: nn.Linear | None
     adapter: Path | None = None
+    trained_to_embed: bool = True
 
     @property
     def embedding_size(self) -> int | None:
@@ -106,13 +112,21 @@ def load(choice: ModelChoice, *, mode: str = "unified") -> LoadedModel:
     if mode not in MODES:
         raise ArgumentError("Unknown ", Option("mode"), f" {mode!r}: use one of {', '.join(MODES)}.")
     threads.check_process()
+    choice = hub.settled(choice)
     adapter = None if choice.adapter is None else Path(choice.adapter).expanduser()
     tuning = None if adapter is None else read_adapter(adapter)
     folder = hub.resolve(choice if tuning is None else with_base(choice, tuning))
     own_settings = adapter is not None and (adapter / FILE_NAME).exists()
-    settings = read_settings(adapter if adapter is not None and own_settings else folder)
-    settings = settings.override(pooling=choice.pooling, normalized=choice.normalized, attn=choice.attn)
-    return threads.run(_load, folder, adapter, tuning, settings, choice, mode)
+    place = adapter if adapter is not None and own_settings else folder
+    found = read_settings(place)
+    settings = found.override(pooling=choice.pooling, normalized=choice.normalized, attn=choice.attn)
+    loaded: LoadedModel = threads.run(_load, folder, adapter, tuning, settings, choice, mode)
+    return replace(loaded, trained_to_embed=says_trained(place, found) or is_gritlm(loaded.config, loaded.tokenizer))
+
+
+def is_gritlm(config: Mapping[str, Any], tokenizer: Any) -> bool:
+    """Whether a folder without settings may be GritLM's own checkpoint: Mistral or Mixtral, with GRIT's chat."""
+    return config.get("model_type") in _GRITLM and has_grit_format(tokenizer._tokenizer)
 
 
 def _load(
@@ -156,6 +170,7 @@ def load_lazily(choice: ModelChoice) -> nn.Module:
     Raises:
         ModelError: as ``load``.
     """
+    choice = hub.settled(choice)
     tuning = None if choice.adapter is None else read_adapter(Path(choice.adapter).expanduser())
     folder = hub.resolve(choice if tuning is None else with_base(choice, tuning))
     model, config = _load_weights(folder, "embedding", trust=choice.trust_remote_code)

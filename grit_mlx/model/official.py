@@ -1,7 +1,7 @@
-"""Arguments of the official ``gritlm`` package and of what it passes them to: taken, mapped, or ignored with one note.
+"""Arguments of the official ``gritlm`` package and of other libraries: taken, mapped, or ignored with one note.
 
-So that programs written for it carry over. docs/python.md lists what differs. Source: gritlm 1.0.2, its README, and
-the parameters of transformers' ``from_pretrained`` and ``generate``.
+So that programs written for them carry over. docs/python.md lists what differs. Source: gritlm 1.0.2, its README, the
+parameters of transformers' ``from_pretrained`` and ``generate``, and of sentence-transformers' ``encode``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Final
 import mlx.core as mx
 import numpy as np
 
-from grit_mlx.errors import ArgumentError, Option
+from grit_mlx.errors import ArgumentError
 from grit_mlx.model.caches import layer_cache
 from grit_mlx.model.inputs import is_token_array
 from grit_mlx.options import nearest
@@ -36,8 +36,21 @@ logger = logging.getLogger("grit_mlx")
 
 # Names that mean one of ours.
 _CONSTRUCTOR: Final = {"torch_dtype": "dtype"}
-_ENCODE: Final = {"show_progress_bar": "progress", "prompt": "instruction", "precision": "output_dtype"}
-_GENERATE: Final = {"max_new_tokens": "max_tokens", "past_key_values": "cache", "stop_strings": "stop"}
+_ENCODE: Final = {
+    "show_progress_bar": "progress", "prompt": "instruction", "precision": "output_dtype",
+    "normalize_embeddings": "normalized", "normalize": "normalized", "dimensions": "truncate_dim",
+}  # fmt: skip
+_GENERATE: Final = {
+    "max_new_tokens": "max_tokens", "past_key_values": "cache", "stop_strings": "stop", "stop_sequences": "stop",
+    "temp": "temperature", "repeat_penalty": "repetition_penalty", "n_predict": "max_tokens",
+    "num_predict": "max_tokens",
+}  # fmt: skip
+
+# The names that models of sentence-transformers give their prompts, and what they are embedded as here.
+_ROLES: Final = {
+    "query": "query", "document": "document", "passage": "document", "corpus": "document", "text": "document",
+    "similarity": "similarity", "sts": "similarity", "STS": "similarity",
+}  # fmt: skip
 
 # Names that have nothing to do here: mlx has one device, one attention, one kind of memory.
 _CONSTRUCTOR_IGNORED: Final = frozenset({
@@ -47,12 +60,12 @@ _CONSTRUCTOR_IGNORED: Final = frozenset({
     "use_safetensors",
 })  # fmt: skip
 _ENCODE_IGNORED: Final = frozenset({
-    "corpus_id", "device", "num_workers", "output_value", "pool", "prompt_name", "prompt_type", "qid", "recast",
+    "corpus_id", "device", "num_workers", "output_value", "pool", "prompt_type", "qid", "recast",
     "request_qid", "sub_corpus_id", "task_metadata", "task_name", "hf_split", "hf_subset",
 })  # fmt: skip
 _GENERATE_IGNORED: Final = frozenset({
     "bos_token_id", "cache_implementation", "eos_token_id", "pad_token_id", "position_ids",
-    "synced_gpus", "token_type_ids", "use_cache",
+    "synced_gpus", "token_type_ids", "use_cache", "verbose",
 })  # fmt: skip
 
 # What transformers can do beside sampling, and the value that asks for nothing.
@@ -95,23 +108,25 @@ def constructor(options: Mapping[str, Any]) -> dict[str, Any]:
     return taken
 
 
-def encode(options: Mapping[str, Any], *, own: Mapping[str, Any], normalized: bool) -> dict[str, Any]:
+def encode(options: Mapping[str, Any], *, own: Mapping[str, Any]) -> dict[str, Any]:
     """Our names and values for what ``encode`` was given.
 
     Args:
         options: all that it was given by name.
         own: the names of its own arguments.
-        normalized: whether the model's vectors have length 1.
 
     Raises:
-        ArgumentError: a name that is nearly one of ours, or a wish that the model was not loaded for.
+        ArgumentError: a name that is nearly one of ours, or a prompt that no model has.
     """
     taken = _mapped("encode", options, _ENCODE, _ENCODE_IGNORED, silent={"recast": False})
     if (tensor := taken.pop("convert_to_tensor", None)) is not None:
         taken.setdefault("convert_to_numpy", not tensor)
-    wanted = taken.pop("normalize_embeddings", None)
-    if wanted is not None and bool(wanted) != normalized:
-        raise ArgumentError("Vectors get their length when a model is loaded: pass ", Option("normalized"), " there.")
+    name = taken.pop("prompt_name", None)
+    if name is not None and taken.get("instruction") is None:
+        if name not in _ROLES:
+            raise ArgumentError(f"There is no prompt {name!r}: use one of {', '.join(dict.fromkeys(_ROLES.values()))}.")
+        if taken.get("role", own.get("role")) is None:
+            taken["role"] = _ROLES[name]
     strangers = [name for name in taken if name not in own]
     for name in strangers:
         hint = nearest(name, own)

@@ -98,6 +98,8 @@ class EmbeddingOptions:
     get_cache: bool = option(False, "Also return keys and values.", flags=None)
     add_special_tokens: bool = option(True, "Whether the tokenizer adds its BOS.", flags=None)
     role: str | None = option(None, "What the texts are embedded as.", choices=ROLES, flags=None)
+    normalized: bool | None = option(None, "Whether vectors have length 1. None: as the model says.", flags=None)
+    truncate_dim: int | None = option(None, "Keep the first numbers of each vector only.", minimum=1, flags=None)
 
     def __post_init__(self) -> None:
         check(self)

@@ -18,6 +18,7 @@ from grit_mlx.model.answers import answer_spans
 from grit_mlx.options import check_unicode
 
 __all__ = [
+    "PLAIN_RAG_PROMPTS",
     "RAG_PROMPTS",
     "Message",
     "Rendered",
@@ -29,6 +30,7 @@ __all__ = [
     "literal_tokens",
     "neutralised",
     "rag_prompt",
+    "rag_tokens",
     "raw_tokens",
     "render_chat",
     "render_text",
@@ -63,6 +65,19 @@ RAG_PROMPTS = {
 }
 
 
+_FROM_TEXT = "If it does not hold the answer, say so."
+
+# The same for models with a chat of their own, which were not trained on GRIT's prompts: what the user says after a
+# cache that holds ... (the key).
+PLAIN_RAG_PROMPTS = {
+    "doc": "Answer the question from the text above. " + _FROM_TEXT + "\n\nQuestion: {query}",
+    "query": "{document}\n\nAnswer the question above from this text. " + _FROM_TEXT,
+    "doc-query": "Answer the question above from the text before it. " + _FROM_TEXT,
+    "query-doc": "Answer the question above from the text after it. " + _FROM_TEXT,
+    "none": "{document}\n\nAnswer the question from the text above. " + _FROM_TEXT + "\n\nQuestion: {query}",
+}
+
+
 def embedding_prompt(instruction: str = "") -> str:
     """What precedes a text that is embedded: the official README's ``gritlm_instruction``."""
     return f"<|user|>\n{instruction}\n<|embed|>\n" if instruction else "<|embed|>\n"
@@ -85,6 +100,47 @@ def rag_prompt(cached: str, *, query: str = "", document: str = "") -> str:
         raise ArgumentError(f"Unknown RAG prompt {cached!r}: use one of {', '.join(RAG_PROMPTS)}.") from None
     # Not str.format twice: a query with braces in it must stay as it is.
     return form.format(query=query, document=document)
+
+
+def rag_tokens(
+    tokenizer: Any, cached: str, questions: Sequence[str], *, document: str, answers: Sequence[str] = ()
+) -> list[int]:
+    """The tokens of the prompt of a retrieval-augmented answer, after what the cache already holds.
+
+    In GRIT's words for models with GRIT's chat, else in plain words in the model's own chat.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        cached: "none", "doc", "query", "doc-query" or "query-doc".
+        questions: those of the conversation so far, and the one to be answered.
+        document: the passages; unused if they are cached.
+        answers: to all questions but the last.
+    """
+    if not has_grit_format(tokenizer):
+        return _plain_rag_tokens(tokenizer, cached, questions, document=document, answers=answers)
+    first = {"query": questions[0], "document": document}
+    if cached == "none":
+        tokens = raw_tokens(tokenizer, rag_prompt("none-document-first", **first))
+    else:
+        tokens = literal_tokens(tokenizer, rag_prompt(cached, **first))
+    for answer, following in zip(answers, questions[1:], strict=True):
+        tokens += [*literal_tokens(tokenizer, answer), tokenizer.eos_token_id]
+        # Later turns of a conversation follow as the paper's cached documents do.
+        tokens += literal_tokens(tokenizer, rag_prompt("doc", query=following))
+    return tokens
+
+
+def _plain_rag_tokens(
+    tokenizer: Any, cached: str, questions: Sequence[str], *, document: str, answers: Sequence[str]
+) -> list[int]:
+    first = PLAIN_RAG_PROMPTS[cached].format(query=questions[0], document=document)
+    messages = [{"role": "user", "content": first}]
+    for answer, following in zip(answers, questions[1:], strict=True):
+        messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": following}]
+    tokens = chat_tokens(tokenizer, messages)
+    if cached == "none":
+        return tokens
+    return tokens[1:] if tokens[:1] == [tokenizer.bos_token_id] else tokens  # the cached text begins with it
 
 
 @dataclass(frozen=True)
@@ -298,8 +354,13 @@ def render_text(tokenizer: Any, text: str) -> Rendered:
 
 def has_grit_format(tokenizer: Any) -> bool:
     """Whether chats are written in GRIT's format, by the tokenizer's own template or because it has none."""
+    if not tokenizer.chat_template:
+        return True
     chat = [{"role": role, "content": "a"} for role in ("user", "assistant") * 2]
-    written = tokenizer.chat_template and tokenizer.apply_chat_template(chat, tokenize=False)
+    try:
+        written = _from_template(tokenizer, chat)
+    except (ArgumentError, TokenizerError):
+        return False
     return not written or written == _grit_chat(tokenizer, chat)[0]
 
 

@@ -16,7 +16,17 @@ from grit_mlx.model.prompts import embedding_prompt
 from grit_mlx.model.sentence_transformers import read_modules, settings_of
 from grit_mlx.options import check, from_mapping, option
 
-__all__ = ["ATTENTION", "FILE_NAME", "POOLING", "ROLES", "Settings", "read_settings", "settings_from", "write_settings"]
+__all__ = [
+    "ATTENTION",
+    "FILE_NAME",
+    "POOLING",
+    "ROLES",
+    "Settings",
+    "read_settings",
+    "says_trained",
+    "settings_from",
+    "write_settings",
+]
 
 FILE_NAME = "grit.json"
 FORMAT = 1
@@ -117,6 +127,21 @@ def read_settings(folder: Path) -> Settings:
         raise ConfigError(f"{unreadable(path, error)} {_ADVICE}") from error
     except ConfigError as error:
         raise ConfigError(f"Cannot use {path}. {error} {_ADVICE}") from error
+
+
+def says_trained(folder: Path, settings: Settings) -> bool:
+    """Whether a folder's files say that the model was trained to embed.
+
+    A conversion gives every model a ``grit.json``; one with nothing but the defaults says nothing.
+
+    Args:
+        folder: of the model.
+        settings: as they were read from it.
+    """
+    if (folder / FILE_NAME).exists():
+        about = settings.about
+        return "made_with" not in about or "tuned_from" in about or replace(settings, about={}) != Settings()
+    return read_modules(folder) is not None
 
 
 def write_settings(folder: Path, settings: Settings) -> Path:

@@ -17,7 +17,7 @@ from grit_mlx.gritlm import GritLM
 from grit_mlx.model.caches import TextCache
 from grit_mlx.model.generation import PromptCache
 from grit_mlx.model.options import GenerationOptions
-from grit_mlx.model.prompts import literal_tokens, rag_prompt, raw_tokens
+from grit_mlx.model.prompts import rag_tokens
 from grit_mlx.rag.caches import DocumentCaches
 from grit_mlx.rag.encoding import Encoder
 from grit_mlx.rag.limits import check_length, fitted
@@ -219,19 +219,14 @@ class Answerer:
 
     def _prompt(self, mode: str, question: str, documents: Sequence[Document], history: Sequence[Turn]) -> list[int]:
         """The tokens after what is cached."""
-        tokenizer, harmless = self.model.tokenizer, self.encoder.neutralised
-        text = "\n\n".join(harmless(document.content) for document in documents)
-        questions = [harmless(asked) for asked in (*(turn.question for turn in history), question)]
-        if mode == "none":
-            prompt = rag_prompt("none-document-first", query=questions[0], document=text)
-            tokens = raw_tokens(tokenizer, prompt)
-        else:
-            tokens = literal_tokens(tokenizer, rag_prompt(mode, query=questions[0], document=text))
-        for turn, following in zip(history, questions[1:], strict=True):
-            tokens += [*literal_tokens(tokenizer, harmless(turn.answer)), tokenizer.eos_token_id]
-            # Later turns of a conversation follow as the paper's cached documents do.
-            tokens += literal_tokens(tokenizer, rag_prompt("doc", query=following))
-        return tokens
+        harmless = self.encoder.neutralised
+        return rag_tokens(
+            self.model.tokenizer,
+            mode,
+            [harmless(asked) for asked in (*(turn.question for turn in history), question)],
+            document="\n\n".join(harmless(document.content) for document in documents),
+            answers=[harmless(turn.answer) for turn in history],
+        )
 
     def _chosen_mode(
         self, question: str, documents: Sequence[Document], query_cached: bool, modes: Sequence[str]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from grit_mlx.model.prompts import neutralised
+from grit_mlx.model.prompts import has_grit_format, neutralised, rag_prompt, rag_tokens
 from grit_mlx.rag.options import check_question
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ class Encoder:
     def __init__(self, model: GritLM, *, query_instruction: str | None = None) -> None:
         instruction = model.settings.query_instruction if query_instruction is None else query_instruction
         self.model = model
+        # A model that was not trained to read in both directions writes from what it read in its own.
+        natural = model.trained_to_embed or model.settings.causal
+        self._reader = model if natural else model.with_attention("cccc")
         self.query_prompt = model.settings.prompt(instruction)
         self.document_prompt = model.settings.prompt(model.settings.document_instruction)
 
@@ -41,6 +45,17 @@ class Encoder:
         """The number of tokens of a text."""
         return len(self.model.tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
+    @cached_property
+    def in_grit(self) -> bool:
+        """Whether prompts are in GRIT's words."""
+        return has_grit_format(self.model.tokenizer)
+
+    def frame(self, mode: str) -> int:
+        """The number of tokens of a prompt beside question and documents; ``mode`` is one of ``modes.MODES``."""
+        if self.in_grit:
+            return self.count(rag_prompt("none-document-first" if mode == "none" else mode))
+        return len(rag_tokens(self.model.tokenizer, mode, [""], document=""))
+
     def query(self, question: str) -> tuple[NDArray[np.float32], TextCache]:
         """The question's vector ``(E,)`` and, from the same pass, its keys and values.
 
@@ -48,7 +63,7 @@ class Encoder:
             ArgumentError: the question is empty.
         """
         check_question(question)
-        vectors, layers = self._encode([question], self.query_prompt, get_cache=True)
+        vectors, layers = self._with_caches([question], self.query_prompt)
         return vectors[0], layers[0]
 
     def queries(self, questions: Sequence[str]) -> NDArray[np.float32]:
@@ -62,18 +77,24 @@ class Encoder:
         return vectors
 
     def vectors_and_caches(self, contents: Sequence[str]) -> tuple[NDArray[np.float32], list[TextCache]]:
-        """Vectors of passages, ``(N, E)``, and their keys and values from the same pass."""
-        vectors, layers = self._encode(contents, self.document_prompt, get_cache=True)
-        return vectors, layers
+        """Vectors of passages, ``(N, E)``, and their keys and values."""
+        return self._with_caches(contents, self.document_prompt)
 
     def continued(self, content: str) -> TextCache:
         """Keys and values of a passage that follows a question as in the official code: no BOS, but a line break."""
         prompt = "\n" + self.document_prompt
-        layers: list[TextCache] = self._encode([content], prompt, get_cache=True, add_special_tokens=False)[1]
+        options = {"get_cache": True, "add_special_tokens": False}
+        layers: list[TextCache] = self._encode([content], prompt, by=self._reader, **options)[1]
         return layers[0]
 
-    def _encode(self, texts: Sequence[str], prompt: str, **options: Any) -> Any:
+    def _with_caches(self, texts: Sequence[str], prompt: str) -> tuple[NDArray[np.float32], list[TextCache]]:
+        """Vectors and caches: from one pass, unless the model reads in another direction than it embeds."""
+        vectors, layers = self._encode(texts, prompt, get_cache=True, by=self._reader)
+        return (vectors if self._reader is self.model else self._encode(texts, prompt)), layers
+
+    def _encode(self, texts: Sequence[str], prompt: str, *, by: GritLM | None = None, **options: Any) -> Any:
         harmless = [self.neutralised(text) for text in texts]
         # Nothing is truncated: a token stands for at least a byte.
         room = max((len((prompt + text).encode()) for text in harmless), default=0) + 64
-        return self.model.encode(harmless, instruction=prompt, max_length=room, **{"progress": False, **options})
+        options = {"progress": False, **options}
+        return (by or self.model).encode(harmless, instruction=prompt, max_length=room, **options)

@@ -8,7 +8,6 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 from grit_mlx.errors import ArgumentError, Option
-from grit_mlx.model.prompts import rag_prompt
 
 if TYPE_CHECKING:
     from grit_mlx.gritlm import GritLM
@@ -104,7 +103,7 @@ def fitted(
         return encoder.count(encoder.neutralised(text))
 
     check_length(encoder, question)
-    frame = encoder.count(rag_prompt("none-document-first" if mode == "none" else mode)) + _SLACK
+    frame = encoder.frame(mode) + _SLACK
     own = count(question) + frame + (encoder.count(encoder.query_prompt) if "query" in mode.split("-") else 0)
     answer = context // _ANSWER_PART if max_tokens < 0 else min(max_tokens, context // _ANSWER_PART)
     room = context - own - answer

@@ -177,8 +177,9 @@ class Rag:
         kept for the answer.
         """
         asked = self.answerer.encoder.neutralised(question)
-        frame = literal_tokens(self.model.tokenizer, rag_prompt("doc", query="\0").split("\0")[0])
-        tokens = literal_tokens(self.model.tokenizer, rag_prompt("doc", query=asked).split(asked)[0] + asked)
+        before = rag_prompt("doc", query="\0").split("\0")[0] if self.answerer.encoder.in_grit else "\n\nQuestion: "
+        frame = literal_tokens(self.model.tokenizer, before)
+        tokens = literal_tokens(self.model.tokenizer, before + asked)
         start = min(len(frame), len(tokens) - 1)
         scores = []
         for layers in self.answerer.prefixes.documents(_documents(results)):

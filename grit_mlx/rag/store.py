@@ -29,10 +29,11 @@ from grit_mlx.errors import (
 )
 from grit_mlx.files.lock import writer_of, writing
 from grit_mlx.model import hub
+from grit_mlx.model.options import ModelChoice
 from grit_mlx.progress import Progress
 from grit_mlx.rag.caches import CacheStats, DocumentCaches, cache_key
 from grit_mlx.rag.encoding import Encoder
-from grit_mlx.rag.fingerprint import check_fingerprint, digest, fingerprint
+from grit_mlx.rag.fingerprint import check_fingerprint, digest, find_model, fingerprint
 from grit_mlx.rag.indexing import IndexReport, PassageWriter, hash_of, known_contents, plan_index
 from grit_mlx.rag.kvfiles import bytes_of
 from grit_mlx.rag.limits import check_length
@@ -176,6 +177,11 @@ class Store:
         if self._made_with:
             check_fingerprint(self._made_with, self._fingerprint, uri=self.uri)
         self.model, self._encoder = model, Encoder(model)
+
+    @property
+    def made_with(self) -> ModelChoice | None:
+        """The model that the store was made with; None if it is empty, or if that model is not on this machine."""
+        return find_model(self._made_with) if self._made_with else None
 
     @property
     def encoder(self) -> Encoder:

@@ -104,6 +104,9 @@ class Callback:
     def on_report(self, report: StepReport) -> None:
         """``steps_per_report`` steps were done; gets their means."""
 
+    def on_validating(self, step: int, done: int, total: int) -> None:
+        """A validation is under way: so many of its batches and sets are done."""
+
     def on_validation(self, report: ValidationReport) -> None:
         """A validation was done."""
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -44,7 +45,7 @@ from grit_mlx.training.scratch import QUANTIZATION_KEYS, copy_tokenizer
 from grit_mlx.training.settings import TrainingSettings, write_yaml
 from grit_mlx.training.step import StepResult, Trainee, merged
 from grit_mlx.training.token_files import find_data_files
-from grit_mlx.training.validation import held_out_losses, set_scores
+from grit_mlx.training.validation import held_out_batches, held_out_losses, set_scores
 
 __all__ = ["TrainingResult", "train"]
 
@@ -176,6 +177,8 @@ class _Run:
         self.losses: dict[str, float] = {}
         self.reports: list[StepReport] = []  # since the last line of the log
         self._published: Path | None = None
+        self._saved = 0  # the step of the last checkpoint
+        self._computing = False  # in the middle of a step, where weights and optimizer may disagree
         # Sized now, so that a resumed optimizer finds its state in place.
         prepared.optimizer.init(prepared.trainee.trainable_parameters())  # type: ignore[no-untyped-call]
 
@@ -188,8 +191,12 @@ class _Run:
                 write_yaml(self.folder.path / "settings.yaml", replace(self.settings, resume=False))
             _notify(self.callbacks, "on_start", self._plan())
             mx.reset_peak_memory()
-            with device.wired():
-                stopped = self._loop()
+            try:
+                with device.wired():
+                    stopped = self._loop()
+            except KeyboardInterrupt:
+                self._save_interrupted()
+                raise
         finally:
             _notify(self.callbacks, "on_end")
         if self.world.is_first:
@@ -215,7 +222,9 @@ class _Run:
         if self._is_over():
             return True
         while self.position.step < settings.iters:
+            self._computing = True
             report = self._step_in_memory(self.position.step)
+            self._computing = False
             self.position = replace(self.position, step=report.step)
             self.losses = dict(report.losses)
             self.reports.append(report)
@@ -315,8 +324,9 @@ class _Run:
     def _validate(self) -> None:
         trainee, settings = self.prepared.trainee, self.settings
         trainee.eval()
-        losses = held_out_losses(self.prepared, self.data, max_batches=settings.val_batches)
-        scores = set_scores(self.prepared, self.sets)
+        advance = self._validating(held_out_batches(self.data, max_batches=settings.val_batches) + len(self.sets))
+        losses = held_out_losses(self.prepared, self.data, max_batches=settings.val_batches, advance=advance)
+        scores = set_scores(self.prepared, self.sets, advance=advance)
         mx.clear_cache()
         # Lower is better. The factors are those of training, for the sum to mean the same.
         factors = {
@@ -337,6 +347,16 @@ class _Run:
             self.position = replace(self.position, stale=self.position.stale + 1)
         self.validation = ValidationReport(self.position.step, losses, dict(scores), is_best=better)
         _notify(self.callbacks, "on_validation", self.validation)
+
+    def _validating(self, total: int) -> Callable[[], None]:
+        """Report that a validation begins; what is returned reports that another of its parts is done."""
+        done = itertools.count()
+
+        def advance() -> None:
+            _notify(self.callbacks, "on_validating", self.position.step, next(done), total)
+
+        advance()
+        return advance
 
     def _is_over(self) -> bool:
         patience = self.settings.early_stopping
@@ -360,10 +380,16 @@ class _Run:
             keep_last=self.settings.keep_last,
             describe=self._describe,
         )
+        self._saved = self.position.step
         # The run's folder can be used at any time, not only at its end.
         if self.position.best_step in (None, self.position.step):
             self._publish()
         _notify(self.callbacks, "on_checkpoint", folder)
+
+    def _save_interrupted(self) -> None:
+        """Keep what was done since the last checkpoint, if the interruption came between two steps."""
+        if not self._computing and self.position.step > self._saved and self.world.size == 1:
+            self._save()
 
     def _resume(self) -> None:
         """Load the last checkpoint. Only the first process reads it: other machines need not have it."""
@@ -375,6 +401,7 @@ class _Run:
                 check_base(read_adapter(checkpoint), trainee.model, self.prepared.loaded.config)
             self.position, found = self.folder.load(checkpoint, self._weights_name)
         self.position = Position(**self.world.from_first(asdict(self.position)))
+        self._saved = self.position.step
         self._check_settings()
         self._check_data()
         if missing := state.keys() - found.keys():

@@ -93,8 +93,8 @@ def test_pieces_are_shown_as_they_come_and_harmless_on_a_terminal(grit: Grit, mo
 
 
 def test_each_piped_line_is_a_turn(grit: Grit, library: GritLM) -> None:
-    run = grit("chat", "--max-tokens", "8", stdin="Hello there\n\nAnd then\n")
-    assert (run.code, run.err) == (0, "")
+    run = grit("chat", "--temp", "0", "--max-tokens", "8", stdin="Hello there\n\nAnd then\n")
+    assert (run.code, run.err) == (0, "note: cut after 8 tokens; --max-tokens allows more\n" * 2)
     first = library.generate("Hello there", max_tokens=8)
     messages = [
         {"role": "user", "content": "Hello there"},
@@ -105,7 +105,7 @@ def test_each_piped_line_is_a_turn(grit: Grit, library: GritLM) -> None:
 
 
 def test_a_turn_computes_only_what_is_new(grit: Grit) -> None:
-    run = grit("chat", "--max-tokens", "8", "-v", stdin="Hello there\nAnd then\n/reset\nAnew\n")
+    run = grit("chat", "--temp", "0", "--max-tokens", "8", "-v", stdin="Hello there\nAnd then\n/reset\nAnew\n")
     reused = [int(line.split()[1]) for line in run.err.splitlines() if "tokens reused" in line]
     assert reused[0] == 0
     assert reused[1] > 20
@@ -115,7 +115,7 @@ def test_a_turn_computes_only_what_is_new(grit: Grit) -> None:
 def test_commands_of_the_chat(grit: Grit, tmp_path: Path, library: GritLM) -> None:
     path = tmp_path / "chat.jsonl"
     turns = f"/help\nHello\n/save {path}\n/reset\n/usr/bin is a folder\n/save {tmp_path / 'two.jsonl'}\n/quit\nnever\n"
-    run = grit("chat", "--max-tokens", "8", "--system", "Be brief.", stdin=turns)
+    run = grit("chat", "--temp", "0", "--max-tokens", "8", "--system", "Be brief.", stdin=turns)
     assert run.code == 0
     assert run.out.startswith("/reset ")
     saved = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -158,7 +158,7 @@ def typing(monkeypatch: pytest.MonkeyPatch, *lines: str | type[BaseException]) -
 
 def test_a_typed_chat_goes_on_after_an_error(grit: Grit, monkeypatch: pytest.MonkeyPatch) -> None:
     typing(monkeypatch, "/sing", "   ", "Hello", EOFError)
-    run = grit("chat", "--max-tokens", "8")
+    run = grit("chat", "--temp", "0", "--max-tokens", "8")
     assert run.code == 0
     assert run.err.splitlines()[0] == "note: mistral: /help lists the commands, Ctrl-D exits"
     assert run.err.splitlines()[1].startswith("error: There is no command /sing.")
@@ -182,7 +182,7 @@ def test_ctrl_c_stops_an_answer_and_keeps_what_came(
 
     monkeypatch.setattr(chat_command, "show_piece", show)
     typing(monkeypatch, "Hello there", f"/save {tmp_path / 'a.jsonl'}", EOFError)
-    run = grit("chat", "--max-tokens", "100000")
+    run = grit("chat", "--temp", "0", "--max-tokens", "100000")
     assert run.code == 0
     assert "note: stopped\n" in run.err
     saved = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text(encoding="utf-8").splitlines()]

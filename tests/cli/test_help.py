@@ -11,7 +11,7 @@ import pytest
 
 from grit_mlx import __version__
 from grit_mlx.cli import console
-from grit_mlx.cli.main import COMMANDS, Command
+from grit_mlx.cli.main import COMMANDS, SECTIONS, Command
 from grit_mlx.errors import ArgumentError, DocumentError, Option
 
 Grit = Any
@@ -31,9 +31,15 @@ def test_the_docs_hold_the_help_of_every_command() -> None:
     script = docs_script()
     page = script.page()
     assert script.PAGE.read_text(encoding="utf-8") == page, "run: python scripts/cli_docs.py"
-    overview = page.split("Commands:\n")[1].split("\n\n")[0]
-    named = re.findall(r"^  (\w+)  +\S", overview, re.M)
-    assert named == [name for name in COMMANDS if " " not in name]
+    overview = page.split("Options:\n")[1].split("\nExamples:")[0]
+    sections = {
+        section.partition(":\n")[0]: re.findall(r"^  (\w+)  +\S", section, re.M)
+        for section in overview.split("\n\n")[1:]
+        if section.strip()
+    }
+    ours = {name for name in COMMANDS if " " not in name}
+    wanted = {heading: [name for name in names if name in ours] for heading, names in SECTIONS.items()}
+    assert sections == wanted and {name for names in wanted.values() for name in names} == ours
     assert re.findall(r"^## grit (.+)", page, re.M) == list(COMMANDS)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +155,52 @@ def test_bad_input(grit: Grit, data: Path, tiny_model: Path, tmp_path: Path) -> 
         found = grit("train", flag, value)
         assert found.code == 2 and message in " ".join(found.err.split()) and flag in found.err
     assert "adapter folder" in grit("fuse", tmp_path, "--model", tiny_model, "--output", tmp_path / "f").err
+
+
+@pytest.mark.parametrize(("presses", "saved"), [(1, 3), (2, 0)])
+def test_ctrl_c_lets_a_step_end_and_saves_it(
+    grit: Grit,
+    tiny_model: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    presses: int,
+    saved: int,
+) -> None:
+    from grit_mlx.training.trainer import _Run
+
+    gradients, folder = _Run._gradients, tmp_path / "run"
+
+    def pressed(self: Any, index: int) -> Any:
+        if index == 2:
+            for _ in range(presses):
+                os.kill(os.getpid(), signal.SIGINT)
+        return gradients(self, index)
+
+    monkeypatch.setattr(_Run, "_gradients", pressed)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
+    try:
+        found = grit("train", "--model", tiny_model, "--data", data, "--adapter-path", folder, *QUICK)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert found.code == 130
+    assert "stopping after this step, which is saved then; Ctrl-C again stops at once" in found.err
+    if saved:
+        assert (
+            f"stopped after step 3; step 3 is saved. Resume: grit train --adapter-path {folder} --resume" in found.err
+        )
+        monkeypatch.undo()
+        assert grit("train", "--adapter-path", folder, "--resume", "--iters", 4).code == 0
+    else:
+        assert "nothing was saved" in found.err
+
+
+def test_the_first_validation_does_not_look_like_nothing(
+    grit: Grit, tiny_model: Path, data: Path, tmp_path: Path
+) -> None:
+    run = ("train", "--model", tiny_model, "--data", data, "--adapter-path", tmp_path / "run", *QUICK)
+    found = grit(*run, "--iters", 1, "--steps-per-eval", 1, "--val-rows", 8)
+    assert found.code == 0, found.err
+    assert found.err.index("validating before the first step") < found.err.index("step 0: held out")
+    assert found.err.count("validating") == 1

@@ -257,7 +257,6 @@ def test_arguments_of_encode(model: GritLM, caplog: pytest.LogCaptureFixture, op
 @pytest.mark.parametrize(
     ("options", "note"),
     [
-        ({"prompt_name": "query"}, "encode ignores prompt_name"),
         ({"recast": True}, "encode ignores recast"),
         ({"task_name": "NFCorpus", "prompt_type": "query"}, "encode ignores task_name and prompt_type"),
         ({"request_qid": "x", "device": "cuda"}, "encode ignores request_qid and device"),
@@ -281,8 +280,6 @@ def test_tensors(model: GritLM, torch: Any) -> None:
     np.testing.assert_array_equal(np.array(array), model.encode(["a", "b"]))
     single, cache = model.encode("a", convert_to_tensor=True, get_cache=True)
     assert single.shape == (32,) and len(cache) == 2
-    with pytest.raises(ArgumentError, match="Vectors get their length when a model is loaded: pass normalized there"):
-        model.encode("a", normalize_embeddings=False)
     assert model.encode(["a"], precision="int8").values.dtype == np.int8
     np.testing.assert_array_equal(model.encode("a", prompt="q: "), model.encode("a", instruction="q: "))
 
@@ -438,3 +435,65 @@ def test_only_what_has_no_tokens_is_an_error(model: GritLM, call: str) -> None:
         getattr(model, call)(["a", ""])
     assert caught.value.index == 1
     assert getattr(model, call)(["a", " "]).shape == (2, 32)
+
+
+# What programs for sentence-transformers and mlx-lm call.
+
+
+@pytest.mark.parametrize("normalize", [True, False, None])
+@pytest.mark.parametrize("size", [None, 1, 8, 32])
+def test_vectors_of_another_length(tiny_model: Path, normalize: bool | None, size: int | None) -> None:
+    for loaded in (True, False):
+        one = GritLM(tiny_model, normalized=loaded)
+        raw = GritLM(tiny_model, normalized=False).encode(["a", "b c", "d"])[:, :size]
+        found = one.encode(["a", "b c", "d"], normalize_embeddings=normalize, truncate_dim=size)
+        if loaded if normalize is None else normalize:
+            raw = raw / np.linalg.norm(raw, axis=1, keepdims=True)
+        np.testing.assert_allclose(found, raw, atol=1e-5)
+        again = np.stack(list(one.encode_iter(["a", "b c", "d"], normalize_embeddings=normalize, truncate_dim=size)))
+        np.testing.assert_array_equal(again, found)
+
+
+def test_too_many_dimensions(model: GritLM) -> None:
+    with pytest.raises(ArgumentError, match="truncate_dim must be at most 32, the length of a vector, not 33"):
+        model.encode("a", truncate_dim=33)
+    with pytest.raises(ArgumentError, match="truncate_dim must be at least 1"):
+        model.encode("a", truncate_dim=0)
+
+
+def test_methods_of_sentence_transformers(model: GritLM) -> None:
+    texts = ["a keel", "b", "some bread"]
+    queries, documents = model.encode_query(texts), model.encode_document(texts)
+    np.testing.assert_array_equal(queries, model.encode_queries(texts))
+    np.testing.assert_array_equal(documents, model.encode_corpus(texts))
+    for name, expected in {"query": queries, "document": documents, "passage": documents}.items():
+        np.testing.assert_array_equal(model.encode(texts, prompt_name=name), expected)
+    np.testing.assert_array_equal(model.encode_query(texts, prompt="x: "), model.encode(texts, instruction="x: "))
+    np.testing.assert_array_equal(
+        model.encode(texts, prompt="x: ", prompt_name="query"), model.encode(texts, instruction="x: ")
+    )
+    with pytest.raises(ArgumentError, match="There is no prompt 'poem': use one of query, document, similarity"):
+        model.encode(texts, prompt_name="poem")
+    matrix = model.similarity(queries, documents)
+    assert matrix.shape == (3, 3)
+    np.testing.assert_allclose(matrix, queries @ documents.T, atol=1e-5)
+    np.testing.assert_allclose(model.similarity_pairwise(queries, documents), np.diag(matrix), atol=1e-5)
+    assert model.similarity(queries[0], documents).shape == (1, 3)
+    assert model.get_sentence_embedding_dimension() == model.get_embedding_dimension() == 32
+    assert model.max_seq_length == 512
+
+
+def test_names_of_sampling(model: GritLM) -> None:
+    expected = model.generate("Why?", max_tokens=5, temperature=0.7, seed=1)
+    assert model.generate("Why?", max_new_tokens=5, temp=0.7, seed=1) == expected
+    assert model.generate("Why?", num_predict=5, temp=0.7, seed=1, verbose=False) == expected
+    assert model.generate("Why?", max_tokens=5, temp=0.0) == model.generate("Why?", max_tokens=5)
+    with pytest.raises(ArgumentError, match="temp and temperature mean the same"):
+        model.generate("Why?", temp=0.7, temperature=0.5)
+
+
+def test_a_model_says_what_it_is(tiny_model: Path, model: GritLM) -> None:
+    assert repr(model) == (
+        "GritLM('mistral', mode='unified', embedding_size=32, pooling='mean', max_length=512, dtype='float32')"
+    )
+    assert repr(GritLM(tiny_model, mode="generative")) == "GritLM('mistral', mode='generative', dtype='float32')"

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -368,11 +368,59 @@ def test_the_folder_is_of_use_before_the_end(settings: Make, tiny_model: Path) -
     class Stop(Callback):
         def on_step(self, report: StepReport) -> None:
             if report.step == 3:
-                raise KeyboardInterrupt
+                raise OSError
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(OSError):
         train(made, [Stop()])
     assert GritLM(tiny_model, adapter_path=made.adapter_path).settings.about["steps"] == 2
+
+
+@pytest.mark.parametrize(("where", "kept"), [("on_step", 3), ("on_report", 3), ("on_validating", 3), ("_step", 2)])
+def test_an_interruption_keeps_what_is_whole(
+    settings: Make, monkeypatch: pytest.MonkeyPatch, where: str, kept: int
+) -> None:
+    """Between two steps all is saved; in the middle of one, what the last checkpoint has."""
+    made = settings(iters=5, save_every=2, steps_per_eval=3, steps_per_report=3)
+
+    class Stop(Callback):
+        steps = 0
+
+        def on_step(self, report: StepReport) -> None:
+            self.steps = report.step
+
+    stop = Stop()
+
+    def raising(*_: Any) -> None:
+        if stop.steps == 3:
+            raise KeyboardInterrupt
+
+    if where == "_step":
+        from grit_mlx.training.trainer import _Run
+
+        gradients = _Run._gradients
+
+        def interrupted(self: Any, index: int) -> Any:
+            if index == 2:
+                raise KeyboardInterrupt
+            return gradients(self, index)
+
+        monkeypatch.setattr(_Run, "_gradients", interrupted)
+    elif where == "on_step":
+
+        def on_step(report: StepReport) -> None:
+            stop.steps = report.step
+            raising()
+
+        monkeypatch.setattr(stop, "on_step", on_step)
+    else:
+        monkeypatch.setattr(stop, where, raising)
+    with pytest.raises(KeyboardInterrupt):
+        train(made, [stop])
+    saved = sorted(path.name for path in Path(made.adapter_path).rglob("step-*"))
+    assert saved[-1] == f"step-{kept:08d}"
+    monkeypatch.undo()
+    result = train(replace(made, resume=True), [Callback()])
+    assert result.steps == 5
 
 
 def test_full_tuning_of_a_quantised_model(settings: Make, tiny_model: Path, tmp_path: Path) -> None:
