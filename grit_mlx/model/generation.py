@@ -26,7 +26,15 @@ from grit_mlx.model.detokenizing import Detokenizer
 from grit_mlx.model.device import is_out_of_memory
 from grit_mlx.model.options import GenerationOptions
 
-__all__ = ["PromptCache", "batch_tokens", "generate_batch", "stream_responses"]
+__all__ = [
+    "PromptCache",
+    "StopTexts",
+    "batch_tokens",
+    "generate_batch",
+    "sampling",
+    "seed_of_step",
+    "stream_responses",
+]
 
 # A token and its log-probabilities (V,).
 _Step = tuple[int, mx.array]
@@ -207,7 +215,7 @@ def _responses(
         kv_group_size=options.kv_group_size,
         quantized_kv_start=options.quantized_kv_start,
         prompt_progress_callback=lambda *_: _check(cancelled),
-        **_sampling(options, len(tokenizer._tokenizer), turn.tokens[: turn.reused]),
+        **sampling(options, len(tokenizer._tokenizer), turn.tokens[: turn.reused]),
     )
     text = Detokenizer(tokenizer._tokenizer)
     start = time.perf_counter()
@@ -251,11 +259,16 @@ def _seeded(steps: Iterator[_Step], options: GenerationOptions) -> Iterator[_Ste
         yield from steps
         return
     for count in itertools.count():
-        mx.random.seed((options.seed + count * 0x9E3779B97F4A7C15) % 2**64)
+        mx.random.seed(seed_of_step(options.seed, count))
         step = next(steps, None)
         if step is None:
             return
         yield step
+
+
+def seed_of_step(seed: int, count: int) -> int:
+    """The seed of a token of an answer, from 0."""
+    return (seed + count * 0x9E3779B97F4A7C15) % 2**64
 
 
 def generate_batch(
@@ -295,7 +308,7 @@ def batch_tokens(
             max_tokens=options.max_tokens,
             prefill_step_size=options.prefill_step_size,
             return_token_ids=True,
-            **_sampling(options, len(tokenizer._tokenizer)),
+            **sampling(options, len(tokenizer._tokenizer)),
         ).token_ids
         # mlx-lm leaves out the token that an answer ends with.
         end = tokenizer.eos_token_id
@@ -304,7 +317,7 @@ def batch_tokens(
     return threads.run(generated)
 
 
-def _sampling(options: GenerationOptions, vocabulary_size: int, reused: Sequence[int] = ()) -> dict[str, Any]:
+def sampling(options: GenerationOptions, vocabulary_size: int, reused: Sequence[int] = ()) -> dict[str, Any]:
     """The sampler and the processors of logits, as mlx-lm's functions take them.
 
     Args:
@@ -348,21 +361,40 @@ def _started(steps: Iterator[_Step]) -> Iterator[_Step]:
     yield from steps
 
 
-def _stopped(responses: Iterator[GenerationResponse], stop: Sequence[str]) -> Iterator[GenerationResponse]:
-    """End at the first of the ``stop`` texts; what may be the beginning of one is held back."""
-    if not stop:
-        yield from responses
-        return
-    held = ""
-    for response in responses:
-        held += response.text
-        cut = _cut(held, stop)
+class StopTexts:
+    """Ends a text that comes in pieces at the first of the ``stop`` texts; holds back what may begin one.
+
+    Attributes:
+        matched: the one that ended it; None until then.
+    """
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop = stop
+        self.matched: str | None = None
+        self._held = ""
+
+    def add(self, piece: str, *, last: bool) -> tuple[str, bool]:
+        """What may be shown after the next piece, and whether the text ends there; ``last``: no piece follows."""
+        if not self._stop:
+            return piece, False
+        held = self._held + piece
+        cut = _cut(held, self._stop)
         if len(cut) < len(held):
-            yield replace(response, text=cut, finish_reason="stop")
+            self.matched = next(stop for stop in self._stop if held.startswith(stop, len(cut)))
+            return cut, True
+        safe = len(held) if last else len(held) - _begun(held, self._stop)
+        self._held = held[safe:]
+        return held[:safe], False
+
+
+def _stopped(responses: Iterator[GenerationResponse], stop: Sequence[str]) -> Iterator[GenerationResponse]:
+    """End at the first of the ``stop`` texts."""
+    texts = StopTexts(stop)
+    for response in responses:
+        piece, ended = texts.add(response.text, last=response.finish_reason is not None)
+        yield replace(response, text=piece, finish_reason="stop" if ended else response.finish_reason)
+        if ended:
             return
-        safe = len(held) if response.finish_reason else len(held) - _begun(held, stop)
-        yield replace(response, text=held[:safe])
-        held = held[safe:]
 
 
 def _begun(text: str, stop: Sequence[str]) -> int:

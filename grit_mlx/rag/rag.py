@@ -11,9 +11,10 @@ import mlx.core as mx
 from grit_mlx.errors import ArgumentError, ModeError
 from grit_mlx.gritlm import GritLM
 from grit_mlx.model import threads
-from grit_mlx.model.caches import copy_cache
+from grit_mlx.model.caches import TextCache, copy_cache
 from grit_mlx.model.prompts import literal_tokens, rag_prompt
 from grit_mlx.rag.answering import Answerer, AnswerStream, Turn
+from grit_mlx.rag.encoding import Encoder
 from grit_mlx.rag.limits import check_length
 from grit_mlx.rag.modes import CHAT_MODES
 from grit_mlx.rag.options import RagOptions, check_question, merged
@@ -21,7 +22,7 @@ from grit_mlx.rag.prefix import Document
 from grit_mlx.rag.retrieval import SearchResult, SearchResults, reranked
 from grit_mlx.rag.store import Store
 
-__all__ = ["Rag", "Response"]
+__all__ = ["Rag", "Response", "likelihood"]
 
 # Passages that are reranked for each one that is kept.
 _RERANK_DEPTH: Final = 4
@@ -176,17 +177,28 @@ class Rag:
         The same weights rerank (query likelihood: Sachan et al. 2022, UPR), and what they compute of the passages is
         kept for the answer.
         """
-        asked = self.answerer.encoder.neutralised(question)
-        frame = literal_tokens(self.model.tokenizer, rag_prompt("doc", query="\0").split("\0")[0])
-        tokens = literal_tokens(self.model.tokenizer, rag_prompt("doc", query=asked).split(asked)[0] + asked)
-        start = min(len(frame), len(tokens) - 1)
-        scores = []
-        for layers in self.answerer.prefixes.documents(_documents(results)):
-            logits = self.model.model(mx.array([tokens[:-1]]), cache=copy_cache(layers))[0].astype(mx.float32)
-            chosen = mx.take_along_axis(logits, mx.array(tokens[1:])[:, None], axis=-1)[:, 0]
-            score: Any = mx.mean((chosen - mx.logsumexp(logits, axis=-1))[start - 1 :]).item()
-            scores.append(float(score))
-        return scores
+        encoder = self.answerer.encoder
+        layers = self.answerer.prefixes.documents(_documents(results))
+        return [likelihood(encoder, question, document) for document in layers]
+
+
+@threads.computes
+def likelihood(encoder: Encoder, question: str, layers: TextCache) -> float:
+    """How likely the model finds a question after a document: mean log-probability of its tokens.
+
+    Args:
+        encoder: with the model.
+        question: the question.
+        layers: the document's keys and values, from ``encoder``; they are not changed.
+    """
+    tokenizer, asked = encoder.model.tokenizer, encoder.neutralised(question)
+    frame = literal_tokens(tokenizer, rag_prompt("doc", query="\0").split("\0")[0])
+    tokens = literal_tokens(tokenizer, rag_prompt("doc", query=asked).split(asked)[0] + asked)
+    start = min(len(frame), len(tokens) - 1)
+    logits = encoder.model.model(mx.array([tokens[:-1]]), cache=copy_cache(layers))[0].astype(mx.float32)
+    chosen = mx.take_along_axis(logits, mx.array(tokens[1:])[:, None], axis=-1)[:, 0]
+    score: Any = mx.mean((chosen - mx.logsumexp(logits, axis=-1))[start - 1 :]).item()
+    return float(score)
 
 
 def _given(results: Sequence[SearchResult], answer: AnswerStream) -> list[SearchResult]:
