@@ -34,7 +34,6 @@ EXAMPLES = """
 Examples:
   grit serve
   grit serve --model gritlm-7b-4bit --store notes=~/notes.grit
-  curl localhost:8080/v1/embeddings -d '{"model": "grit-tiny", "input": "a text"}'
   grit serve --config serve.yaml --port 9000
 """
 

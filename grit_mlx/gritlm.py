@@ -459,7 +459,7 @@ class GritLM:
         self, max_tokens: int, temperature: float, cache: Any, options: Mapping[str, Any]
     ) -> tuple[GenerationOptions, Any]:
         """The options under our names, and the cache."""
-        self.require_head()
+        self.check_generates()
         taken = official.generate({"temperature": temperature, **options})
         cache = official.text_cache(taken.pop("cache", cache))
         taken = {"max_tokens": max_tokens, **taken}
@@ -481,7 +481,7 @@ class GritLM:
                 logger.warning("The answer ends here because the model's context of %d tokens is full.", context)
             yield response
 
-    def require_head(self) -> None:
+    def check_generates(self) -> None:
         """Refuse to generate.
 
         Raises:

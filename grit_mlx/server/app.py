@@ -274,7 +274,7 @@ def _extra(lane: Lane, response_format: dict[str, Any], logprobs: int | None) ->
 
 
 async def _likely(lane: Lane, query: str, documents: list[str]) -> list[float]:
-    lane.model.require_head()
+    lane.model.check_generates()
     scores: list[float] = await asyncio.wrap_future(lane.compute(likelihoods(lane.model, query, documents)))
     return scores
 

@@ -244,7 +244,7 @@ class Lane:
         Raises:
             ModeError: the model cannot generate.
         """
-        self.model.require_head()
+        self.model.check_generates()
         answer = Answer(within_context(self.model, prompt), deliver)
         self.engine.call(lambda: self._begin(answer))
         return answer

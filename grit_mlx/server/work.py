@@ -104,7 +104,7 @@ def prompt_work(lane: Lane, prompt: Any, options: GenerationOptions, **extra: An
         RefusedError: it is longer than the model's context.
     """
     model = lane.model
-    model.require_head()
+    model.check_generates()
     tokens = model.prompt_tokens(prompt, raw=isinstance(prompt, str), continues=False)
     if not tokens:
         raise ArgumentError("The prompt is empty.")
