@@ -396,7 +396,8 @@ class GritLM:
                 ``encode(get_cache=True)``, which ``prompt`` then continues (see ``prompts.rag_prompt``).
             **options: the other fields of ``GenerationOptions`` (``top_p``, ``top_k``, ``seed``, ``stop``, ``kv_bits``,
                 ...), and ``raw``: take a text as the complete prompt, without the chat format; special tokens in it
-                are obeyed.
+                are obeyed. ``schema`` is a JSON schema (a mapping, its text, or a Pydantic class), ``regex`` a regular
+                expression, ``choice`` a list of texts: the answer then has this form unless ``max_tokens`` cuts it.
 
         Raises:
             ArgumentError: an empty prompt, or an option out of range.
