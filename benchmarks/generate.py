@@ -38,7 +38,7 @@ def timed(responses: Iterable[Any]) -> tuple[float, float, list[int]]:
 
 def measure(model: GritLM, prompt: str, count: int, rounds: int) -> dict[str, Any]:
     ids = chat_tokens(model.tokenizer, [{"role": "user", "content": prompt}])
-    engine = model.engine_tokenizer
+    engine = model._engine_tokenizer
     # Disable EOS, so that every run generates the same number of tokens.
     ends, engine._eos_token_ids = engine._eos_token_ids, set()
     totals, firsts = [], []

@@ -130,7 +130,7 @@ class Case:
     def generated(self, tokens: list[int], cache: Any, start: float) -> Times:
         return timed(
             stream_generate(
-                self.model.model, self.model.engine_tokenizer, tokens, max_tokens=NEW_TOKENS, prompt_cache=cache
+                self.model.model, self.model._engine_tokenizer, tokens, max_tokens=NEW_TOKENS, prompt_cache=cache
             ),
             start,
         )
@@ -219,7 +219,7 @@ def main() -> None:
             random_model(hidden=1024, layers=2, intermediate=2816, kv_heads=2)
         )
         model = GritLM(folder)
-        model.engine_tokenizer._eos_token_ids = set()  # no EOS: every run generates all tokens
+        model._engine_tokenizer._eos_token_ids = set()  # no EOS: every run generates all tokens
         texts = Texts(model.tokenizer)
         measure(model, texts, 16, [64], 1)  # warm-up
         rows = []

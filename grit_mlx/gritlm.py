@@ -126,7 +126,7 @@ class GritLM:
         # Programs written for the official package call the tokenizer itself; mlx-lm wants its wrapper.
         self.tokenizer = loaded.tokenizer._tokenizer
         official.with_arrays(self.tokenizer)
-        self.engine_tokenizer = loaded.tokenizer
+        self._engine_tokenizer = loaded.tokenizer
         self.rows = table_rows(loaded.model) or len(self.tokenizer)
         self.projection = loaded.projection
         self.embed_eos = ""
@@ -301,6 +301,11 @@ class GritLM:
             start += len(window)
 
     @property
+    def engine_tokenizer(self) -> Any:
+        """The tokenizer in mlx-lm's wrapper, which knows the tokens that end an answer."""
+        return self._engine_tokenizer
+
+    @property
     def embedding_size(self) -> int:
         """E, the length of a vector."""
         return self.embedder.size
@@ -387,7 +392,7 @@ class GritLM:
         else:
             chosen, _ = self._generation_options(max_tokens, temperature, cache, options)
             tokens = [self.prompt_tokens(row, raw=False, continues=False) for row in rows]
-            answers = generation.batch_tokens(self.model, self.engine_tokenizer, tokens, chosen)
+            answers = generation.batch_tokens(self.model, self._engine_tokenizer, tokens, chosen)
         padding = self.tokenizer.pad_token_id or 0
         return official.like(prompt, [row + answer for row, answer in zip(rows, answers, strict=True)], padding)
 
@@ -405,7 +410,8 @@ class GritLM:
                 ``encode(get_cache=True)``, which ``prompt`` then continues (see ``prompts.rag_prompt``).
             **options: the other fields of ``GenerationOptions`` (``top_p``, ``top_k``, ``seed``, ``stop``, ``kv_bits``,
                 ...), and ``raw``: take a text as the complete prompt, without the chat format; special tokens in it
-                are obeyed.
+                are obeyed. ``schema`` is a JSON schema (a mapping, its text, or a Pydantic class), ``regex`` a regular
+                expression, ``choice`` a list of texts: the answer then has this form unless ``max_tokens`` cuts it.
 
         Raises:
             ArgumentError: an empty prompt, or an option out of range.
@@ -430,7 +436,7 @@ class GritLM:
         tokens = self.prompt_tokens(prompt, raw=raw, continues=continues)
         held = cache[0].offset if continues and cache else 0  # type: ignore[index]
         within = self.within_context(chosen, held + len(tokens))
-        responses = generation.stream_responses(self.model, self.engine_tokenizer, tokens, within, cache=cache)
+        responses = generation.stream_responses(self.model, self._engine_tokenizer, tokens, within, cache=cache)
         return responses if within is chosen else self._noted(responses)
 
     def generate_batch(
@@ -453,7 +459,7 @@ class GritLM:
             raise ArgumentError("generate_batch takes a list of prompts; for a single one use generate.")
         tokens = [self.prompt_tokens(prompt, raw=raw, continues=False) for prompt in prompts]
         chosen = self.within_context(chosen, max(map(len, tokens), default=0))
-        return generation.generate_batch(self.model, self.engine_tokenizer, tokens, chosen)
+        return generation.generate_batch(self.model, self._engine_tokenizer, tokens, chosen)
 
     def _generation_options(
         self, max_tokens: int, temperature: float, cache: Any, options: Mapping[str, Any]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 import time
 import weakref
@@ -25,6 +26,7 @@ from grit_mlx.model.caches import TextCache, copy_cache
 from grit_mlx.model.detokenizing import Detokenizer
 from grit_mlx.model.device import is_out_of_memory
 from grit_mlx.model.options import GenerationOptions
+from grit_mlx.model.structured import Constraint, constraint, is_constrained
 
 __all__ = [
     "PromptCache",
@@ -35,6 +37,8 @@ __all__ = [
     "seed_of_step",
     "stream_responses",
 ]
+
+logger = logging.getLogger("grit_mlx")
 
 # A token and its log-probabilities (V,).
 _Step = tuple[int, mx.array]
@@ -164,14 +168,18 @@ def stream_responses(
         ``finish_reason``.
 
     Raises:
-        ArgumentError: an empty prompt, or a quantised cache that does not suit the model.
+        ArgumentError: an empty prompt, a quantised cache that does not suit the model, or a form of the answer
+            (schema, regex, choice) that cannot be followed.
+        TokenizerError: the tokenizer does not allow for a form.
+        DependencyError: a form needs llguidance.
     """
     if not tokens:
         raise ArgumentError("The prompt is empty.")
     held = cache if isinstance(cache, PromptCache) else PromptCache(cache or ())
     threads.settle([model.parameters(), [(layer.keys, layer.values) for layer in held.base]])
+    form = constraint(options, tokenizer._tokenizer, tokenizer.eos_token_ids)
     cancelled = threading.Event()
-    return threads.steps(_answer(model, tokenizer, tokens, options, held, cancelled), cancelled)
+    return threads.steps(_answer(model, tokenizer, tokens, options, held, cancelled, form), cancelled)
 
 
 def _answer(
@@ -181,10 +189,11 @@ def _answer(
     options: GenerationOptions,
     cache: PromptCache,
     cancelled: threading.Event,
+    form: Constraint | None,
 ) -> Generator[GenerationResponse, None, None]:
     turn = cache.begin(model, tokens, options)
     try:
-        with closing(_responses(model, tokenizer, turn, options, cancelled)) as responses:
+        with closing(_responses(model, tokenizer, turn, options, cancelled, form)) as responses:
             yield from _stopped(responses, options.stop)
     except GeneratorExit:
         turn.end()
@@ -201,7 +210,12 @@ def _answer(
 
 
 def _responses(
-    model: nn.Module, tokenizer: Any, turn: _Turn, options: GenerationOptions, cancelled: threading.Event
+    model: nn.Module,
+    tokenizer: Any,
+    turn: _Turn,
+    options: GenerationOptions,
+    cancelled: threading.Event,
+    form: Constraint | None,
 ) -> Generator[GenerationResponse, None, None]:
     """What mlx-lm's ``stream_generate`` yields, with text that is right for every tokenizer."""
     computed = turn.tokens[turn.reused :]
@@ -215,9 +229,9 @@ def _responses(
         kv_group_size=options.kv_group_size,
         quantized_kv_start=options.quantized_kv_start,
         prompt_progress_callback=lambda *_: _check(cancelled),
-        **sampling(options, len(tokenizer._tokenizer), turn.tokens[: turn.reused]),
+        **sampling(options, len(tokenizer._tokenizer), turn.tokens[: turn.reused], form),
     )
-    text = Detokenizer(tokenizer._tokenizer)
+    text = form.detokenizer() if form else Detokenizer(tokenizer._tokenizer)
     start = time.perf_counter()
     with device.wired(), closing(steps):
         for count, (token, logprobs) in enumerate(_started(_seeded(steps, options)), 1):
@@ -241,11 +255,20 @@ def _responses(
                 finish_reason="stop" if ended else "length" if last else None,
             )
             if last:
+                _check_form(form)
                 return
 
 
 class _CancelledError(Exception):
     """Nobody wants the answer any more."""
+
+
+def _check_form(form: Constraint | None) -> None:
+    """Tell of an answer that is not in the form that was asked for."""
+    if form is not None and form.failure:
+        raise ArgumentError(form.failure)
+    if form is not None and not form.complete:
+        logger.warning("The answer was cut at %s before it was complete.", Option("max_tokens"))
 
 
 def _check(cancelled: threading.Event) -> None:
@@ -293,6 +316,8 @@ def batch_tokens(
             raise ArgumentError(f"Prompt {i} is empty.")
     if options.kv_bits is not None:
         raise ArgumentError(Option("kv_bits"), " does not work for a batch of prompts: generate them one by one.")
+    if is_constrained(options):
+        raise ArgumentError("Structured output does not work for a batch of prompts: generate them one by one.")
     if options.max_tokens < 0:
         raise ArgumentError(Option("max_tokens"), " must be given for a batch of prompts.")
     if not prompts:
@@ -317,13 +342,16 @@ def batch_tokens(
     return threads.run(generated)
 
 
-def sampling(options: GenerationOptions, vocabulary_size: int, reused: Sequence[int] = ()) -> dict[str, Any]:
+def sampling(
+    options: GenerationOptions, vocabulary_size: int, reused: Sequence[int] = (), form: Constraint | None = None
+) -> dict[str, Any]:
     """The sampler and the processors of logits, as mlx-lm's functions take them.
 
     Args:
         options: how to sample.
         vocabulary_size: V.
         reused: tokens before those that mlx-lm is given, which are penalised like these.
+        form: what the answer may be.
     """
     processors = make_logits_processors(
         repetition_penalty=None if options.repetition_penalty == 1 else options.repetition_penalty,
@@ -334,6 +362,8 @@ def sampling(options: GenerationOptions, vocabulary_size: int, reused: Sequence[
     def after_head(processor: _Processor) -> _Processor:
         return lambda tokens, logits: processor(mx.concatenate([head, tokens]), logits)
 
+    if reused:
+        processors = [after_head(processor) for processor in processors]
     return {
         "sampler": make_sampler(
             temp=options.temperature,
@@ -342,7 +372,7 @@ def sampling(options: GenerationOptions, vocabulary_size: int, reused: Sequence[
             top_k=options.top_k if options.top_k < vocabulary_size else 0,
             min_p=options.min_p,
         ),
-        "logits_processors": [after_head(processor) for processor in processors] if reused else processors,
+        "logits_processors": [*processors, form] if form else processors,
     }
 
 

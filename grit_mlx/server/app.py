@@ -133,8 +133,8 @@ class Endpoints:
         target = self.host.target(asked.model)
         place, lane = await self._enter(target)
         try:
-            extra = await asyncio.to_thread(_extra, lane, asked.response_format, asked.alternatives)
-            work = await wanted(request, chat_work(lane, target, messages, asked.options(asked.limit), **extra))
+            options = asked.options(asked.limit)
+            work = await wanted(request, chat_work(lane, target, messages, options, logprobs=asked.alternatives))
             if asked.stream:
                 return EventStream(_chat_events(work, target.name, with_usage=asked.with_usage), place.leave)
             message = await wanted(request, _chat_message(work))
@@ -158,8 +158,7 @@ class Endpoints:
         place, lane = await self._enter(target)
         try:
             options = asked.options(16)
-            extra = await asyncio.to_thread(_extra, lane, asked.response_format, asked.logprobs)
-            begin = partial(prompt_work, lane, options=options, **extra)
+            begin = partial(prompt_work, lane, options=options, logprobs=asked.logprobs)
             works = [await asyncio.to_thread(begin, prompt=prompt) for prompt in prompts]
             if asked.stream:
                 return EventStream(_completion_events(works, asked, target.name), place.leave)
@@ -261,16 +260,6 @@ def _refused(refusal: Refusal, request: Request) -> Response:
 async def _result(begin: Callable[[], Any]) -> Any:
     """The result of a job of the engine that is begun in another thread, for tokenising takes a while."""
     return await asyncio.wrap_future(await asyncio.to_thread(begin))
-
-
-def _extra(lane: Lane, response_format: dict[str, Any], logprobs: int | None) -> dict[str, Any]:
-    """What a prompt has besides its tokens and options."""
-    kind = response_format.get("type", "text")
-    if kind != "text":
-        raise ArgumentError(
-            Option("response_format"), f" {kind!r:.60} is not supported: this version writes text only."
-        )
-    return {"logprobs": logprobs}
 
 
 async def _likely(lane: Lane, query: str, documents: list[str]) -> list[float]:

@@ -17,18 +17,19 @@ import numpy as np
 from mlx_lm.generate import BatchGenerator
 from mlx_lm.models.cache import LRUPromptCache, can_trim_prompt_cache, trim_prompt_cache
 
-from grit_mlx.errors import GritError, MemoryLimitError, ModelError, first_line
+from grit_mlx.errors import ArgumentError, GritError, MemoryLimitError, ModelError, first_line
 from grit_mlx.model import device, threads
 from grit_mlx.model.attention import not_finite
 from grit_mlx.model.caches import TextCache, copy_cache
 from grit_mlx.model.detokenizing import Detokenizer
 from grit_mlx.model.generation import StopTexts, sampling, seed_of_step
 from grit_mlx.model.options import GenerationOptions
+from grit_mlx.model.structured import Constraint, constraint
 
 if TYPE_CHECKING:
     from grit_mlx.gritlm import GritLM
 
-__all__ = ["Answer", "Decoder", "Prompt", "Token", "likeliest", "worded"]
+__all__ = ["Answer", "Decoder", "Prompt", "Token", "form_of", "likeliest", "within_context", "worded"]
 
 logger = logging.getLogger("grit_mlx")
 
@@ -37,8 +38,6 @@ _PREFILL: Final = 512
 
 # What "no limit" is to mlx-lm.
 _ENDLESS: Final = 2**30
-
-_Processor = Callable[[mx.array, mx.array], mx.array]
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,6 @@ class Prompt:
         layers: keys and values that the prompt continues; they are not changed.
         names: of what ``layers`` hold; prompts with the same names share what they have in common.
         logprobs: how many of the likeliest tokens to report; None for no log-probabilities.
-        processors: makes functions ``(tokens, logits) -> logits`` of this answer's own.
     """
 
     tokens: Sequence[int]
@@ -80,7 +78,6 @@ class Prompt:
     layers: TextCache = field(default_factory=list)
     names: tuple[str, ...] = ()
     logprobs: int | None = None
-    processors: Callable[[], Sequence[_Processor]] | None = None
 
 
 class Answer:
@@ -99,13 +96,14 @@ class Answer:
         self.deliver = deliver
         self.written: list[int] = []
         self.reused: int | None = None
-        self._text: Detokenizer | None = None
+        self.form: Constraint | None = None
+        self._text: Any = None
         self._stop = StopTexts(prompt.options.stop)
 
     def add(self, response: Any, tokenizer: Any, ends: Any) -> Token:
         """What to deliver of mlx-lm's response."""
         self.written.append(response.token)
-        self._text = self._text or Detokenizer(tokenizer)
+        self._text = self._text or (self.form.detokenizer() if self.form else Detokenizer(tokenizer))
         last = response.finish_reason is not None
         piece = "" if response.token in ends else self._text.add(response.token)
         shown, ended = self._stop.add(piece + self._text.finish() if last else piece, last=last)
@@ -182,15 +180,18 @@ class Decoder:
                 prefill_step_size=_PREFILL,
             )
         limit = prompt.options.max_tokens
-        chosen = sampling(prompt.options, len(self.model.tokenizer))
-        processors = [*chosen["logits_processors"], *(prompt.processors() if prompt.processors else ())]
+        # An answer that begins again after another one failed needs a new one.
+        answer.form = form_of(self.model, prompt.options)
+        if answer.form is not None:
+            answer.form.follow(written)
+        chosen = sampling(prompt.options, len(self.model.tokenizer), (), answer.form)
         [number] = self._generator.insert(
             [rest],
             max_tokens=[_ENDLESS if limit < 0 else limit - len(written)],
             caches=None if layers is None else [layers],
             all_tokens=[tokens[:known]],
             samplers=[_sampler(prompt.options, chosen["sampler"], len(written))],
-            logits_processors=[processors],
+            logits_processors=[chosen["logits_processors"]],
         )
         self._answers[number] = answer
 
@@ -221,7 +222,8 @@ class Decoder:
                 delivered.append((answer, not_finite("The next token's probabilities are NaN or infinity")))
                 continue
             token = answer.add(response, self.model.tokenizer, self._ends)
-            delivered.append((answer, token))
+            failed = token.finish_reason is not None and answer.form is not None and answer.form.failure
+            delivered.append((answer, ArgumentError(answer.form.failure) if failed and answer.form else token))
             if token.finish_reason is not None:
                 del self._answers[response.uid]
                 if response.finish_reason is not None:
@@ -296,6 +298,11 @@ def _sampler(options: GenerationOptions, sampler: Any, start: int) -> Any:
         return token
 
     return seeded
+
+
+def form_of(model: GritLM, options: GenerationOptions) -> Constraint | None:
+    """What an answer may be; None where it may be anything. Errors are ``structured.constraint``'s."""
+    return constraint(options, model.tokenizer, model.engine_tokenizer.eos_token_ids)
 
 
 def within_context(model: GritLM, prompt: Prompt) -> Prompt:

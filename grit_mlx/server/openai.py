@@ -146,6 +146,7 @@ class _Sampling:
         given["max_tokens"] = self.max_tokens or max_tokens
         given["top_k"] = max(0, self.top_k)
         given["seed"] = None if self.seed is None else self.seed % 2**64
+        given["schema"] = _schema(self.response_format)
         if self.top_p == 0:  # to OpenAI, the likeliest token
             given |= {"top_p": 1.0, "temperature": 0.0}
         return GenerationOptions(**given)
@@ -221,6 +222,28 @@ class Usage:
             "total_tokens": self.prompt + self.completion,
             "prompt_tokens_details": {"cached_tokens": self.cached},
         }
+
+
+def _schema(form: Mapping[str, Any]) -> Any:
+    """The JSON schema that a ``response_format`` asks for; None for any text.
+
+    Raises:
+        ArgumentError: it is of another kind, or has none.
+    """
+    kind = form.get("type", "text")
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return {"type": "object"}
+    if kind != "json_schema":
+        raise ArgumentError(
+            Option("response_format"), f" must be of type text, json_object or json_schema, not {kind!r:.60}."
+        )
+    described = form.get("json_schema")
+    schema = described.get("schema") if isinstance(described, Mapping) else None
+    if not isinstance(schema, Mapping):
+        raise ArgumentError(Option("response_format"), " of type json_schema needs json_schema.schema, an object.")
+    return schema
 
 
 def embedding_request(body: Mapping[str, Any]) -> EmbeddingRequest:

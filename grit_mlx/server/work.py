@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from grit_mlx.errors import ArgumentError, GritError
 from grit_mlx.model.options import GenerationOptions
-from grit_mlx.server.decoding import Prompt, Token
+from grit_mlx.server.decoding import Prompt, Token, form_of
 from grit_mlx.server.openai import Usage
 from grit_mlx.server.replies import Refusal, RefusedError
 from grit_mlx.server.stores import ServedStore, StoreAnswer
@@ -108,6 +108,7 @@ def prompt_work(lane: Lane, prompt: Any, options: GenerationOptions, **extra: An
     tokens = model.prompt_tokens(prompt, raw=isinstance(prompt, str), continues=False)
     if not tokens:
         raise ArgumentError("The prompt is empty.")
+    form_of(model, options)  # or the reason why an answer of this form cannot be written
     context = model.config.get("max_position_embeddings")
     if isinstance(context, int) and len(tokens) >= context:
         message = f"The prompt has {len(tokens):,} tokens, and the model's context is {context:,}. Shorten it."
@@ -126,6 +127,7 @@ async def chat_work(
     store = target.store
     if store is None:
         return await asyncio.to_thread(partial(prompt_work, lane, messages, options, **extra))
+    await asyncio.to_thread(form_of, lane.model, options)
     answer = await asyncio.wrap_future(store.run(store.prepare, lane, messages, options))
     citations = [store.citation(i, one) for i, one in enumerate(answer.sources, start=1)]
     prompt = answer.prompt and Prompt(**{**vars(answer.prompt), **extra})

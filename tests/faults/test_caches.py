@@ -225,7 +225,7 @@ def test_stopped_by_length_by_a_text_and_by_the_end_token(
     check(model, cache, answers)
     ids = [response.token for response in model.stream_responses(FIRST, max_tokens=16)]
     with monkeypatch.context() as patch:
-        patch.setattr(model.engine_tokenizer, "_eos_token_ids", {ids[tokens]})
+        patch.setattr(model._engine_tokenizer, "_eos_token_ids", {ids[tokens]})
         model.generate(FIRST, max_tokens=16, cache=cache)
     check(model, cache, answers)
 

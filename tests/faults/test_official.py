@@ -325,7 +325,7 @@ def test_generate_ends_with_the_end_token(model: GritLM, torch: Any, monkeypatch
     ids = model.tokenizer(["Why?"], return_tensors="pt")["input_ids"]
     plain = model.generate(ids, max_new_tokens=9)[0].tolist()
     end = plain[ids.shape[1] + 3]
-    monkeypatch.setattr(model.engine_tokenizer, "_eos_token_ids", {end})
+    monkeypatch.setattr(model._engine_tokenizer, "_eos_token_ids", {end})
     gen = model.generate(ids, max_new_tokens=9)[0].tolist()
     assert gen == plain[: plain.index(end, ids.shape[1]) + 1]
 

@@ -105,7 +105,7 @@ def test_an_exponent_is_a_number(tmp_path: Path) -> None:
 @pytest.mark.parametrize("limit", [-1, 5000])
 def test_an_answer_ends_with_the_context(model_copy: Any, caplog: pytest.LogCaptureFixture, limit: int) -> None:
     model = GritLM(model_copy(max_position_embeddings=40))
-    model.engine_tokenizer._eos_token_ids = set()
+    model._engine_tokenizer._eos_token_ids = set()
     with caplog.at_level(logging.WARNING, "grit_mlx"):
         responses = list(model.stream_responses([1, *range(10, 25)], max_tokens=limit))
     assert responses[-1].generation_tokens == 40 - 16

@@ -224,9 +224,9 @@ def test_through_the_model(
 ) -> None:
     model = models_by_name(source)
     ids = model.tokenizer.encode(text, add_special_tokens=False)
-    ids = [token for token in ids if token not in model.engine_tokenizer.eos_token_ids]
+    ids = [token for token in ids if token not in model._engine_tokenizer.eos_token_ids]
     monkeypatch.setattr("grit_mlx.model.generation.generate_step", Engine(ids))
-    monkeypatch.setattr(model.engine_tokenizer, "_eos_token_ids", {2})
+    monkeypatch.setattr(model._engine_tokenizer, "_eos_token_ids", {2})
     assert "".join(model.stream("Say it.", max_tokens=len(ids) + 5)) == model.tokenizer.decode(ids)
     # Cut by the length instead of the end token.
     assert model.generate("Say it.", max_tokens=max(1, len(ids))) == model.tokenizer.decode(ids)

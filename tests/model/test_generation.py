@@ -57,7 +57,7 @@ def test_a_repetition_penalty_changes_what_repeats(model: GritLM) -> None:
 
 def test_stops_at_the_end_token(model: GritLM, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = tokens(model, max_tokens=10)
-    monkeypatch.setattr(model.engine_tokenizer, "_eos_token_ids", {plain[4]})
+    monkeypatch.setattr(model._engine_tokenizer, "_eos_token_ids", {plain[4]})
     responses = list(model.stream_responses(PROMPT, max_tokens=10))
     assert responses[-1].finish_reason == "stop" and len(responses) == plain.index(plain[4]) + 1
     assert list(model.stream_responses(PROMPT, max_tokens=2))[-1].finish_reason == "length"
@@ -236,7 +236,7 @@ def random_engine(kind: str, tiny: GritLM, **config: Any) -> Any:
     def run(prompt: str, cache: Any = None, **options: Any) -> list[int]:
         ids = tiny.tokenizer(prompt)["input_ids"]
         chosen = GenerationOptions(**{"max_tokens": 12, **options})
-        return [r.token for r in stream_responses(engine, tiny.engine_tokenizer, ids, chosen, cache=cache)]
+        return [r.token for r in stream_responses(engine, tiny._engine_tokenizer, ids, chosen, cache=cache)]
 
     return run
 
