@@ -27,7 +27,7 @@ from grit_mlx.server.replies import Refusal, refusal_of
 from grit_mlx.server.scoring import likelihoods, scored
 from grit_mlx.server.stores import FileRequest, SearchRequest
 from grit_mlx.server.streaming import DONE, EventStream, GoneError, event, wanted
-from grit_mlx.server.work import Work, chat_work, chosen_logprobs, prompt_work, token_text
+from grit_mlx.server.work import Work, chat_work, chosen_logprobs, echoed, prompt_work, token_text
 
 __all__ = ["Endpoints", "application", "routes"]
 
@@ -348,7 +348,7 @@ async def _completion(index: int, work: Work, asked: openai.CompletionRequest) -
     shown = _Logprobs(model)
     text = ""
     if asked.echo:
-        text = model.tokenizer.decode(prompt, skip_special_tokens=True)
+        text = echoed(work)
         if told:
             scores = await asyncio.wrap_future(work.lane.compute(scored(model, prompt, asked.logprobs or 0)))
             for number, score in zip(prompt, scores, strict=True):
@@ -380,7 +380,8 @@ class _Logprobs:
             self.openai, (text, logprob, None if logprob is None else best, self._length), strict=True
         ):
             self.openai[name].append(value)
-        self._length += len(text)
+        if token not in self._model.tokenizer.all_special_ids:  # they are not in the text
+            self._length += len(text)
 
 
 async def _together(works: list[Any]) -> list[Any]:
@@ -405,9 +406,8 @@ async def _completion_events(
         choice = partial(openai.completion_choice, index)
         tokens = work.tokens()
         try:
-            if asked.echo and work.prompt is not None:
-                prompt = work.lane.model.tokenizer.decode(list(work.prompt.tokens), skip_special_tokens=True)
-                await arrived.put(choice(prompt, None))
+            if asked.echo:
+                await arrived.put(choice(echoed(work), None))
             shown = _Logprobs(work.lane.model)
             async for token in tokens:
                 if asked.logprobs is not None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from grit_mlx.server.engine import Lane
     from grit_mlx.server.hosting import Target
 
-__all__ = ["Work", "chat_work", "chosen_logprobs", "prompt_work"]
+__all__ = ["Work", "chat_work", "chosen_logprobs", "echoed", "prompt_work", "token_text"]
 
 
 @dataclass
@@ -34,6 +34,7 @@ class Work:
         prompt: what from; None if ``tail`` is all there is.
         held: tokens of the prompt before ``prompt.tokens``.
         cached: tokens of the prompt that are not read again.
+        text: of the prompt, where it was given as one.
         tail: follows the answer.
         citations: what the answer is from; None if it is not from a store.
         written: tokens so far.
@@ -44,6 +45,7 @@ class Work:
     prompt: Prompt | None
     held: int = 0
     cached: int = 0
+    text: str | None = None
     tail: str = ""
     citations: list[dict[str, Any]] | None = None
     written: int = 0
@@ -113,7 +115,14 @@ def prompt_work(lane: Lane, prompt: Any, options: GenerationOptions, **extra: An
     if isinstance(context, int) and len(tokens) >= context:
         message = f"The prompt has {len(tokens):,} tokens, and the model's context is {context:,}. Shorten it."
         raise RefusedError(Refusal(400, message, param="messages", code="context_length_exceeded"))
-    return Work(lane, Prompt(tokens, options, **extra))
+    return Work(lane, Prompt(tokens, options, **extra), text=prompt if isinstance(prompt, str) else None)
+
+
+def echoed(work: Work) -> str:
+    """The prompt as text."""
+    if work.text is not None or work.prompt is None:
+        return work.text or ""
+    return str(work.lane.model.tokenizer.decode(list(work.prompt.tokens), skip_special_tokens=True))
 
 
 async def chat_work(
