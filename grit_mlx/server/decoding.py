@@ -146,15 +146,16 @@ class Decoder:
             del self._answers[number]
             threads.run(self._release, number, answer)
 
-    def step(self) -> None:
-        """The next token of every answer, or the next part of the prompts."""
+    def step(self) -> int:
+        """The next token of every answer, or the next part of the prompts; how many tokens were written."""
         try:
             ended = threads.run(self._next)
         except Exception as error:
             self._recover(error)
-            return
+            return 0
         for answer, token in ended:
             answer.deliver(token)
+        return len(ended)
 
     def close(self) -> None:
         """End what is left."""

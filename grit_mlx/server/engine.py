@@ -297,7 +297,8 @@ class Engine:
         self._lanes: list[Lane] = []
         self._tasks: deque[_Task] = deque()
         self._inbox: queue.SimpleQueue[Callable[[], Any]] = queue.SimpleQueue()
-        self._stopping = False
+        self._lock = threading.Lock()
+        self._stopping = self._closed = False
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._work, name="grit-engine", daemon=True)
         self._thread.start()
@@ -326,7 +327,8 @@ class Engine:
         while self.active and time.monotonic() < deadline:
             time.sleep(0.02)
         self._stopping = True
-        self.call(lambda: None)
+        with suppress(ServerError):  # it is stopped
+            self.call(lambda: None)
         self._stopped.wait(30)
 
     @property
@@ -342,9 +344,10 @@ class Engine:
 
     def call(self, function: Callable[[], Any]) -> None:
         """Have the engine's thread call this before its next step."""
-        if self._stopped.is_set():
-            raise ServerError("The server is stopping.")
-        self._inbox.put(function)
+        with self._lock:
+            if self._closed:
+                raise ServerError("The server is stopping.")
+            self._inbox.put(function)
 
     def begin(self, task: _Task) -> None:
         """In the engine's thread: compute this as well."""
@@ -355,6 +358,9 @@ class Engine:
             while not self._stopping:
                 self._take()
                 self._step()
+        with self._lock:
+            self._closed = True
+        self._take()
         for lane in self._lanes:
             if lane.decoder is not None:
                 lane.decoder.close()
@@ -366,7 +372,7 @@ class Engine:
 
     def _take(self) -> None:
         """What arrived; waits for something if there is nothing to do."""
-        wait = not (self._tasks or self.is_writing)
+        wait = not (self._tasks or self.is_writing or self._stopping)
         with suppress(queue.Empty):
             while True:
                 arrived = self._inbox.get(block=wait)
@@ -399,9 +405,7 @@ class Engine:
                 self._tasks.append(task)
         for lane in list(self._lanes):
             if lane.decoder is not None and len(lane.decoder):
-                before = len(lane.decoder)
-                lane.decoder.step()
-                self.counts.written_tokens += before
+                self.counts.written_tokens += lane.decoder.step()
 
 
 def _settle(future: Future[Any], result: Any) -> None:

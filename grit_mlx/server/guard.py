@@ -7,7 +7,6 @@ with a page's requests, must be one that is allowed.
 
 from __future__ import annotations
 
-import fnmatch
 import hmac
 import ipaddress
 import json
@@ -60,10 +59,7 @@ class Guard:
     def __init__(self, app: App, *, host: str, keys: Sequence[str] = (), origins: Sequence[str] = ()) -> None:
         self._app = app
         self._keys = [key.encode() for key in keys]
-        self._origins = [
-            re.compile(fnmatch.translate(one.rstrip("/").lower().replace("[", "[[]", 1)))
-            for one in (*_ORIGINS, *origins)
-        ]
+        self._origins = [_pattern(one) for one in (*_ORIGINS, *origins)]
         self._hosts = {"localhost", host.lower(), *(urlsplit(one).hostname or "" for one in origins)} - {""}
         if not _is_loopback(host):
             name = socket.gethostname().lower()
@@ -118,7 +114,7 @@ class Guard:
         own = urlsplit(origin).netloc if _is_plain(origin) else ""
         same = bool(own) and own.lower() == headers.get("host", "").lower()
         plain = origin.lower()
-        return same or any(one.match(plain) or one.match(plain + ":80") for one in self._origins)
+        return same or any(one.fullmatch(plain) for one in self._origins)
 
     def _key_refusal(self, scope: Scope, headers: Mapping[str, str]) -> Refusal | None:
         path = scope["path"]
@@ -131,6 +127,12 @@ class Guard:
         what = "is wrong" if any(given) else "is missing"
         message = f"The key {what}: send 'Authorization: Bearer KEY' with a key of the server's --api-key-file."
         return Refusal(401, message, "authentication_error", code="invalid_api_key")
+
+
+def _pattern(origin: str) -> re.Pattern[str]:
+    """What an allowed origin matches: ``:*`` at its end is any port or none, another ``*`` a part of a name."""
+    escaped = re.escape(origin.rstrip("/").lower())
+    return re.compile(re.sub(r":\\\*$", r"(?::[0-9]+)?", escaped).replace(r"\*", "[^/:]*"))
 
 
 def _is_loopback(host: str) -> bool:

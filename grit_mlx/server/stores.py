@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from grit_mlx.errors import ArgumentError, GritError, Option
 from grit_mlx.model.options import GenerationOptions
-from grit_mlx.options import check, from_mapping, option
+from grit_mlx.options import check, check_unicode, from_mapping, option
 from grit_mlx.rag.answering import Document, PreparedAnswer, Turn
 from grit_mlx.rag.options import RagOptions
 from grit_mlx.rag.rag import Rag
 from grit_mlx.rag.retrieval import SearchResult, SearchResults
 from grit_mlx.rag.store import Store
+from grit_mlx.rag.table import sql_text
 from grit_mlx.server.decoding import Prompt
 from grit_mlx.server.replies import Refusal, RefusedError
 from grit_mlx.text import kinds
@@ -70,6 +71,10 @@ class SearchRequest:
 
     def __post_init__(self) -> None:
         check(self)
+        for path in self.paths:
+            check_unicode(path, "A path")
+            if "\0" in path:
+                raise ArgumentError(Option("paths"), " holds a name with a zero byte.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +95,8 @@ class FileRequest:
         Raises:
             ArgumentError: an unknown name, or not a number.
         """
-        return from_mapping(
-            cls, {name: int(value) if value.isdecimal() and name != "path" else value for name, value in query.items()}
-        )
+        numbers = {name for name in query if name != "path" and query[name].isdecimal() and len(query[name]) < 10}
+        return from_mapping(cls, {name: int(value) if name in numbers else value for name, value in query.items()})
 
 
 class ServedStore:
@@ -172,8 +176,9 @@ class ServedStore:
         store = self._store or Store(self.uri)
         store.require()
         store.refresh()
-        name = path if Path(path).is_absolute() else stored_name(Path.cwd() / path)
-        passages = [one for one in store.passages([name]) if one.source == name] if name else []
+        # Not resolved: what a link leads to was not indexed under its name.
+        name = path if "\0" in path or Path(path).is_absolute() else stored_name(Path.cwd() / path)
+        passages = list(store.require().passages_where(f"name = {sql_text(name)}"))
         if not passages:
             message = f"The store {self.name} holds no file {path!r:.200}."
             raise RefusedError(Refusal(404, message, param="path", code="file_not_found"))
