@@ -26,6 +26,7 @@ from grit_mlx.model.checkpoint import decoder_config
 from grit_mlx.model.embedding import Embedder
 from grit_mlx.model.generation import PromptCache
 from grit_mlx.model.options import EmbeddingOptions, GenerationOptions, ModelChoice
+from grit_mlx.model.writers import only_embeds
 from grit_mlx.options import check_unicode, from_mapping
 from grit_mlx.progress import Progress, reporting
 from grit_mlx.vectors.compression import DTYPES, CompressedVectors, compress
@@ -68,6 +69,7 @@ class GritLM:
 
     Raises:
         ModelError: the model cannot be found, downloaded, read or used; one of its kinds.
+        ModeError: ``"generative"`` of a model that only embeds.
         ArgumentError: an unknown mode, pooling, attn or dtype.
     """
 
@@ -123,6 +125,8 @@ class GritLM:
         self.config = loaded.config
         self.folder = loaded.folder
         self.adapter = loaded.adapter
+        if mode == "generative":
+            self.check_generates()
         # Programs written for the official package call the tokenizer itself; mlx-lm wants its wrapper.
         self.tokenizer = loaded.tokenizer._tokenizer
         official.with_arrays(self.tokenizer)
@@ -400,7 +404,7 @@ class GritLM:
 
         Raises:
             ArgumentError: an empty prompt, or an option out of range.
-            ModeError: the model was loaded for embedding only.
+            ModeError: the model only embeds, or was loaded for embedding only.
         """
         responses = self.stream_responses(prompt, max_tokens, temperature, cache, **options)
         return (response.text for response in responses if response.text)
@@ -450,7 +454,7 @@ class GritLM:
         self, max_tokens: int, temperature: float, cache: Any, options: Mapping[str, Any]
     ) -> tuple[GenerationOptions, Any]:
         """The options under our names, and the cache."""
-        self._require_head()
+        self.check_generates()
         taken = official.generate({"temperature": temperature, **options})
         cache = official.text_cache(taken.pop("cache", cache))
         taken = {"max_tokens": max_tokens, **taken}
@@ -472,7 +476,14 @@ class GritLM:
                 logger.warning("The answer ends here because the model's context of %d tokens is full.", context)
             yield response
 
-    def _require_head(self) -> None:
+    def check_generates(self) -> None:
+        """Refuse a model that cannot write.
+
+        Raises:
+            ModeError: it only embeds, or was loaded for embedding only; the message names what helps.
+        """
+        if not self.settings.generates:
+            raise only_embeds(self.folder)
         if self.mode == "embedding":
             raise ModeError(
                 "This model was loaded with mode='embedding' and cannot generate. Load it with mode='unified'."
