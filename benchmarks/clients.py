@@ -3,8 +3,8 @@
     python -m venv clients && clients/bin/pip install . -r benchmarks/clients.txt
     clients/bin/python benchmarks/clients.py [--url http://127.0.0.1:8080]
 
-Without ``--url`` a server with the built-in model is started. The exit code is 1 if a client fails; those that are not
-installed are named. Node's are in ``clients.mjs``.
+Without ``--url`` a server with the tests' random checkpoint is started. The exit code is 1 if a client fails; those
+that are not installed are named.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ import numpy as np
 
 from grit_mlx import GritLM
 
+MODEL = Path(__file__).parents[1] / "tests" / "golden" / "mistral"
 TEXTS = ["Rain falls from clouds.", "The boiler is serviced in October."]
 QUESTION = "What falls from clouds?"
 SCHEMA = {
@@ -46,8 +47,8 @@ class Case:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.model = GritLM()
-        self.name = self.model.folder.name
+        self.model = GritLM(MODEL)
+        self.name = MODEL.name
         self.vectors = self.model.encode(TEXTS, role="document")
         self.answer = self.model.generate(QUESTION, max_tokens=12)
 
@@ -151,11 +152,13 @@ CLIENTS: dict[str, tuple[str, Callable[[Case], None]]] = {
 
 @contextlib.contextmanager
 def server() -> Iterator[str]:
-    """A server with the built-in model."""
+    """A server with the model."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     program = "from grit_mlx.cli.main import main; main()"
-    process = subprocess.Popen([sys.executable, "-c", program, "serve", "--quiet", "--port", str(port)])
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "serve", "--quiet", "--model", str(MODEL), "--port", str(port)]
+    )
     url = f"http://127.0.0.1:{port}"
     try:
         for _ in range(600):

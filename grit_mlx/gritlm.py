@@ -26,6 +26,7 @@ from grit_mlx.model.checkpoint import decoder_config
 from grit_mlx.model.embedding import Embedder
 from grit_mlx.model.generation import PromptCache
 from grit_mlx.model.options import EmbeddingOptions, GenerationOptions, ModelChoice
+from grit_mlx.model.writers import only_embeds
 from grit_mlx.options import check_unicode, from_mapping
 from grit_mlx.progress import Progress, reporting
 from grit_mlx.vectors.compression import DTYPES, CompressedVectors, compress
@@ -68,6 +69,7 @@ class GritLM:
 
     Raises:
         ModelError: the model cannot be found, downloaded, read or used; one of its kinds.
+        ModeError: ``"generative"`` of a model that only embeds.
         ArgumentError: an unknown mode, pooling, attn or dtype.
     """
 
@@ -123,6 +125,8 @@ class GritLM:
         self.config = loaded.config
         self.folder = loaded.folder
         self.adapter = loaded.adapter
+        if mode == "generative":
+            self.check_generates()
         # Programs written for the official package call the tokenizer itself; mlx-lm wants its wrapper.
         self.tokenizer = loaded.tokenizer._tokenizer
         official.with_arrays(self.tokenizer)
@@ -415,7 +419,7 @@ class GritLM:
 
         Raises:
             ArgumentError: an empty prompt, or an option out of range.
-            ModeError: the model was loaded for embedding only.
+            ModeError: the model only embeds, or was loaded for embedding only.
         """
         responses = self.stream_responses(prompt, max_tokens, temperature, cache, **options)
         return (response.text for response in responses if response.text)
@@ -488,11 +492,13 @@ class GritLM:
             yield response
 
     def check_generates(self) -> None:
-        """Refuse to generate.
+        """Refuse a model that cannot write.
 
         Raises:
-            ModeError: the model was loaded for embedding only.
+            ModeError: it only embeds, or was loaded for embedding only; the message names what helps.
         """
+        if not self.settings.generates:
+            raise only_embeds(self.folder)
         if self.mode == "embedding":
             raise ModeError(
                 "This model was loaded with mode='embedding' and cannot generate. Load it with mode='unified'."

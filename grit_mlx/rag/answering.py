@@ -24,6 +24,7 @@ from grit_mlx.rag.limits import check_length, fitted
 from grit_mlx.rag.modes import AUTO_MODES, CHAT_MODES, DocumentCost, choose_mode
 from grit_mlx.rag.options import RagOptions, check_question
 from grit_mlx.rag.prefix import Document, Prefix, PrefixBuilder
+from grit_mlx.rag.quotes import Quote
 from grit_mlx.rag.rates import default_rates
 
 __all__ = ["AnswerStream", "Answerer", "Document", "PreparedAnswer", "Turn"]
@@ -44,7 +45,7 @@ class AnswerStream:
     """An answer that is being generated: iterate over it for the pieces, or ask for ``text``.
 
     Attributes:
-        mode: the cache mode that was used.
+        mode: the cache mode that was used; "quote" if nothing was generated.
         cached_tokens: tokens that came from caches.
         computed_tokens: tokens that were computed before the first new one, documents for the cache included.
         seconds_to_first_token: from the call to the first token; None until then.
@@ -53,6 +54,7 @@ class AnswerStream:
         finish_reason: "stop" or "length" once it is complete.
         left_out: documents, the last ones, for which the model's context has no room.
         forgotten: turns of the conversation, the first ones, for which it has none.
+        quotes: what it is made of, if it is made of quotes.
     """
 
     mode: str
@@ -65,7 +67,14 @@ class AnswerStream:
     finish_reason: str | None = None
     left_out: int = 0
     forgotten: int = 0
+    quotes: Sequence[Quote] = ()
     _written: str = ""
+
+    @classmethod
+    def of_quotes(cls, quotes: Sequence[Quote], seconds: float) -> AnswerStream:
+        """An answer of quotes, a piece for each, with its place."""
+        pieces = ("\n\n" * bool(number) + str(quote) for number, quote in enumerate(quotes))
+        return cls("quote", 0, 0, pieces, seconds, seconds, finish_reason="stop", quotes=quotes)
 
     def __iter__(self) -> Iterator[str]:
         for piece in self._pieces:
@@ -180,6 +189,7 @@ class Answerer:
         Raises:
             ArgumentError: an empty question or one longer than the context, no documents, an unknown mode, or one
                 that has no history.
+            ModeError: the model only embeds.
             ArchitectureError: a cached text has to be moved and this model's keys cannot be.
         """
         start = time.perf_counter()
@@ -216,6 +226,7 @@ class Answerer:
 
         Once the answer is written, ``prefixes.save`` keeps what was computed of the documents.
         """
+        self.model.check_generates()
         RagOptions(cache=cache)
         options = options or GenerationOptions()
         check_question(question)

@@ -118,7 +118,8 @@ class Endpoints:
         asked = reranking.rerank_request(await _body(request))
         target = self.host.target(asked.model)
         async with self._entered(target) as lane:
-            work = _likely if self.host.options.rerank == "likelihood" else _alike
+            how = self.host.options.rerank or ("likelihood" if lane.model.settings.generates else "cosine")
+            work = _likely if how == "likelihood" else _alike
             scores = await wanted(request, work(lane, asked.query, asked.texts))
             tokens = await asyncio.to_thread(_count, lane, [asked.query, *asked.texts])
         return JSONResponse(reranking.rerank_reply(asked, scores, target.name, tokens))

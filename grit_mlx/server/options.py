@@ -58,9 +58,10 @@ class ServeOptions:
         flags=("--origin",),
         metavar="URL",
     )
-    rerank: str = option(
-        "likelihood",
-        "Order documents by how likely the model finds the query after each, or by cosine, which is faster.",
+    rerank: str | None = option(
+        None,
+        "Order documents by how likely the model finds the query after each, or by cosine, which is faster. Default: "
+        "likelihood, or cosine with a model that only embeds.",
         choices=RERANKING,
     )
     prompt_memory: int = option(

@@ -46,7 +46,7 @@ class StoreAnswer:
 
     Attributes:
         sources: the passages.
-        prompt: what to generate from; None if nothing relevant was found, and ``text`` is the answer.
+        prompt: what to generate from; None where ``text`` is the answer: quotes, or that nothing relevant was found.
         text: what follows the answer, or stands in its place.
         held: tokens of the prompt before ``prompt.tokens``.
         cached: how many of these were not read again.
@@ -202,8 +202,11 @@ class ServedStore:
         system, turns, question = _conversation(messages)
         rag = self.use(lane)
         results = self._found(rag, turns, question)
-        if not results.relevant and not turns:
+        if not results.relevant and (rag.quotes or not turns):
             return StoreAnswer([], None, _NOTHING_FOUND)
+        if rag.quotes:
+            response = rag.respond(results)
+            return StoreAnswer(response.sources, None, response.text or _NOTHING_FOUND)
         documents = [Document(one.passage.content, one.passage.id) for one in results]
         prepared = rag.answerer.prepare(
             f"{system}\n\n{question}" if system else question,
@@ -228,7 +231,8 @@ class ServedStore:
         """Passages for a question; a turn may be about what was said before, so the last question helps."""
         if turns:
             with suppress(ArgumentError):  # both together may be longer than the context
-                return replace(rag.find(f"{turns[-1].question}\n{question}"), query_cache=None)
+                found = rag.find(f"{turns[-1].question}\n{question}")
+                return replace(found, question=question, query_cache=None)
         return rag.find(question)
 
     def citation(self, index: int, result: SearchResult) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from grit_mlx.errors import ArgumentError, GritError
 from grit_mlx.model.options import GenerationOptions
+from grit_mlx.model.structured import is_constrained
 from grit_mlx.server.decoding import Prompt, Token, form_of
 from grit_mlx.server.openai import Usage
 from grit_mlx.server.replies import Refusal, RefusedError
@@ -136,7 +137,9 @@ async def chat_work(
     store = target.store
     if store is None:
         return await asyncio.to_thread(partial(prompt_work, lane, messages, options, **extra))
-    await asyncio.to_thread(form_of, lane.model, options)
+    if is_constrained(options):
+        lane.model.check_generates()  # quotes have no form
+        await asyncio.to_thread(form_of, lane.model, options)
     answer = await asyncio.wrap_future(store.run(store.prepare, lane, messages, options))
     citations = [store.citation(i, one) for i, one in enumerate(answer.sources, start=1)]
     prompt = answer.prompt and Prompt(**{**vars(answer.prompt), **extra})
