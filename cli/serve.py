@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +52,17 @@ def serve(
         typer.Option("--config", "-c", metavar="FILE", rich_help_panel="Server", help="YAML file of these options."),
     ] = None,
     loading: Annotated[ModelChoice, Use(only=("dtype", "trust_remote_code"))],
+    install: Annotated[
+        bool,
+        typer.Option(
+            "--install",
+            rich_help_panel="Service",
+            help="Write a service with these options for launchd or systemd, and exit. Nothing is started.",
+        ),
+    ] = False,
+    uninstall: Annotated[
+        bool, typer.Option("--uninstall", rich_help_panel="Service", help="Remove that service's file, and exit.")
+    ] = False,
 ) -> None:
     """Serve models and stores to other programs, over HTTP.
 
@@ -57,6 +70,9 @@ def serve(
     models are loaded. Ctrl-C finishes what is being answered; a second one stops at once.
     """
     chosen = from_mapping(ServeOptions, {**_configured(config), **given})
+    if install or uninstall:
+        _service(given, config, loading, install=install)
+        return
     keys = _keys(chosen.api_key_file)
     models = _models(chosen, loading)
     stores = dict(_store(one) for one in chosen.stores)
@@ -67,6 +83,30 @@ def serve(
 
         host = Host(chosen, models, stores)
     _run(host, keys, listening)
+
+
+def _service(given: Mapping[str, Any], config: str | None, loading: ModelChoice, *, install: bool) -> None:
+    """Write or remove the service, and say how to start or stop it.
+
+    Raises:
+        ServerError: the command is not installed.
+    """
+    from grit_mlx.server import service
+
+    beside = Path(sys.executable).with_name("grit")
+    command = str(beside) if beside.exists() else shutil.which("grit")
+    if command is None:
+        raise ServerError("There is no command grit beside this Python. Install the package first.")
+    more = ["--model-dtype", loading.dtype] if loading.dtype != "auto" else []
+    more += ["--trust-remote-code"] if loading.trust_remote_code else []
+    made = service.service([command, "serve", *service.arguments(given, config=config), *more])
+    if install:
+        service.install(made)
+        console.write(f"{made.path} was written. Start it now and at each login with:\n  {made.start}")
+    elif service.uninstall(made):
+        console.write(f"{made.path} was removed. If it is running, stop it with:\n  {made.stop}")
+    else:
+        console.note(f"there is no {made.path}")
 
 
 def _run(host: Host, keys: list[str], listening: socket.socket) -> None:
