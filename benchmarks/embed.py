@@ -66,7 +66,7 @@ def computed_tokens(lengths: list[int], batches: list[list[int]]) -> int:
 def compare(model: GritLM, name: str, texts: list[str], repeats: int) -> dict[str, Any]:
     instruction = embedding_prompt()
     lengths = [len(t.ids) for t in tokenize_texts(model.tokenizer, texts, instruction=instruction)]
-    budget = model._needed_embedder()._token_budget(max(lengths))
+    budget = model.embedder._token_budget(max(lengths))
     ours_plan = plan_batches(lengths, token_budget=budget)
     official_plan = [list(range(len(texts)))[i : i + OFFICIAL_ROWS] for i in range(0, len(texts), OFFICIAL_ROWS)]
     ours, official = [], []

@@ -113,7 +113,7 @@ def main() -> None:
     with TemporaryDirectory() as name:
         rows = [retrieval(model, corpus, Path(name)) for corpus in CORPORA]
     results = {"model": model.folder.name, "sets": rows}
-    if options.answers:
+    if options.answers and model.settings.generates:
         results["answers"] = answers(model, options.answers)
     save(f"rag_quality-{machine()['device']}", results)
 

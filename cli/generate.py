@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,7 +13,7 @@ from grit_mlx.cli import console, options
 from grit_mlx.cli.loader import load_model, model_name
 from grit_mlx.cli.options import Use
 from grit_mlx.cli.wording import size_of
-from grit_mlx.errors import ArgumentError
+from grit_mlx.errors import ArgumentError, DocumentError, unreadable
 from grit_mlx.model.options import GenerationOptions, ModelChoice
 from grit_mlx.text.options import ReadingOptions
 from grit_mlx.text.reading import read_lines, read_texts
@@ -32,6 +33,7 @@ Examples:
   grit generate "Summarise this." README.md
   git diff | grit generate - --system "Write a commit message for this diff."
   grit generate "Name a colour." --temperature 1 --seed 7 --json
+  grit generate "Describe Rome." --schema city.json
 """
 
 
@@ -74,6 +76,15 @@ def generate(
             help="Use the prompt as it is, without the chat format; special tokens in it are obeyed.",
         ),
     ] = False,
+    schema: Annotated[
+        str | None,
+        typer.Option(
+            "--schema",
+            metavar="FILE",
+            rich_help_panel="Sampling",
+            help="Answer in JSON of this JSON schema: a file, or the schema itself.",
+        ),
+    ] = None,
     sampling: GenerationOptions,
     model: Annotated[ModelChoice, Use(without=("pooling", "attn"))],
     json_output: Annotated[
@@ -89,6 +100,8 @@ def generate(
     prompt = "\n\n".join([prompt, *map(_text_of, files or ())])
     if raw and system is not None:
         raise typer.BadParameter("A raw prompt has no system message: put it into the prompt.", param_hint="--system")
+    if schema is not None:
+        sampling = replace(sampling, schema=_schema(schema))
     grit = load_model(model, mode="generative")
     messages = [{"role": "system", "content": system}] if system else []
     given = prompt if raw else [*messages, {"role": "user", "content": prompt}]
@@ -109,6 +122,16 @@ def _text_of(name: str) -> str:
     if name == STDIN:
         return _from_stdin()
     return "\n\n".join(text.text for text in read_texts(name, ReadingOptions(by="file")))
+
+
+def _schema(given: str) -> str:
+    """The text of a schema that is given as a file or as itself."""
+    if given.lstrip().startswith("{"):
+        return given
+    try:
+        return Path(given).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DocumentError(unreadable(given, error), path=given) from error
 
 
 def _from_stdin() -> str:

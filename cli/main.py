@@ -48,6 +48,7 @@ COMMANDS = {
     "rag stats": "Show what a store holds, and how much disk space it takes.",
     "rag remove": "Remove files from a store; the files themselves stay.",
     "rag verify": "Check a store for changed files and damaged rows and caches.",
+    "serve": "Serve models and stores to other programs, over HTTP.",
     "models": "List, describe, download and choose models.",
     "models list": "List the models on this machine, with the default marked.",
     "models info": "Show a model's architecture, size, precision and settings.",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
@@ -26,7 +27,7 @@ from grit_mlx.text.options import ReadingOptions, WalkOptions
 
 if TYPE_CHECKING:
     from grit_mlx.gritlm import GritLM
-    from grit_mlx.rag import Estimate, IndexReport, Rag, Response, SearchResult, SearchResults, Store
+    from grit_mlx.rag import Estimate, IndexReport, Quote, Rag, Response, SearchResult, SearchResults, Store
 
 __all__ = [
     "ASK_EXAMPLES",
@@ -233,7 +234,8 @@ def ask(
 ) -> None:
     """Answer a question from a store, as it comes, and name the sources.
 
-    Each source is FILE:LINES with the score that orders them and the headings above it. If no passage is relevant, the
+    Each source is FILE:LINES with the score that orders them and the headings above it. A model that only embeds
+    answers with quotes: the sentences that fit the question best, each with its place. If no passage is relevant, the
     command says so and makes nothing up.
     """
     check_question(question)
@@ -433,6 +435,8 @@ def _show_answer(response: Response, opened: Store, *, in_json: bool = False) ->
     if answer is None:
         _show_results(response.results, opened, in_json=in_json)
         return ""
+    if answer.quotes:
+        return _show_quotes(response, in_json=in_json)
     pieces: list[str] = []
     with interruptible() as stopped:
         for piece in answer:
@@ -462,6 +466,42 @@ def _show_answer(response: Response, opened: Store, *, in_json: bool = False) ->
     if answer.finish_reason == "length":
         console.note(f"stopped after {answer.generated_tokens} tokens; --max-tokens allows more")
     return text
+
+
+def _show_quotes(response: Response, *, in_json: bool) -> str:
+    """Show an answer of quotes, each with its place. Returns its text."""
+    text = response.text or ""
+    if in_json:
+        quotes = [
+            {
+                "text": quote.text,
+                "source": quote.passage.source,
+                quote.passage.unit: quote.passage.line,
+                f"end_{quote.passage.unit}": quote.passage.end_line,
+                "heading": quote.passage.heading,
+                "is_code": quote.is_code,
+            }
+            for quote in response.quotes
+        ]
+        console.write(console.dumps({"answer": text, "mode": "quote", "quotes": quotes, **_as_json(response.results)}))
+        return text
+    for number, quote in enumerate(response.quotes):
+        if number:
+            console.write("")
+        for line in _laid_out(quote):
+            console.write(console.visible(line))
+    return text
+
+
+def _laid_out(quote: Quote) -> Iterator[str]:
+    """The lines of a quote and its place; on a terminal broken between words."""
+    if quote.is_code:
+        yield from (f"    {line}" for line in quote.text.expandtabs(4).split("\n"))
+    elif console.stdout_is_terminal():
+        yield from wrap(f"“{quote.text}”", console.width(), break_long_words=False, break_on_hyphens=False)
+    else:
+        yield f"“{quote.text}”"
+    yield f"  {quote.place}"
 
 
 def _show_results(results: SearchResults, opened: Store, *, in_json: bool, texts: bool = False) -> None:

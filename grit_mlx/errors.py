@@ -19,6 +19,8 @@
     ├── DocumentError                     a file of the user's cannot be read (has .path and .line)
     ├── StoreError                        a store of passages cannot be opened, or is another model's
     │   └── StoreBusyError                another process writes to it
+    ├── ServerError                       a server cannot start, or is stopping
+    │   └── BusyError                     it has as many requests as it takes
     ├── OutputError                       a result cannot be written
     └── DependencyError (ImportError)     an optional package is not installed
 
@@ -42,6 +44,7 @@ __all__ = [
     "AdapterError",
     "ArchitectureError",
     "ArgumentError",
+    "BusyError",
     "CheckpointError",
     "ConfigError",
     "DependencyError",
@@ -56,6 +59,7 @@ __all__ = [
     "Option",
     "OutputError",
     "Sentence",
+    "ServerError",
     "StoreBusyError",
     "StoreError",
     "TextError",
@@ -208,6 +212,14 @@ class StoreError(GritError):
 
 class StoreBusyError(StoreError):
     """Another process writes to the store."""
+
+
+class ServerError(GritError):
+    """A server cannot start, or is stopping."""
+
+
+class BusyError(ServerError):
+    """The server has as many requests as it takes."""
 
 
 class OutputError(GritError):

@@ -27,6 +27,7 @@ from grit_mlx.model.checkpoint import decoder_config
 from grit_mlx.model.embedding import Embedder
 from grit_mlx.model.generation import PromptCache
 from grit_mlx.model.options import EmbeddingOptions, GenerationOptions, ModelChoice
+from grit_mlx.model.writers import only_embeds
 from grit_mlx.options import check_unicode, from_mapping
 from grit_mlx.progress import Progress, reporting
 from grit_mlx.vectors.compression import DTYPES, CompressedVectors, compress, cosine
@@ -69,6 +70,7 @@ class GritLM:
 
     Raises:
         ModelError: the model cannot be found, downloaded, read or used; one of its kinds.
+        ModeError: ``"generative"`` of a model that only embeds.
         ArgumentError: an unknown mode, pooling, attn or dtype.
     """
 
@@ -130,11 +132,13 @@ class GritLM:
         self.trained_to_embed = loaded.trained_to_embed
         self._warns = False  # who put it together knows what it is
         self._loaded = loaded
+        if mode == "generative":
+            self.check_generates()
         # Programs written for the official package call the tokenizer itself; mlx-lm wants its wrapper.
         self.tokenizer = loaded.tokenizer._tokenizer
         official.with_arrays(self.tokenizer)
         self._engine_tokenizer = loaded.tokenizer
-        self._rows = table_rows(loaded.model) or len(self.tokenizer)
+        self.rows = table_rows(loaded.model) or len(self.tokenizer)
         self.projection = loaded.projection
         self.embed_eos = ""
         self._embedder = None if loaded.hidden_size is None else Embedder(loaded)
@@ -237,7 +241,7 @@ class GritLM:
             return official.as_tensor(result) if other.get("convert_to_tensor") else result
         single = inputs.is_single(sentences)
         texts = list(inputs.texts_of([str(sentences)] if single else sentences))
-        options = self._embedding_options(
+        options = self.embedding_options(
             batch_size=batch_size,
             max_length=max_length,
             instruction=instruction,
@@ -341,7 +345,7 @@ class GritLM:
         Raises:
             As ``encode``; an index counts from the first text of all.
         """
-        chosen = self._embedding_options(**options)
+        chosen = self.embedding_options(**options)
         if inputs.is_single(sentences):
             raise ArgumentError("encode_iter takes an iterable of texts; for a single text use encode.")
         texts = inputs.texts_of(sentences)
@@ -352,7 +356,7 @@ class GritLM:
         self, texts: Iterable[str], options: EmbeddingOptions, progress: Progress | None, total: int | None
     ) -> Iterator[tuple[int, NDArray[np.float32], list[TextCache]]]:
         """Window by window: the index of the first text, vectors ``(N, E)``, and caches if ``options`` ask for them."""
-        embedder = self._needed_embedder()
+        embedder = self.embedder
         if self._warns:
             self._warns = False
             logger.warning(
@@ -368,9 +372,14 @@ class GritLM:
             start += len(window)
 
     @property
+    def engine_tokenizer(self) -> Any:
+        """The tokenizer in mlx-lm's wrapper, which knows the tokens that end an answer."""
+        return self._engine_tokenizer
+
+    @property
     def embedding_size(self) -> int:
         """E, the length of a vector."""
-        return self._needed_embedder().size
+        return self.embedder.size
 
     @property
     def pooling_method(self) -> str:
@@ -398,16 +407,25 @@ class GritLM:
 
     eval = train = cpu = cuda = half = bfloat16 = requires_grad_ = to
 
-    def _needed_embedder(self) -> Embedder:
+    @property
+    def embedder(self) -> Embedder:
+        """What computes vectors, a batch at a time.
+
+        Raises:
+            ModeError: the model was loaded for generating only.
+        """
+        return self._require_embedder()
+
+    def _require_embedder(self) -> Embedder:
         if self._embedder is None:
             raise ModeError(
                 "This model was loaded with mode='generative' and cannot embed. Load it with mode='unified'."
             )
         return self._embedder
 
-    def _embedding_options(self, **options: Any) -> EmbeddingOptions:
+    def embedding_options(self, **options: Any) -> EmbeddingOptions:
         """The options with the model's own settings in place of None, and the instruction as it precedes a text."""
-        self._needed_embedder()
+        self._require_embedder()
         known = {field.name: None for field in fields(EmbeddingOptions)}
         chosen = from_mapping(EmbeddingOptions, official.encode(options, own=known))
         if (dim := chosen.truncate_dim) is not None and dim > self.embedding_size:
@@ -447,7 +465,7 @@ class GritLM:
             answers = [[response.token for response in responses]]
         else:
             chosen, _ = self._generation_options(max_tokens, temperature, cache, options)
-            tokens = [self._prompt_tokens(row, raw=False, continues=False) for row in rows]
+            tokens = [self.prompt_tokens(row, raw=False, continues=False) for row in rows]
             answers = generation.batch_tokens(self.model, self._engine_tokenizer, tokens, chosen)
         padding = self.tokenizer.pad_token_id or 0
         return official.like(prompt, [row + answer for row, answer in zip(rows, answers, strict=True)], padding)
@@ -466,11 +484,12 @@ class GritLM:
                 ``encode(get_cache=True)``, which ``prompt`` then continues (see ``prompts.rag_prompt``).
             **options: the other fields of ``GenerationOptions`` (``top_p``, ``top_k``, ``seed``, ``stop``, ``kv_bits``,
                 ...), and ``raw``: take a text as the complete prompt, without the chat format; special tokens in it
-                are obeyed.
+                are obeyed. ``schema`` is a JSON schema (a mapping, its text, or a Pydantic class), ``regex`` a regular
+                expression, ``choice`` a list of texts: the answer then has this form unless ``max_tokens`` cuts it.
 
         Raises:
             ArgumentError: an empty prompt, or an option out of range.
-            ModeError: the model was loaded for embedding only.
+            ModeError: the model only embeds, or was loaded for embedding only.
         """
         responses = self.stream_responses(prompt, max_tokens, temperature, cache, **options)
         return (response.text for response in responses if response.text)
@@ -488,9 +507,9 @@ class GritLM:
         """As ``stream``, but mlx-lm's ``GenerationResponse``: text, token, tokens per second, finish reason."""
         chosen, cache = self._generation_options(max_tokens, temperature, cache, options)
         continues = cache is not None and not isinstance(cache, PromptCache)
-        tokens = self._prompt_tokens(prompt, raw=raw, continues=continues)
+        tokens = self.prompt_tokens(prompt, raw=raw, continues=continues)
         held = cache[0].offset if continues and cache else 0  # type: ignore[index]
-        within = self._within_context(chosen, held + len(tokens))
+        within = self.within_context(chosen, held + len(tokens))
         responses = generation.stream_responses(self.model, self._engine_tokenizer, tokens, within, cache=cache)
         return responses if within is chosen else self._noted(responses)
 
@@ -512,15 +531,15 @@ class GritLM:
         chosen, _ = self._generation_options(max_tokens, temperature, None, options)
         if isinstance(prompts, str | Mapping | set) or not isinstance(prompts, Iterable):
             raise ArgumentError("generate_batch takes a list of prompts; for a single one use generate.")
-        tokens = [self._prompt_tokens(prompt, raw=raw, continues=False) for prompt in prompts]
-        chosen = self._within_context(chosen, max(map(len, tokens), default=0))
+        tokens = [self.prompt_tokens(prompt, raw=raw, continues=False) for prompt in prompts]
+        chosen = self.within_context(chosen, max(map(len, tokens), default=0))
         return generation.generate_batch(self.model, self._engine_tokenizer, tokens, chosen)
 
     def _generation_options(
         self, max_tokens: int, temperature: float, cache: Any, options: Mapping[str, Any]
     ) -> tuple[GenerationOptions, Any]:
         """The options under our names, and the cache."""
-        self._require_head()
+        self.check_generates()
         if not (temperature == 0 and "temp" in options):
             options = {"temperature": temperature, **options}
         taken = official.generate(options)
@@ -530,7 +549,7 @@ class GritLM:
             GenerationOptions, {name: value for name, value in taken.items() if value is not None}
         ), cache
 
-    def _within_context(self, options: GenerationOptions, tokens: int) -> GenerationOptions:
+    def within_context(self, options: GenerationOptions, tokens: int) -> GenerationOptions:
         """The options for an answer that ends where the model's context does: beyond it, models write rubbish."""
         room = int(decoder_config(self.config).get("max_position_embeddings") or 0) - tokens
         if room < 1 or 0 <= options.max_tokens <= room:
@@ -544,16 +563,23 @@ class GritLM:
                 logger.warning("The answer ends here because the model's context of %d tokens is full.", context)
             yield response
 
-    def _require_head(self) -> None:
+    def check_generates(self) -> None:
+        """Refuse a model that cannot write.
+
+        Raises:
+            ModeError: it only embeds, or was loaded for embedding only; the message names what helps.
+        """
+        if not self.settings.generates:
+            raise only_embeds(self.folder)
         if self.mode == "embedding":
             raise ModeError(
                 "This model was loaded with mode='embedding' and cannot generate. Load it with mode='unified'."
             )
 
-    def _prompt_tokens(self, prompt: Any, *, raw: bool, continues: bool) -> list[int]:
+    def prompt_tokens(self, prompt: Any, *, raw: bool, continues: bool) -> list[int]:
         """The tokens of a prompt; warns if they exceed what the model was trained on."""
         rows = official.token_rows(prompt)
-        tokens = inputs.token_ids(rows[0] if rows and len(rows) == 1 else prompt, rows=self._rows)
+        tokens = inputs.token_ids(rows[0] if rows and len(rows) == 1 else prompt, rows=self.rows)
         if tokens is None:
             tokens = self._text_tokens(prompt, raw=raw, continues=continues)
             if unknown := prompts.unknown_token(self.tokenizer, tokens):

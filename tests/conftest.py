@@ -68,6 +68,15 @@ def model_copy(tiny_model: Path, tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def stories() -> Path:
+    """A small model that writes English: stories that a child understands (260,000 parameters)."""
+    folder = SHARED / "models" / "stories260k"
+    if not folder.is_dir():
+        pytest.skip("needs ../shared/models/stories260k, which is not beside this checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of inputs beside the project; tests that need it are skipped where it is missing."""
     if not (SHARED / "golden").is_dir():

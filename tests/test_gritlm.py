@@ -205,7 +205,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
 ) -> None:
     corpus = texts(50)
     expected = model.encode(corpus)
-    embedder = model._needed_embedder()
+    embedder = model.embedder
     real, sizes = embedder._compute, []
 
     def limited(batch: Any, *, keep: bool) -> Any:

@@ -9,7 +9,7 @@ Shapes: N texts, B batch, L length, E embedding size.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -30,13 +30,13 @@ from grit_mlx.model.passes import pad, pooled_tokens, represent
 from grit_mlx.model.pooling import AVERAGING
 from grit_mlx.model.prompts import tokenize_texts, unknown_token
 
-__all__ = ["Embedder"]
+__all__ = ["Embedder", "Piece", "Step"]
 
 logger = logging.getLogger("grit_mlx")
 
 
 @dataclass(frozen=True)
-class _Piece:
+class Piece:
     """A sequence to compute: a text, or one chunk of a long one."""
 
     text: int  # position in the window
@@ -45,7 +45,21 @@ class _Piece:
 
     @property
     def pooled(self) -> int:
+        """How many of its tokens the vector is made of."""
         return len(self.ids) - self.skipped
+
+
+@dataclass(frozen=True)
+class Step:
+    """A batch that was computed.
+
+    Attributes:
+        pieces: how many sequences.
+        tokens: how many tokens, padding included.
+    """
+
+    pieces: int
+    tokens: int
 
 
 class Embedder:
@@ -84,7 +98,38 @@ class Embedder:
             NonFiniteError: the model computed NaN or infinity.
             MemoryLimitError: one text alone does not fit into memory.
         """
-        pieces = self._pieces(texts, options, first_index)
+        pieces = self.pieces(texts, options, first_index)
+        steps = self.steps(pieces, len(texts), options, first_index=first_index)
+        done = 0
+        with device.wired():
+            while True:
+                try:
+                    step = next(steps)
+                except StopIteration as end:
+                    return end.value  # type: ignore[no-any-return]
+                done += step.pieces
+                if progress is not None:
+                    progress(done * len(texts) // len(pieces))
+
+    def steps(
+        self,
+        pieces: Sequence[Piece],
+        count: int,
+        options: EmbeddingOptions,
+        *,
+        first_index: int = 0,
+        limit: Callable[[], int | None] | None = None,
+    ) -> Generator[Step, None, tuple[NDArray[np.float32], list[TextCache]]]:
+        """As ``embed``, a batch at a time, for programs that do something else between two batches.
+
+        Args:
+            pieces: from ``pieces``, of any number of calls.
+            count: N, the number of texts that they belong to.
+            options: how; only whether caches are kept, and the rows of a batch.
+            first_index: see ``embed``.
+            limit: asked before each batch for the most tokens that it may have, None for what fits into memory. A piece
+                that is longer is a batch of its own.
+        """
         lengths = [len(piece.ids) for piece in pieces]
         budget = self._token_budget(max(lengths))
         plan = plan_batches(lengths, token_budget=budget, max_rows=options.batch_size)
@@ -92,40 +137,44 @@ class Embedder:
 
         # A long text is the mean of its chunks, each counting for its tokens: for mean pooling that is the mean
         # over all tokens.
-        shares = np.zeros(len(texts))
+        shares = np.zeros(count)
         for piece in pieces:
             shares[piece.text] += piece.pooled
-        vectors = np.zeros((len(texts), self.size), dtype=np.float32)
-        caches: list[TextCache] = [[] for _ in texts] if options.get_cache else []
-        done = 0
-        with device.wired(), through_numpy():
-            while plan:
-                batch = [pieces[i] for i in plan[-1]]
-                try:
+        vectors = np.zeros((count, self.size), dtype=np.float32)
+        caches: list[TextCache] = [[] for _ in range(count)] if options.get_cache else []
+        while plan:
+            if limit is not None:
+                plan[-1:] = _limited(plan[-1], lengths, limit())
+            batch = [pieces[i] for i in plan[-1]]
+            try:
+                with device.wired(), through_numpy():
                     computed, kept = threads.run(partial(self._compute, batch, keep=options.get_cache))
-                except (RuntimeError, MemoryError) as error:
-                    if not device.is_out_of_memory(error):
-                        raise
-                    plan = _smaller(plan, lengths)
-                    continue
-                for row, piece in enumerate(batch):
-                    if not np.isfinite(computed[row]).all():
-                        raise not_finite(f"The vector of text {first_index + piece.text} holds NaN or infinity")
-                    vectors[piece.text] += computed[row] * (piece.pooled / shares[piece.text])
-                    if kept:
-                        caches[piece.text] = kept[row]
-                done += len(plan.pop())
-                device.free_cached_memory()
-                if progress is not None:
-                    progress(done * len(texts) // len(pieces))
+            except (RuntimeError, MemoryError) as error:
+                if not device.is_out_of_memory(error):
+                    raise
+                plan = _smaller(plan, lengths)
+                continue
+            for row, piece in enumerate(batch):
+                if not np.isfinite(computed[row]).all():
+                    raise not_finite(f"The vector of text {first_index + piece.text} holds NaN or infinity")
+                vectors[piece.text] += computed[row] * (piece.pooled / shares[piece.text])
+                if kept:
+                    caches[piece.text] = kept[row]
+            plan.pop()
+            device.free_cached_memory()
+            yield Step(len(batch), len(batch) * max(len(piece.ids) for piece in batch))
         vectors = vectors[:, : options.truncate_dim]
         if self.settings.normalized if options.normalized is None else options.normalized:
             # The eps of 1e-12 is PyTorch's.
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return vectors, caches
 
-    def _pieces(self, texts: Sequence[str], options: EmbeddingOptions, first_index: int) -> list[_Piece]:
-        """The sequences to compute: one for each text, or several for long ones that are averaged."""
+    def pieces(self, texts: Sequence[str], options: EmbeddingOptions, first_index: int = 0) -> list[Piece]:
+        """The sequences to compute: one for each text, or several for long ones that are averaged.
+
+        Raises:
+            TextError: as ``embed``.
+        """
         assert options.max_length is not None
         average = options.long_texts == "average"
         tokenized = tokenize_texts(
@@ -156,7 +205,7 @@ class Embedder:
                     *(Option("max_length"), ". Shorten the instruction or raise ", Option("max_length"), "."),
                     index=first_index + i,
                 )
-            pieces += [_Piece(i, head + body[at : at + room], skipped) for at in range(0, max(len(body), 1), room)]
+            pieces += [Piece(i, head + body[at : at + room], skipped) for at in range(0, max(len(body), 1), room)]
         if cut := sum(tokens.truncated for tokens in tokenized):
             logger.warning(
                 "%d of %d texts were truncated at %d tokens. Raise %s, or average chunks (%s).",
@@ -169,7 +218,7 @@ class Embedder:
             )
         return pieces
 
-    def _compute(self, batch: Sequence[_Piece], *, keep: bool) -> tuple[NDArray[np.float32], list[TextCache]]:
+    def _compute(self, batch: Sequence[Piece], *, keep: bool) -> tuple[NDArray[np.float32], list[TextCache]]:
         """Pooled vectors ``(B, E)`` of one batch, and the caches of its rows."""
         ids, real = pad([piece.ids for piece in batch], rows=self._rows)
         vectors, caches = represent(
@@ -193,6 +242,12 @@ class Embedder:
             heads=int(config.get("num_attention_heads") or 1),
             length=length,
         )
+
+
+def _limited(batch: list[int], lengths: Sequence[int], limit: int | None) -> list[list[int]]:
+    """A batch as two, of which the last one is within a limit of tokens; or as it is."""
+    rows = len(batch) if limit is None else max(1, limit // max(lengths[i] for i in batch))
+    return [part for part in (batch[rows:], batch[:rows]) if part]
 
 
 def _smaller(plan: list[list[int]], lengths: Sequence[int]) -> list[list[int]]:

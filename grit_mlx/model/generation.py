@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 import time
 import weakref
@@ -25,8 +26,19 @@ from grit_mlx.model.caches import TextCache, copy_cache
 from grit_mlx.model.detokenizing import Detokenizer
 from grit_mlx.model.device import is_out_of_memory
 from grit_mlx.model.options import GenerationOptions
+from grit_mlx.model.structured import Constraint, constraint, is_constrained
 
-__all__ = ["PromptCache", "batch_tokens", "generate_batch", "stream_responses"]
+__all__ = [
+    "PromptCache",
+    "StopTexts",
+    "batch_tokens",
+    "generate_batch",
+    "sampling",
+    "seed_of_step",
+    "stream_responses",
+]
+
+logger = logging.getLogger("grit_mlx")
 
 # A token and its log-probabilities (V,).
 _Step = tuple[int, mx.array]
@@ -156,14 +168,18 @@ def stream_responses(
         ``finish_reason``.
 
     Raises:
-        ArgumentError: an empty prompt, or a quantised cache that does not suit the model.
+        ArgumentError: an empty prompt, a quantised cache that does not suit the model, or a form of the answer
+            (schema, regex, choice) that cannot be followed.
+        TokenizerError: the tokenizer does not allow for a form.
+        DependencyError: a form needs llguidance.
     """
     if not tokens:
         raise ArgumentError("The prompt is empty.")
     held = cache if isinstance(cache, PromptCache) else PromptCache(cache or ())
     threads.settle([model.parameters(), [(layer.keys, layer.values) for layer in held.base]])
+    form = constraint(options, tokenizer._tokenizer, tokenizer.eos_token_ids)
     cancelled = threading.Event()
-    return threads.steps(_answer(model, tokenizer, tokens, options, held, cancelled), cancelled)
+    return threads.steps(_answer(model, tokenizer, tokens, options, held, cancelled, form), cancelled)
 
 
 def _answer(
@@ -173,10 +189,11 @@ def _answer(
     options: GenerationOptions,
     cache: PromptCache,
     cancelled: threading.Event,
+    form: Constraint | None,
 ) -> Generator[GenerationResponse, None, None]:
     turn = cache.begin(model, tokens, options)
     try:
-        with closing(_responses(model, tokenizer, turn, options, cancelled)) as responses:
+        with closing(_responses(model, tokenizer, turn, options, cancelled, form)) as responses:
             yield from _stopped(responses, options.stop)
     except GeneratorExit:
         turn.end()
@@ -193,7 +210,12 @@ def _answer(
 
 
 def _responses(
-    model: nn.Module, tokenizer: Any, turn: _Turn, options: GenerationOptions, cancelled: threading.Event
+    model: nn.Module,
+    tokenizer: Any,
+    turn: _Turn,
+    options: GenerationOptions,
+    cancelled: threading.Event,
+    form: Constraint | None,
 ) -> Generator[GenerationResponse, None, None]:
     """What mlx-lm's ``stream_generate`` yields, with text that is right for every tokenizer."""
     computed = turn.tokens[turn.reused :]
@@ -207,9 +229,9 @@ def _responses(
         kv_group_size=options.kv_group_size,
         quantized_kv_start=options.quantized_kv_start,
         prompt_progress_callback=lambda *_: _check(cancelled),
-        **_sampling(options, len(tokenizer._tokenizer), turn.tokens[: turn.reused]),
+        **sampling(options, len(tokenizer._tokenizer), turn.tokens[: turn.reused], form),
     )
-    text = Detokenizer(tokenizer._tokenizer)
+    text = form.detokenizer() if form else Detokenizer(tokenizer._tokenizer)
     start = time.perf_counter()
     with device.wired(), closing(steps):
         for count, (token, logprobs) in enumerate(_started(_seeded(steps, options)), 1):
@@ -233,11 +255,20 @@ def _responses(
                 finish_reason="stop" if ended else "length" if last else None,
             )
             if last:
+                _check_form(form)
                 return
 
 
 class _CancelledError(Exception):
     """Nobody wants the answer any more."""
+
+
+def _check_form(form: Constraint | None) -> None:
+    """Tell of an answer that is not in the form that was asked for."""
+    if form is not None and form.failure:
+        raise ArgumentError(form.failure)
+    if form is not None and not form.complete:
+        logger.warning("The answer was cut at %s before it was complete.", Option("max_tokens"))
 
 
 def _check(cancelled: threading.Event) -> None:
@@ -251,11 +282,16 @@ def _seeded(steps: Iterator[_Step], options: GenerationOptions) -> Iterator[_Ste
         yield from steps
         return
     for count in itertools.count():
-        mx.random.seed((options.seed + count * 0x9E3779B97F4A7C15) % 2**64)
+        mx.random.seed(seed_of_step(options.seed, count))
         step = next(steps, None)
         if step is None:
             return
         yield step
+
+
+def seed_of_step(seed: int, count: int) -> int:
+    """The seed of a token of an answer, from 0."""
+    return (seed + count * 0x9E3779B97F4A7C15) % 2**64
 
 
 def generate_batch(
@@ -280,6 +316,8 @@ def batch_tokens(
             raise ArgumentError(f"Prompt {i} is empty.")
     if options.kv_bits is not None:
         raise ArgumentError(Option("kv_bits"), " does not work for a batch of prompts: generate them one by one.")
+    if is_constrained(options):
+        raise ArgumentError("Structured output does not work for a batch of prompts: generate them one by one.")
     if options.max_tokens < 0:
         raise ArgumentError(Option("max_tokens"), " must be given for a batch of prompts.")
     if not prompts:
@@ -295,7 +333,7 @@ def batch_tokens(
             max_tokens=options.max_tokens,
             prefill_step_size=options.prefill_step_size,
             return_token_ids=True,
-            **_sampling(options, len(tokenizer._tokenizer)),
+            **sampling(options, len(tokenizer._tokenizer)),
         ).token_ids
         # mlx-lm leaves out the token that an answer ends with.
         end = tokenizer.eos_token_id
@@ -304,13 +342,16 @@ def batch_tokens(
     return threads.run(generated)
 
 
-def _sampling(options: GenerationOptions, vocabulary_size: int, reused: Sequence[int] = ()) -> dict[str, Any]:
+def sampling(
+    options: GenerationOptions, vocabulary_size: int, reused: Sequence[int] = (), form: Constraint | None = None
+) -> dict[str, Any]:
     """The sampler and the processors of logits, as mlx-lm's functions take them.
 
     Args:
         options: how to sample.
         vocabulary_size: V.
         reused: tokens before those that mlx-lm is given, which are penalised like these.
+        form: what the answer may be.
     """
     processors = make_logits_processors(
         repetition_penalty=None if options.repetition_penalty == 1 else options.repetition_penalty,
@@ -321,6 +362,8 @@ def _sampling(options: GenerationOptions, vocabulary_size: int, reused: Sequence
     def after_head(processor: _Processor) -> _Processor:
         return lambda tokens, logits: processor(mx.concatenate([head, tokens]), logits)
 
+    if reused:
+        processors = [after_head(processor) for processor in processors]
     return {
         "sampler": make_sampler(
             temp=options.temperature,
@@ -329,7 +372,7 @@ def _sampling(options: GenerationOptions, vocabulary_size: int, reused: Sequence
             top_k=options.top_k if options.top_k < vocabulary_size else 0,
             min_p=options.min_p,
         ),
-        "logits_processors": [after_head(processor) for processor in processors] if reused else processors,
+        "logits_processors": [*processors, form] if form else processors,
     }
 
 
@@ -348,21 +391,40 @@ def _started(steps: Iterator[_Step]) -> Iterator[_Step]:
     yield from steps
 
 
-def _stopped(responses: Iterator[GenerationResponse], stop: Sequence[str]) -> Iterator[GenerationResponse]:
-    """End at the first of the ``stop`` texts; what may be the beginning of one is held back."""
-    if not stop:
-        yield from responses
-        return
-    held = ""
-    for response in responses:
-        held += response.text
-        cut = _cut(held, stop)
+class StopTexts:
+    """Ends a text that comes in pieces at the first of the ``stop`` texts; holds back what may begin one.
+
+    Attributes:
+        matched: the one that ended it; None until then.
+    """
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop = stop
+        self.matched: str | None = None
+        self._held = ""
+
+    def add(self, piece: str, *, last: bool) -> tuple[str, bool]:
+        """What may be shown after the next piece, and whether the text ends there; ``last``: no piece follows."""
+        if not self._stop:
+            return piece, False
+        held = self._held + piece
+        cut = _cut(held, self._stop)
         if len(cut) < len(held):
-            yield replace(response, text=cut, finish_reason="stop")
+            self.matched = next(stop for stop in self._stop if held.startswith(stop, len(cut)))
+            return cut, True
+        safe = len(held) if last else len(held) - _begun(held, self._stop)
+        self._held = held[safe:]
+        return held[:safe], False
+
+
+def _stopped(responses: Iterator[GenerationResponse], stop: Sequence[str]) -> Iterator[GenerationResponse]:
+    """End at the first of the ``stop`` texts."""
+    texts = StopTexts(stop)
+    for response in responses:
+        piece, ended = texts.add(response.text, last=response.finish_reason is not None)
+        yield replace(response, text=piece, finish_reason="stop" if ended else response.finish_reason)
+        if ended:
             return
-        safe = len(held) if response.finish_reason else len(held) - _begun(held, stop)
-        yield replace(response, text=held[:safe])
-        held = held[safe:]
 
 
 def _begun(text: str, stop: Sequence[str]) -> int:

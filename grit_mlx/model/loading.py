@@ -134,7 +134,9 @@ def _load(
 ) -> LoadedModel:
     """What ``load`` found, by the thread that computes."""
     target = device.compute_dtype(choice.dtype)
-    model, config = _load_weights(folder, mode, trust=choice.trust_remote_code)
+    # A model that only embeds need not have a head.
+    needed = "embedding" if mode == "unified" and not settings.generates else mode
+    model, config = _load_weights(folder, needed, trust=choice.trust_remote_code)
     if mode == "embedding" and "lm_head" in model:
         model.pop("lm_head")  # never evaluated so far, so it was never read from the file either
     broadcast_masks(model)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from grit_mlx.errors import ArgumentError, Option
+from grit_mlx.errors import ArgumentError, Option, first_line
 from grit_mlx.model.settings import ATTENTION, POOLING, ROLES
 from grit_mlx.options import check, check_unicode, option
 
@@ -172,8 +173,32 @@ class GenerationOptions:
     kv_group_size: int = option(64, "Group size of quantised keys and values.", choices=(32, 64, 128), flags=None)
     quantized_kv_start: int = option(0, "Number of tokens after which they are quantised.", minimum=0, flags=None)
     prefill_step_size: int = option(2048, "Tokens of the prompt computed at once.", minimum=1, flags=None)
+    schema: Any = option(None, "JSON schema of the answer.", flags=None)
+    regex: str | None = option(None, "Regular expression that the answer matches as a whole.", flags=None)
+    choice: Sequence[str] = option((), "Texts of which the answer is one.", flags=None)
 
     def __post_init__(self) -> None:
         check(self)
-        if not all(self.stop):
-            raise ArgumentError(Option("stop"), f" must be texts that are not empty, not {self.stop!r}.")
+        for name in ("stop", "choice"):
+            if not all(texts := getattr(self, name)):
+                raise ArgumentError(Option(name), f" must be texts that are not empty, not {texts!r}.")
+        forms = [name for name in ("schema", "regex", "choice") if getattr(self, name) not in (None, ())]
+        if len(forms) > 1:
+            raise ArgumentError(Option(forms[0]), " and ", Option(forms[1]), " exclude each other.")
+        for text in (self.regex or "", *self.choice):
+            check_unicode(text, "The form of the answer")
+        if self.schema is not None:
+            object.__setattr__(self, "schema", _schema_text(self.schema))
+
+
+def _schema_text(schema: Any) -> str:
+    """A JSON schema as text: of a mapping, of its own text, or of a Pydantic class."""
+    if callable(describe := getattr(schema, "model_json_schema", None)):
+        schema = describe()
+    try:
+        read = json.loads(schema) if isinstance(schema, str) else schema
+        if isinstance(read, Mapping) or read is True:
+            return json.dumps(read, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:  # nested too deeply, or not JSON
+        raise ArgumentError(Option("schema"), f" is not JSON: {first_line(error)}") from error
+    raise ArgumentError(Option("schema"), f" must be a JSON schema, which is an object, not {schema!r:.80}.")

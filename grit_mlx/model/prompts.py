@@ -6,6 +6,7 @@ Source: the official README and evaluation code; see docs/architecture.md for wh
 
 from __future__ import annotations
 
+import copy
 import re
 import uuid
 from collections.abc import Mapping, Sequence
@@ -44,6 +45,9 @@ Message = Mapping[str, Any]
 
 # Where a tokenizer keeps the number of tokens that its model has. It may have more itself, or be given more later.
 _ROWS = "_grit_rows"
+
+# Where it keeps its copy that spells special tokens out.
+_LITERAL = "_grit_literal"
 
 _ANSWER_QUERY = "Answer the prior query while optionally using the context prior to it"
 _USE_CONTEXT = "Optionally using the prior context answer the query prior to it"
@@ -229,7 +233,27 @@ def raw_tokens(tokenizer: Any, text: str) -> list[int]:
 
 def literal_tokens(tokenizer: Any, text: str) -> list[int]:
     """Tokens of ``text`` alone, without BOS; ``</s>`` and other special tokens are spelled out, not obeyed."""
-    return list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
+    backend = _literal_backend(tokenizer)
+    if backend is None:
+        return list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
+    return list(backend.encode(text, add_special_tokens=False).ids)
+
+
+def _literal_backend(tokenizer: Any) -> Any:
+    """A tokenizer's engine that spells special tokens out; None if it has none.
+
+    A copy: ``split_special_tokens`` sets a flag of the one engine that all threads share, and what another thread
+    tokenises meanwhile would be spelled out, or obeyed, by that flag.
+    """
+    kept = tokenizer.__dict__.get(_LITERAL)
+    shared = getattr(tokenizer, "backend_tokenizer", None)
+    if kept is None and shared is not None:
+        kept = copy.deepcopy(shared)
+        kept.encode_special_tokens = True
+        kept.no_truncation()
+        kept.no_padding()
+        tokenizer.__dict__[_LITERAL] = kept
+    return kept
 
 
 # GRIT's markers, in any letter case and with any blanks inside, such as "<|User |>".

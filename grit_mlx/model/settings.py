@@ -69,6 +69,7 @@ class Settings:
         "grit", "How instructions precede texts: between GRIT's markers, or as they are.", choices=PROMPT_FORMATS
     )
     pool_prompt: bool = option(False, "Whether the tokens of an instruction take part in the pooling.")
+    generates: bool = option(True, "Whether the model writes text; False for one that only embeds.")
     about: dict[str, Any] = option({}, "Where the model comes from; not used for computing.")
 
     def __post_init__(self) -> None:

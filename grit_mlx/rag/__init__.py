@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from grit_mlx.rag.modes import choose_mode
     from grit_mlx.rag.options import ChatOptions, IndexOptions, RagOptions, SearchOptions, StoreOptions
     from grit_mlx.rag.prefix import Document
+    from grit_mlx.rag.quotes import Quote
     from grit_mlx.rag.rag import Rag, Response
     from grit_mlx.rag.retrieval import SearchResult, SearchResults
     from grit_mlx.rag.rotation import Rotation
@@ -44,6 +45,7 @@ __all__ = [
     "IndexOptions",
     "IndexReport",
     "Passage",
+    "Quote",
     "Rag",
     "RagOptions",
     "Response",
@@ -68,6 +70,7 @@ _MODULES = {
     "grit_mlx.rag.modes": ("choose_mode",),
     "grit_mlx.rag.options": ("ChatOptions", "IndexOptions", "RagOptions", "SearchOptions", "StoreOptions"),
     "grit_mlx.rag.prefix": ("Document",),
+    "grit_mlx.rag.quotes": ("Quote",),
     "grit_mlx.rag.rag": ("Rag", "Response"),
     "grit_mlx.rag.retrieval": ("SearchResult", "SearchResults"),
     "grit_mlx.rag.rotation": ("Rotation",),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from mlx_lm.generate import GenerationResponse
@@ -24,9 +24,10 @@ from grit_mlx.rag.limits import check_length, fitted
 from grit_mlx.rag.modes import AUTO_MODES, CHAT_MODES, DocumentCost, choose_mode
 from grit_mlx.rag.options import RagOptions, check_question
 from grit_mlx.rag.prefix import Document, Prefix, PrefixBuilder
+from grit_mlx.rag.quotes import Quote
 from grit_mlx.rag.rates import default_rates
 
-__all__ = ["AnswerStream", "Answerer", "Document", "Turn"]
+__all__ = ["AnswerStream", "Answerer", "Document", "PreparedAnswer", "Turn"]
 
 _CHARACTERS_PER_TOKEN: Final = 4  # of English
 
@@ -44,7 +45,7 @@ class AnswerStream:
     """An answer that is being generated: iterate over it for the pieces, or ask for ``text``.
 
     Attributes:
-        mode: the cache mode that was used.
+        mode: the cache mode that was used; "quote" if nothing was generated.
         cached_tokens: tokens that came from caches.
         computed_tokens: tokens that were computed before the first new one, documents for the cache included.
         seconds_to_first_token: from the call to the first token; None until then.
@@ -53,6 +54,7 @@ class AnswerStream:
         finish_reason: "stop" or "length" once it is complete.
         left_out: documents, the last ones, for which the model's context has no room.
         forgotten: turns of the conversation, the first ones, for which it has none.
+        quotes: what it is made of, if it is made of quotes.
     """
 
     mode: str
@@ -65,7 +67,14 @@ class AnswerStream:
     finish_reason: str | None = None
     left_out: int = 0
     forgotten: int = 0
+    quotes: Sequence[Quote] = ()
     _written: str = ""
+
+    @classmethod
+    def of_quotes(cls, quotes: Sequence[Quote], seconds: float) -> AnswerStream:
+        """An answer of quotes, a piece for each, with its place."""
+        pieces = ("\n\n" * bool(number) + str(quote) for number, quote in enumerate(quotes))
+        return cls("quote", 0, 0, pieces, seconds, seconds, finish_reason="stop", quotes=quotes)
 
     def __iter__(self) -> Iterator[str]:
         for piece in self._pieces:
@@ -78,6 +87,27 @@ class AnswerStream:
         for _ in self:
             pass
         return self._written
+
+
+@dataclass
+class PreparedAnswer:
+    """What an answer is generated from.
+
+    Attributes:
+        mode: the cache mode.
+        prefix: keys and values that the prompt continues.
+        tokens: the prompt after them.
+        options: how to sample, within the model's context.
+        left_out: see ``AnswerStream``.
+        forgotten: likewise.
+    """
+
+    mode: str
+    prefix: Prefix
+    tokens: list[int]
+    options: GenerationOptions
+    left_out: int
+    forgotten: int
 
 
 class Answerer:
@@ -159,10 +189,46 @@ class Answerer:
         Raises:
             ArgumentError: an empty question or one longer than the context, no documents, an unknown mode, or one
                 that has no history.
+            ModeError: the model only embeds.
             ArchitectureError: a cached text has to be moved and this model's keys cannot be.
         """
         start = time.perf_counter()
+        prepared = self.prepare(
+            question,
+            documents,
+            cache=cache,
+            query_cache=query_cache,
+            history=history,
+            options=GenerationOptions(**sampling),
+        )
+        prefix, tokens = prepared.prefix, prepared.tokens
+        base = (prepared.mode, *prefix.names)
+        last = self._last
+        if base != last[0]:
+            last = self._last = base, PromptCache(prefix.layers)
+        responses = self.model.stream_responses(tokens, cache=last[1], **vars(prepared.options))
+        answer = AnswerStream(prepared.mode, prefix.cached_tokens, prefix.computed_tokens + len(tokens), iter(()))
+        answer.left_out, answer.forgotten = prepared.left_out, prepared.forgotten
+        answer._pieces = self._written(answer, responses, prefix, last[1], start)
+        return answer
+
+    def prepare(
+        self,
+        question: str,
+        documents: Sequence[Document],
+        *,
+        cache: str = "auto",
+        query_cache: TextCache | None = None,
+        history: Sequence[Turn] = (),
+        options: GenerationOptions | None = None,
+    ) -> PreparedAnswer:
+        """What ``answer`` generates from; the arguments are the same.
+
+        Once the answer is written, ``prefixes.save`` keeps what was computed of the documents.
+        """
+        self.model.check_generates()
         RagOptions(cache=cache)
+        options = options or GenerationOptions()
         check_question(question)
         check_length(self.encoder, question)
         if not documents:
@@ -172,28 +238,19 @@ class Answerer:
         if cache == "auto":
             modes = [mode for mode in AUTO_MODES if not history or mode in CHAT_MODES]
             cache = self._chosen_mode(question, documents, query_cache is not None, modes)
-        sampling = vars(GenerationOptions(**sampling))
         fit = fitted(
             self.encoder,
             question,
             [document.content for document in documents],
             mode=cache,
             history=[(turn.question, turn.answer) for turn in history],
-            max_tokens=sampling["max_tokens"],
+            max_tokens=options.max_tokens,
         )
         documents, left_out = documents[: fit.documents], len(documents) - fit.documents
         prefix = self.prefixes.build(cache, question, documents, query_cache)
         tokens = self._prompt(cache, question, documents, history[fit.forgotten :])
-        base = (cache, *prefix.names)
-        last = self._last
-        if base != last[0]:
-            last = self._last = base, PromptCache(prefix.layers)
-        sampling["max_tokens"] = fit.max_tokens
-        responses = self.model.stream_responses(tokens, cache=last[1], **sampling)
-        answer = AnswerStream(cache, prefix.cached_tokens, prefix.computed_tokens + len(tokens), iter(()))
-        answer.left_out, answer.forgotten = left_out, fit.forgotten
-        answer._pieces = self._written(answer, responses, prefix, last[1], start)
-        return answer
+        within = replace(options, max_tokens=fit.max_tokens)
+        return PreparedAnswer(cache, prefix, tokens, within, left_out, fit.forgotten)
 
     def _written(
         self,

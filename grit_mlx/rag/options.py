@@ -12,6 +12,7 @@ from grit_mlx.options import bytes_of_size, check, check_unicode, from_mapping, 
 from grit_mlx.rag.modes import CACHE_MODES, CHAT_MODES
 
 __all__ = [
+    "ANSWERS",
     "METHODS",
     "PRECISIONS",
     "ChatOptions",
@@ -27,6 +28,9 @@ __all__ = [
 
 # Fused by scores, fused by ranks, by meaning, by words.
 METHODS: Final = ("hybrid", "rrf", "dense", "bm25")
+
+# In the model's words, or word for word from the passages.
+ANSWERS: Final = ("write", "quote")
 
 # Bits of a number on disk; None keeps what the model computed.
 PRECISIONS: Final[Mapping[str, int | None]] = {"full": None, "8": 8, "4": 4}
@@ -192,6 +196,12 @@ class RagOptions(SearchOptions):
     """How questions are answered from a store."""
 
     top: int = option(4, "Number of passages to answer from.", minimum=1, flags=("--top", "-n"), metavar="COUNT")
+    answer: str | None = option(
+        None,
+        "Answer in the model's words (write), or with the sentences of the passages that fit best (quote). Default: "
+        "write, or quote if the model only embeds.",
+        choices=ANSWERS,
+    )
     rerank: bool = option(
         False, "Reorder the best passages by how likely the model finds the question after each. Slower."
     )

@@ -1,7 +1,8 @@
-"""class Rag: questions answered from a store, with one set of weights for searching and for writing."""
+"""class Rag: questions answered from a store, with one set of weights for searching and for writing, or by quotes."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -11,17 +12,19 @@ import mlx.core as mx
 from grit_mlx.errors import ArgumentError, ModeError
 from grit_mlx.gritlm import GritLM
 from grit_mlx.model import threads
-from grit_mlx.model.caches import copy_cache
+from grit_mlx.model.caches import TextCache, copy_cache
 from grit_mlx.model.prompts import literal_tokens, rag_prompt
 from grit_mlx.rag.answering import Answerer, AnswerStream, Turn
+from grit_mlx.rag.encoding import Encoder
 from grit_mlx.rag.limits import check_length
 from grit_mlx.rag.modes import CHAT_MODES
 from grit_mlx.rag.options import RagOptions, check_question, merged
 from grit_mlx.rag.prefix import Document
+from grit_mlx.rag.quotes import Quote, quotes_of
 from grit_mlx.rag.retrieval import SearchResult, SearchResults, reranked
 from grit_mlx.rag.store import Store
 
-__all__ = ["Rag", "Response"]
+__all__ = ["Rag", "Response", "likelihood"]
 
 # Passages that are reranked for each one that is kept.
 _RERANK_DEPTH: Final = 4
@@ -33,7 +36,7 @@ class Response:
 
     Attributes:
         results: what it was written from.
-        answer: None if nothing relevant was found.
+        answer: None if nothing relevant was found, or nothing of it can be quoted.
     """
 
     results: SearchResults
@@ -41,8 +44,13 @@ class Response:
 
     @property
     def sources(self) -> list[SearchResult]:
-        """The passages that the model was given; empty if it was not asked."""
+        """The passages that the answer is from; empty without one."""
         return self.results.results if self.answer is not None else []
+
+    @property
+    def quotes(self) -> Sequence[Quote]:
+        """The quotes that the answer is made of; empty if it was written."""
+        return () if self.answer is None else self.answer.quotes
 
     @property
     def text(self) -> str | None:
@@ -54,14 +62,14 @@ class Rag:
     """Searches a store and answers from it.
 
     Args:
-        model: embeds and generates.
+        model: embeds; and generates, unless answers are quotes.
         store: where to search; made with the same model.
         options: how to search and answer.
         answerer: None for one with the store's caches.
         **keywords: fields of ``RagOptions``, in place of ``options``.
 
     Raises:
-        ModeError: the model was loaded for one job only.
+        ModeError: the model cannot embed, or answers are to be written and it cannot write.
         StoreError: the store was made with another model.
         ArgumentError: an option that cannot work.
     """
@@ -75,9 +83,13 @@ class Rag:
         answerer: Answerer | None = None,
         **keywords: Any,
     ) -> None:
-        if model.mode != "unified":
-            raise ModeError(f"Answering from a store needs mode='unified', not {model.mode!r}.")
         self.options = merged(RagOptions, options, keywords)
+        quotes = not model.settings.generates if self.options.answer is None else self.options.answer == "quote"
+        if model.mode == "generative" or (model.mode != "unified" and not quotes):
+            raise ModeError(f"Answering from a store needs mode='unified', not {model.mode!r}.")
+        if self.options.rerank or not quotes:
+            model.check_generates()
+        self.quotes = quotes
         if store.model is not model:
             store.use(model)
         self.model = model
@@ -124,6 +136,8 @@ class Rag:
         """Answer from search results; without an answer if they are not relevant."""
         if not results.relevant:
             return Response(results, None)
+        if self.quotes:
+            return self._quoted(results.question, results)
         answer = self.answerer.answer(
             results.question,
             _documents(results),
@@ -140,6 +154,8 @@ class Rag:
         As long as they are among those of the last turn, its documents stay in place and only what is new is computed.
         """
         results = self.find(self._with_previous(question))
+        if self.quotes:
+            return self._quoted(question, results) if results.relevant else Response(results, None)
         if results.relevant:
             if results[0].passage.id not in {result.passage.id for result in self._last}:
                 self._last = results.results
@@ -149,6 +165,15 @@ class Rag:
         answer = self.answerer.answer(question, _documents(self._last), cache=cache, history=self.history, **sampling)
         given = _given(self._last, answer)
         return Response(replace(results, question=question, results=given, query_cache=None), answer)
+
+    def _quoted(self, question: str, results: SearchResults) -> Response:
+        """Answer with sentences of the passages; sources are those that were quoted."""
+        started = time.perf_counter()
+        found = quotes_of(question, results, self.answerer.encoder)
+        used = {quote.passage.id for quote in found}
+        given = [result for result in results if result.passage.id in used]
+        answer = AnswerStream.of_quotes(found, time.perf_counter() - started) if found else None
+        return Response(replace(results, question=question, results=given or results.results, query_cache=None), answer)
 
     def _with_previous(self, question: str) -> str:
         """A question after the previous one, if the model's context has room for both."""
@@ -176,18 +201,28 @@ class Rag:
         The same weights rerank (query likelihood: Sachan et al. 2022, UPR), and what they compute of the passages is
         kept for the answer.
         """
-        asked = self.answerer.encoder.neutralised(question)
-        before = rag_prompt("doc", query="\0").split("\0")[0] if self.answerer.encoder.in_grit else "\n\nQuestion: "
-        frame = literal_tokens(self.model.tokenizer, before)
-        tokens = literal_tokens(self.model.tokenizer, before + asked)
-        start = min(len(frame), len(tokens) - 1)
-        scores = []
-        for layers in self.answerer.prefixes.documents(_documents(results)):
-            logits = self.model.model(mx.array([tokens[:-1]]), cache=copy_cache(layers))[0].astype(mx.float32)
-            chosen = mx.take_along_axis(logits, mx.array(tokens[1:])[:, None], axis=-1)[:, 0]
-            score: Any = mx.mean((chosen - mx.logsumexp(logits, axis=-1))[start - 1 :]).item()
-            scores.append(float(score))
-        return scores
+        encoder = self.answerer.encoder
+        layers = self.answerer.prefixes.documents(_documents(results))
+        return [likelihood(encoder, question, document) for document in layers]
+
+
+@threads.computes
+def likelihood(encoder: Encoder, question: str, layers: TextCache) -> float:
+    """How likely the model finds a question after a document: mean log-probability of its tokens.
+
+    Args:
+        encoder: with the model.
+        question: the question.
+        layers: the document's keys and values, from ``encoder``; they are not changed.
+    """
+    tokenizer, asked = encoder.model.tokenizer, encoder.neutralised(question)
+    before = rag_prompt("doc", query="\0").split("\0")[0] if encoder.in_grit else "\n\nQuestion: "
+    frame, tokens = literal_tokens(tokenizer, before), literal_tokens(tokenizer, before + asked)
+    start = min(len(frame), len(tokens) - 1)
+    logits = encoder.model.model(mx.array([tokens[:-1]]), cache=copy_cache(layers))[0].astype(mx.float32)
+    chosen = mx.take_along_axis(logits, mx.array(tokens[1:])[:, None], axis=-1)[:, 0]
+    score: Any = mx.mean((chosen - mx.logsumexp(logits, axis=-1))[start - 1 :]).item()
+    return float(score)
 
 
 def _given(results: Sequence[SearchResult], answer: AnswerStream) -> list[SearchResult]:

@@ -158,6 +158,17 @@ class Store:
             table = PassageTable(self.uri, published=False)  # an interrupted first run
         self._made_with = table.fingerprint if table.exists else {}
 
+    def refresh(self) -> None:
+        """Open what was published since, if anything was.
+
+        Raises:
+            StoreError: it was made anew, with another model.
+        """
+        if self._table is None or self._table.was_replaced:
+            self._open()
+            if self._made_with and self.model is not None:
+                check_fingerprint(self._made_with, self._fingerprint, uri=self.uri)
+
     def _size(self, name: str, given: int | None, default: int) -> int:
         known = self._made_with.get(name)
         if known is not None and given is not None and given != known:

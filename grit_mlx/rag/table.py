@@ -148,6 +148,7 @@ class PassageTable:
         """The number of the version that is open."""
         return int(self._table.version)
 
+    @property
     def is_outdated(self) -> bool:
         """Whether an earlier version made it, so that its words are to be read anew; see ``rewrite``."""
         return int(json.loads(self._table.schema.metadata[b"grit"])["format"]) < FORMAT
@@ -287,6 +288,13 @@ class PassageTable:
         tags = self._table.tags.list()
         return _PUBLISHED in tags and tags[_PUBLISHED]["version"] == self._table.version
 
+    @property
+    def was_replaced(self) -> bool:
+        """Whether readers who open the table now see another version than the one that is open."""
+        with _lance_errors(self.uri):
+            published = self._table.tags.list().get(_PUBLISHED)
+            return published is None or published["version"] != self._table.version
+
     def drop_unpublished(self) -> None:
         """Remove what an interrupted run left: go back to what readers see."""
         if not self.is_published:
@@ -339,6 +347,14 @@ class PassageTable:
         table = self._taken(row_ids, [CONTENT, VECTOR])
         vectors = table[VECTOR].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
         return dict(zip(table[CONTENT].to_pylist(), vectors, strict=True))
+
+    def hashes_of(self, name: str) -> set[str]:
+        """Hashes of the contents that are stored of a file; see ``FileState``."""
+        return {
+            row
+            for batch in self._scan(["content_hash"], f"name = {sql_text(name)}")
+            for row in batch["content_hash"].to_pylist()
+        }
 
     def file_keys(self) -> set[str]:
         """The keys of all contents that are stored."""

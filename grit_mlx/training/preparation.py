@@ -152,7 +152,9 @@ def _load(settings: TrainingSettings, world: World) -> LoadedModel:
     )
     loaded = load(choice, mode=mode)
     names = ("max_length", "query_instruction")
-    chosen = loaded.settings.override(**{name: getattr(settings, name) for name in names})
+    # A model that only embedded learns to write.
+    writes = loaded.settings.generates or settings.generates
+    chosen = loaded.settings.override(generates=writes, **{name: getattr(settings, name) for name in names})
     return replace(loaded, settings=chosen)
 
 

@@ -20,7 +20,7 @@ from grit_mlx.model.settings import ATTENTION, POOLING
 from grit_mlx.options import check, nearest, option, spec_of
 from grit_mlx.training.mlx_lm_config import from_mlx_lm, is_mlx_lm
 
-__all__ = ["TrainingSettings", "commented_yaml", "read_yaml", "write_yaml"]
+__all__ = ["TrainingSettings", "commented_yaml", "read_yaml", "write_yaml", "yaml_values"]
 
 # "mixed": mean over the tokens of the batch; "token": sum over the tokens / rows, so long answers count for more.
 GENERATIVE_KINDS = ("mixed", "token")
@@ -220,6 +220,26 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: it cannot be read, or holds an unknown name.
     """
+    values = yaml_values(path, example="iters: 100")
+    if is_mlx_lm(values):
+        values = from_mlx_lm(values, path)
+    known = [one.name for one in fields(TrainingSettings)]
+    for name in values:
+        if name not in known:
+            raise ConfigError(f"{path} has an unknown setting {str(name)!r}: {nearest(str(name), known)}")
+    return values
+
+
+def yaml_values(path: Path, *, example: str) -> dict[str, Any]:
+    """The names and values of a YAML file.
+
+    Args:
+        path: the file.
+        example: of a line, for messages.
+
+    Raises:
+        ConfigError: it cannot be read, or holds something else.
+    """
     import yaml
 
     try:
@@ -229,13 +249,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold names and values, such as 'iters: 100'.")
-    if is_mlx_lm(values):
-        values = from_mlx_lm(values, path)
-    known = [one.name for one in fields(TrainingSettings)]
-    for name in values:
-        if name not in known:
-            raise ConfigError(f"{path} has an unknown setting {str(name)!r}: {nearest(str(name), known)}")
+        raise ConfigError(f"{path} must hold names and values, such as '{example}'.")
     return values
 
 

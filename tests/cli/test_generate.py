@@ -214,3 +214,30 @@ def test_a_turn_that_failed_is_forgotten(library: GritLM, monkeypatch: pytest.Mo
     answer, interrupted = conversation.answer("Hello", lambda _: None)
     assert (answer.text, interrupted) == (expected.text, False)
     assert [message["content"] for message in conversation.messages] == ["Hello", answer.text]
+
+
+def test_a_schema_is_a_file_or_itself(grit: Grit, tmp_path: Path) -> None:
+    pytest.importorskip("llguidance", reason="needs llguidance: pip install 'grit-mlx[structured]'")
+    schema = {"enum": ["Zoë", 7]}
+    (tmp_path / "schema.json").write_text(json.dumps(schema), encoding="utf-8-sig")
+    by_file = grit("generate", "Who?", "--schema", str(tmp_path / "schema.json"))
+    assert (by_file.code, by_file.err) == (0, "")
+    assert json.loads(by_file.out) in schema["enum"]
+    assert grit("generate", "Who?", "--schema", json.dumps(schema)).out == by_file.out
+    cut = grit("generate", "Who?", "--schema", '{"type": "object"}', "--max-tokens", "1")
+    assert "warning: The answer was cut at --max-tokens before it was complete." in cut.err
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        ("missing.json", "missing.json does not exist. Check the name."),
+        ('{"type": "objec"}', "--schema cannot be followed: Invalid type: objec."),
+        ('{"type":', "--schema is not JSON: "),
+    ],
+)
+def test_a_wrong_schema_is_an_error(grit: Grit, schema: str, said: str) -> None:
+    run = grit("generate", "Who?", "--schema", schema)
+    assert (run.code, run.out) == (1, "")
+    assert run.err.startswith("error: ")
+    assert said in run.err

@@ -43,6 +43,14 @@ def indexed(grit: Grit, folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def quoting(grit: Grit, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store of the built-in model, which only embeds and is the default."""
+    monkeypatch.delenv("GRIT_MODEL", raising=False)
+    assert grit("rag", "index", folder).code == 0
+    return folder
+
+
 def test_index_tells_what_it_did(grit: Grit, folder: Path) -> None:
     (folder / "bad.txt").write_bytes(bytes(range(256)))
     run = grit("rag", "index", "notes")
@@ -101,6 +109,31 @@ def test_sources_stand_in_the_order_of_the_score_that_is_shown(grit: Grit, index
     sources = json.loads(grit(*args, "--json").out)["sources"]
     assert [round(source["score"], 3) for source in sources] == shown
     assert {"score", "cosine", "bm25"} <= sources[0].keys()
+
+
+def test_a_model_that_only_embeds_answers_with_quotes(grit: Grit, quoting: Path) -> None:
+    asked = grit("rag", "ask", "What keeps a ship upright?", "-q")
+    assert (asked.code, asked.err) == (0, "")
+    assert asked.out.startswith("“A keel keeps a ship upright.”\n  notes/ships.md:3\n")
+    values = json.loads(grit("rag", "ask", "What keeps a ship upright?", "--json").out)
+    best = values["quotes"][0]
+    assert best["text"] == "A keel keeps a ship upright." and not best["is_code"]
+    assert (best["source"], best["line"], best["end_line"]) == (str(quoting / "ships.md"), 3, 3)
+    assert values["mode"] == "quote" and values["answer"].startswith(
+        "“A keel keeps a ship upright.” (notes/ships.md:3)"
+    )
+    talk = grit("rag", "chat", "-q", stdin="What keeps a ship upright?\n/sources\n")
+    assert talk.code == 0 and talk.out.startswith("“A keel keeps a ship upright.”\n") and "0." in talk.out
+
+
+def test_what_only_embeds_is_not_asked_to_write(grit: Grit, quoting: Path) -> None:
+    asked = grit("rag", "ask", "Why?", "--answer", "write")
+    assert asked.code == 1 and "grit-tiny only embeds." in asked.err and "grit models pull" in asked.err
+
+
+def test_any_model_can_quote(grit: Grit, indexed: Path) -> None:
+    asked = grit("rag", "ask", "What keeps a ship upright?", "--answer", "quote", "--method", "bm25")
+    assert asked.code == 0 and asked.out.splitlines()[0][1:-1] in (indexed / "ships.md").read_text()
 
 
 def test_sources_alone(grit: Grit, indexed: Path) -> None:

@@ -88,7 +88,7 @@ def with_template(folder: Path, template: Any, **changes: Any) -> Path:
 
 
 def prompt_of(model: GritLM, messages: Any) -> str:
-    return str(model.tokenizer.decode(model._prompt_tokens(messages, raw=False, continues=False)))
+    return str(model.tokenizer.decode(model.prompt_tokens(messages, raw=False, continues=False)))
 
 
 @pytest.mark.parametrize(
@@ -569,10 +569,10 @@ def test_a_tokenizer_that_appends_eos_does_not_end_a_raw_prompt(
     ended = GritLM(folder)
     assert ended.tokenizer.encode("Why?")[-1] == 2
     plain = ended.tokenizer.encode("Once upon", add_special_tokens=False)
-    tokens = ended._prompt_tokens("Once upon", raw=True, continues=False)
+    tokens = ended.prompt_tokens("Once upon", raw=True, continues=False)
     assert tokens == ([1] if begins else []) + plain
-    assert ended._prompt_tokens("<s>Once upon", raw=True, continues=False) == [1, *plain]
-    assert 2 not in ended._prompt_tokens("Once upon", raw=False, continues=False)
+    assert ended.prompt_tokens("<s>Once upon", raw=True, continues=False) == [1, *plain]
+    assert 2 not in ended.prompt_tokens("Once upon", raw=False, continues=False)
     if begins:
         assert ended.generate("Once upon", raw=True, max_tokens=6) == model.generate(
             "Once upon", raw=True, max_tokens=6

@@ -91,7 +91,7 @@ def notes(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 @pytest.mark.parametrize("torch", [True, False])
-@pytest.mark.parametrize("name", ["tiny_model", "tiny_mixtral", "grit-tiny", "template"])
+@pytest.mark.parametrize("name", ["tiny_model", "tiny_mixtral", "stories", "template"])
 def test_the_readmes_program(
     program: Program, request: pytest.FixtureRequest, model_copy: Callable[..., Path], name: str, torch: bool
 ) -> None:
@@ -103,7 +103,7 @@ def test_the_readmes_program(
         path.unlink()
         path.write_text(json.dumps(config))
     else:
-        folder = Path(name) if name == "grit-tiny" else request.getfixturevalue(name)
+        folder = request.getfixturevalue(name)
     if torch and importlib.util.find_spec("torch") is None:
         pytest.skip("needs torch")
     without = (

@@ -6,6 +6,7 @@ For every tokenizer the joined pieces equal the decoded tokens, and those of ``g
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +218,7 @@ class Engine:
         return ((token, mx.zeros(4)) for token in [*self.ids, 2])
 
 
-@pytest.mark.parametrize("source", ["tiny_model", "grit-tiny"])
+@pytest.mark.parametrize("source", ["tiny_model", "stories"])
 @pytest.mark.parametrize("text", TEXTS)
 def test_through_the_model(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, models_by_name: Any, source: str, text: str
@@ -236,20 +237,19 @@ def test_through_the_model(
 
 
 @pytest.fixture(scope="module")
-def models_by_name(tiny_model: Path) -> Any:
-    made = {"tiny_model": GritLM(tiny_model), "grit-tiny": GritLM("grit-tiny")}
-    return made.__getitem__
+def models_by_name(tiny_model: Path, request: pytest.FixtureRequest) -> Any:
+    return cache(lambda name: GritLM(tiny_model if name == "tiny_model" else request.getfixturevalue(name)))
 
 
+@pytest.mark.parametrize("source", ["tiny_model", "stories"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 3.0])
-def test_streams_and_batches_write_the_same(models_by_name: Any, temperature: float) -> None:
-    for name in ("tiny_model", "grit-tiny"):
-        model = models_by_name(name)
-        for seed in range(4):
-            options: dict[str, Any] = {"max_tokens": 40, "temperature": temperature, "seed": seed}
-            responses = list(model.stream_responses("東京タワー 👩‍👩‍👧‍👦?", **options))
-            ids = [response.token for response in responses]
-            ids = ids[:-1] if responses[-1].finish_reason == "stop" else ids
-            assert "".join(response.text for response in responses) == model.tokenizer.decode(ids)
-            if not temperature:
-                assert model.generate_batch(["東京タワー 👩‍👩‍👧‍👦?"], **options) == [model.tokenizer.decode(ids)]
+def test_streams_and_batches_write_the_same(models_by_name: Any, source: str, temperature: float) -> None:
+    model = models_by_name(source)
+    for seed in range(4):
+        options: dict[str, Any] = {"max_tokens": 40, "temperature": temperature, "seed": seed}
+        responses = list(model.stream_responses("東京タワー 👩‍👩‍👧‍👦?", **options))
+        ids = [response.token for response in responses]
+        ids = ids[:-1] if responses[-1].finish_reason == "stop" else ids
+        assert "".join(response.text for response in responses) == model.tokenizer.decode(ids)
+        if not temperature:
+            assert model.generate_batch(["東京タワー 👩‍👩‍👧‍👦?"], **options) == [model.tokenizer.decode(ids)]

@@ -1,0 +1,235 @@
+"""``grit serve``: one process with one set of weights for every program on the machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from grit_mlx.cli import console, options
+from grit_mlx.cli.loader import EMBEDDED, model_name
+from grit_mlx.cli.options import Use
+from grit_mlx.errors import ArgumentError, ConfigError, GritError, ServerError, unreadable
+from grit_mlx.model import hub
+from grit_mlx.model.options import ModelChoice
+from grit_mlx.options import from_mapping
+from grit_mlx.server.options import ServeOptions
+from grit_mlx.text import kinds
+
+if TYPE_CHECKING:
+    from uvicorn import Server
+
+    from grit_mlx.server.hosting import Host
+
+__all__ = ["EXAMPLES", "serve"]
+
+EXAMPLES = """
+Examples:
+  grit serve
+  grit serve --model gritlm-7b-4bit --store notes=~/notes.grit
+  grit serve --config serve.yaml --port 9000
+"""
+
+# Seconds that running requests have once the server is told to stop.
+_PATIENCE = 10
+
+
+@options.command
+def serve(
+    *,
+    given: Annotated[Mapping[str, Any], Use(given=ServeOptions, defaults={"prompt_memory": "1GB"})],
+    config: Annotated[
+        str | None,
+        typer.Option("--config", "-c", metavar="FILE", rich_help_panel="Server", help="YAML file of these options."),
+    ] = None,
+    loading: Annotated[ModelChoice, Use(only=("dtype", "trust_remote_code"))],
+    install: Annotated[
+        bool,
+        typer.Option(
+            "--install",
+            rich_help_panel="Service",
+            help="Write a service with these options for launchd or systemd, and exit. Nothing is started.",
+        ),
+    ] = False,
+    uninstall: Annotated[
+        bool, typer.Option("--uninstall", rich_help_panel="Service", help="Remove that service's file, and exit.")
+    ] = False,
+) -> None:
+    """Serve models and stores to other programs, over HTTP.
+
+    Programs made for OpenAI's API take the address that is printed, with /v1 behind it. The server is ready when the
+    models are loaded. Ctrl-C finishes what is being answered; a second one stops at once.
+    """
+    chosen = from_mapping(ServeOptions, {**_configured(config), **given})
+    if install or uninstall:
+        _service(given, config, loading, install=install)
+        return
+    keys = _keys(chosen.api_key_file)
+    models = _models(chosen, loading)
+    stores = dict(_store(one) for one in chosen.stores)
+    listening = _listen(chosen.host, chosen.port)
+    with console.status("Loading"):
+        # Here, because it brings mlx and transformers.
+        from grit_mlx.server.hosting import Host
+
+        host = Host(chosen, models, stores)
+    _run(host, keys, listening)
+
+
+def _service(given: Mapping[str, Any], config: str | None, loading: ModelChoice, *, install: bool) -> None:
+    """Write or remove the service, and say how to start or stop it.
+
+    Raises:
+        ServerError: the command is not installed.
+    """
+    from grit_mlx.server import service
+
+    beside = Path(sys.executable).with_name("grit")
+    command = str(beside) if beside.exists() else shutil.which("grit")
+    if command is None:
+        raise ServerError("There is no command grit beside this Python. Install the package first.")
+    more = ["--model-dtype", loading.dtype] if loading.dtype != "auto" else []
+    more += ["--trust-remote-code"] if loading.trust_remote_code else []
+    made = service.service([command, "serve", *service.arguments(given, config=config), *more])
+    if install:
+        service.install(made)
+        console.write(f"{made.path} was written. Start it now and at each login with:\n  {made.start}")
+    elif service.uninstall(made):
+        console.write(f"{made.path} was removed. If it is running, stop it with:\n  {made.stop}")
+    else:
+        console.note(f"there is no {made.path}")
+
+
+def _run(host: Host, keys: list[str], listening: socket.socket) -> None:
+    """Serve until a signal.
+
+    Raises:
+        GritError: something could not be loaded.
+    """
+    import uvicorn
+
+    from grit_mlx.server.app import application
+
+    failed: list[GritError] = []
+    server: Server | None = None
+
+    def loaded(error: GritError | None) -> None:
+        if error is None:
+            console.note(f"serving {', '.join(host.names())} on {_address(listening)}")
+            return
+        failed.append(error)
+        if server is not None:
+            server.should_exit = True
+
+    app = application(host, keys=keys, loaded=loaded)
+    settings = uvicorn.Config(
+        app, lifespan="on", log_config=None, access_log=False, timeout_graceful_shutdown=_PATIENCE, server_header=False
+    )
+    server = _server(settings)
+    server.run(sockets=[listening])
+    if failed:
+        raise failed[0]
+
+
+def _server(settings: Any) -> Server:
+    from uvicorn import Server
+
+    class Stoppable(Server):
+        """Stops at the first signal once nothing is being answered, at the second at once; uvicorn dies of both."""
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            if self.should_exit and sig == signal.SIGINT:
+                os._exit(128 + sig)
+            self.should_exit = True
+
+    return Stoppable(settings)
+
+
+def _configured(path: str | None) -> dict[str, Any]:
+    """The options of a settings file; stores may be a table there."""
+    if path is None:
+        return {}
+    from grit_mlx.training.settings import yaml_values
+
+    values = yaml_values(Path(path), example="port: 9000")
+    if isinstance(values.get("stores"), dict):
+        values["stores"] = [f"{name}={folder}" for name, folder in values["stores"].items()]
+    try:
+        from_mapping(ServeOptions, values)
+    except ArgumentError as error:
+        raise ConfigError(f"{path}: ", *error.parts) from error
+    return values
+
+
+def _models(chosen: ServeOptions, loading: ModelChoice) -> dict[str, ModelChoice]:
+    """The models to load by the names that clients use."""
+    models: dict[str, ModelChoice] = {}
+    for given in chosen.models or (None,):
+        choice = replace(loading, model=given)
+        folder = hub.resolve(choice)
+        if given is None and folder == hub.embedded_model():
+            console.note(EMBEDDED)
+        name = model_name(given) or folder.name
+        if name in models:
+            raise ArgumentError(f"Two models are called {name}: rename the folder of one of them.")
+        models[name] = replace(choice, model=folder)
+    return models
+
+
+def _store(given: str) -> tuple[str, str]:
+    """A store's name and folder, from NAME=FOLDER or FOLDER."""
+    name, equals, folder = given.partition("=")
+    if not equals:
+        name, folder = kinds.stem(given) or "store", given
+    if not name or "/" in name or not folder:
+        raise ArgumentError(f"{given!r} is not NAME=FOLDER, such as notes=~/notes.grit.")
+    return name, folder
+
+
+def _keys(path: Path | None) -> list[str]:
+    """The keys in a file, one a line."""
+    if path is None:
+        return []
+    try:
+        lines = path.expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(unreadable(path, error)) from error
+    keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if not keys:
+        raise ConfigError(f"{path} holds no key. Write one a line.")
+    return keys
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that listens, before anything is loaded.
+
+    Raises:
+        ServerError: the address cannot be had.
+    """
+    try:
+        [family, kind, protocol, _, address] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(2048)
+    except socket.gaierror as error:
+        raise ServerError(f"There is no address {host}. Use 127.0.0.1, or one of this machine's.") from error
+    except OSError as error:
+        reason = f"Cannot listen on port {port} of {host}: {error.strerror or error}."
+        raise ServerError(f"{reason} Stop what uses it, or choose another one with --port.") from error
+    listening.set_inheritable(True)
+    return listening
+
+
+def _address(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

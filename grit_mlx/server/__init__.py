@@ -1,0 +1,1 @@
+"""One process with one set of weights for every program on the machine; see docs/serve.md."""

@@ -1,0 +1,312 @@
+"""Answers of one model, many at once: mlx-lm's continuous batching, and the prompts that it need not read again.
+
+Everything here is called by the engine's thread; mlx computes in the library's (``model/threads.py``).
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.generate import BatchGenerator
+from mlx_lm.models.cache import LRUPromptCache, can_trim_prompt_cache, trim_prompt_cache
+
+from grit_mlx.errors import ArgumentError, GritError, MemoryLimitError, ModelError, first_line
+from grit_mlx.model import device, threads
+from grit_mlx.model.attention import not_finite
+from grit_mlx.model.caches import TextCache, copy_cache
+from grit_mlx.model.detokenizing import Detokenizer
+from grit_mlx.model.generation import StopTexts, sampling, seed_of_step
+from grit_mlx.model.options import GenerationOptions
+from grit_mlx.model.structured import Constraint, constraint
+
+if TYPE_CHECKING:
+    from grit_mlx.gritlm import GritLM
+
+__all__ = ["Answer", "Decoder", "Prompt", "Token", "form_of", "likeliest", "within_context", "worded"]
+
+logger = logging.getLogger("grit_mlx")
+
+# Tokens of prompts that are read between two tokens of the answers that are being written.
+_PREFILL: Final = 512
+
+# What "no limit" is to mlx-lm.
+_ENDLESS: Final = 2**30
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of an answer.
+
+    Attributes:
+        text: what may be shown now; several tokens may share it.
+        id: the token.
+        finish_reason: "stop" or "length" with the last one.
+        stopped_by: the stop text that ended the answer.
+        logprob: its log-probability, where these were asked for.
+        top: the likeliest tokens at its place, each with its log-probability.
+    """
+
+    text: str
+    id: int
+    finish_reason: str | None = None
+    stopped_by: str | None = None
+    logprob: float | None = None
+    top: Sequence[tuple[int, float]] = ()
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What an answer is generated from.
+
+    Attributes:
+        tokens: the prompt; behind ``layers`` where it has some. At least one.
+        options: how to sample.
+        layers: keys and values that the prompt continues; they are not changed.
+        names: of what ``layers`` hold; prompts with the same names share what they have in common.
+        logprobs: how many of the likeliest tokens to report; None for no log-probabilities.
+    """
+
+    tokens: Sequence[int]
+    options: GenerationOptions
+    layers: TextCache = field(default_factory=list)
+    names: tuple[str, ...] = ()
+    logprobs: int | None = None
+
+
+class Answer:
+    """One answer, as the engine sees it.
+
+    Args:
+        prompt: what from.
+        deliver: called by the engine's thread with each ``Token``, or with the error that ends the answer.
+
+    Attributes:
+        reused: tokens of the prompt that were not read again; None until it is read.
+    """
+
+    def __init__(self, prompt: Prompt, deliver: Callable[[Token | Exception], None]) -> None:
+        self.prompt = prompt
+        self.deliver = deliver
+        self.written: list[int] = []
+        self.reused: int | None = None
+        self.form: Constraint | None = None
+        self._text: Any = None
+        self._stop = StopTexts(prompt.options.stop)
+
+    def add(self, response: Any, tokenizer: Any, ends: Any) -> Token:
+        """What to deliver of mlx-lm's response."""
+        self.written.append(response.token)
+        self._text = self._text or (self.form.detokenizer() if self.form else Detokenizer(tokenizer))
+        last = response.finish_reason is not None
+        piece = "" if response.token in ends else self._text.add(response.token)
+        shown, ended = self._stop.add(piece + self._text.finish() if last else piece, last=last)
+        reason = "stop" if ended or response.token in ends else response.finish_reason
+        if self.prompt.logprobs is None:
+            return Token(shown, response.token, reason, self._stop.matched)
+        top, logprob = likeliest(response.logprobs, self.prompt.logprobs, response.token)
+        return Token(shown, response.token, reason, self._stop.matched, logprob, top)
+
+
+class Decoder:
+    """Writes the answers of one model.
+
+    Args:
+        model: generates.
+        prefixes: keys and values of earlier prompts and answers.
+    """
+
+    def __init__(self, model: GritLM, prefixes: LRUPromptCache) -> None:
+        self.model = model
+        self._prefixes = prefixes
+        self._ends = frozenset(model.engine_tokenizer.eos_token_ids)
+        self._answers: dict[int, Answer] = {}  # in the order of their arrival
+        self._generator: BatchGenerator | None = None
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def add(self, answer: Answer) -> None:
+        """Take an answer; what goes wrong is delivered."""
+        try:
+            threads.run(self._insert, answer)
+        except Exception as error:
+            answer.deliver(worded(error))
+
+    def remove(self, answer: Answer) -> None:
+        """Free an answer's place; what was computed of it is kept for the next prompt."""
+        number = next((number for number, one in self._answers.items() if one is answer), None)
+        if number is not None:
+            del self._answers[number]
+            threads.run(self._release, number, answer)
+
+    def step(self) -> int:
+        """The next token of every answer, or the next part of the prompts; how many tokens were written."""
+        try:
+            ended = threads.run(self._next)
+        except Exception as error:
+            self._recover(error)
+            return 0
+        for answer, token in ended:
+            answer.deliver(token)
+        return len(ended)
+
+    def close(self) -> None:
+        """End what is left."""
+        for answer in self._answers.values():
+            answer.deliver(ModelError("The server is stopping."))
+        self._answers.clear()
+        if self._generator is not None:
+            threads.run(self._generator.close)
+            self._generator = None
+
+    def _insert(self, answer: Answer) -> None:
+        """In the library's thread: hand an answer over to mlx-lm, behind what is known of its prompt."""
+        prompt, written = answer.prompt, answer.written
+        tokens = [*prompt.tokens, *written]
+        layers, rest = self._known(prompt, tokens)
+        known = len(tokens) - len(rest)
+        if answer.reused is None:
+            answer.reused = known
+        if self._generator is None:
+            self._generator = BatchGenerator(
+                self.model.model,
+                stop_tokens=[[token] for token in self._ends],
+                prefill_step_size=_PREFILL,
+            )
+        limit = prompt.options.max_tokens
+        # An answer that begins again after another one failed needs a new one.
+        answer.form = form_of(self.model, prompt.options)
+        if answer.form is not None:
+            answer.form.follow(written)
+        chosen = sampling(prompt.options, len(self.model.tokenizer), (), answer.form)
+        [number] = self._generator.insert(
+            [rest],
+            max_tokens=[_ENDLESS if limit < 0 else limit - len(written)],
+            caches=None if layers is None else [layers],
+            all_tokens=[tokens[:known]],
+            samplers=[_sampler(prompt.options, chosen["sampler"], len(written))],
+            logits_processors=[chosen["logits_processors"]],
+        )
+        self._answers[number] = answer
+
+    def _known(self, prompt: Prompt, tokens: list[int]) -> tuple[list[Any] | None, list[int]]:
+        """Keys and values of a prompt's beginning, None for none, and the tokens after it, at least one."""
+        layers, rest = self._prefixes.fetch_nearest_cache((id(self.model), *prompt.names), tokens)
+        if layers is not None and not rest:
+            trimmed: Any = trim_prompt_cache(layers, 1) if can_trim_prompt_cache(layers) else None
+            if trimmed == 1:
+                return layers, tokens[-1:]
+            layers = None
+        if layers is not None:
+            return layers, list(rest)
+        return (copy_cache(prompt.layers) or None), tokens
+
+    def _next(self) -> list[tuple[Answer, Token | Exception]]:
+        """In the library's thread: one step of mlx-lm's."""
+        assert self._generator is not None
+        _, responses = self._generator.next()
+        delivered: list[tuple[Answer, Token | Exception]] = []
+        for response in responses:
+            answer = self._answers.get(response.uid)
+            if answer is None:
+                continue
+            if not answer.written and not np.isfinite(np.max(np.array(response.logprobs.tolist()))):
+                del self._answers[response.uid]
+                self._generator.remove([response.uid])
+                delivered.append((answer, not_finite("The next token's probabilities are NaN or infinity")))
+                continue
+            token = answer.add(response, self.model.tokenizer, self._ends)
+            failed = token.finish_reason is not None and answer.form is not None and answer.form.failure
+            delivered.append((answer, ArgumentError(answer.form.failure) if failed and answer.form else token))
+            if token.finish_reason is not None:
+                del self._answers[response.uid]
+                if response.finish_reason is not None:
+                    self._keep(answer, response.prompt_cache, response.all_tokens)
+                else:  # at a stop text, which mlx-lm does not know
+                    self._release(response.uid, answer)
+        return delivered
+
+    def _release(self, number: int, answer: Answer) -> None:
+        if self._generator is not None:
+            for layers, tokens in self._generator.remove([number], return_prompt_caches=True).values():
+                self._keep(answer, layers, tokens)
+
+    def _keep(self, answer: Answer, layers: Any, tokens: Any) -> None:
+        if layers and tokens:
+            key = (id(self.model), *answer.prompt.names)
+            self._prefixes.insert_cache(key, list(tokens), layers)
+
+    def _recover(self, error: Exception) -> None:
+        """Go on without the newest answer, which was one too many or cannot be computed."""
+        answers = list(self._answers.values())
+        logger.warning("An answer failed: %s", first_line(error))
+        self._answers.clear()
+        self._generator = None
+        threads.run(mx.clear_cache)
+        if answers:
+            answers[-1].deliver(worded(error))
+        for answer in answers[:-1]:
+            self.add(answer)
+
+
+def likeliest(logprobs: Any, count: int, token: int) -> tuple[list[tuple[int, float]], float]:
+    """The likeliest tokens with their log-probabilities, the best first, and a token's own.
+
+    Args:
+        logprobs: ``(V,)``, mlx's or NumPy's.
+        count: how many.
+        token: one of them.
+    """
+    values = np.array(logprobs.astype(mx.float32)) if isinstance(logprobs, mx.array) else logprobs
+    best = np.argpartition(-values, min(count, len(values) - 1))[:count]
+    order = best[np.argsort(-values[best], kind="stable")]
+    return [(int(one), float(values[one])) for one in order], float(values[token])
+
+
+def worded(error: Exception) -> GritError:
+    """An error as one that a client may read."""
+    if isinstance(error, GritError):
+        return error
+    if device.is_out_of_memory(error) or isinstance(error, MemoryError):
+        return MemoryLimitError("Memory ran out. Use a shorter prompt, or try again when less is going on.")
+    logger.error("Unexpected error", exc_info=error)
+    return ModelError(f"The model failed: {first_line(error)}")
+
+
+def _sampler(options: GenerationOptions, sampler: Any, start: int) -> Any:
+    """An answer's own sampler; None for the likeliest token, which mlx-lm then takes for all answers at once."""
+    if options.temperature == 0:
+        return None
+    if options.seed is None or options.seed < 0:
+        return sampler
+    seed, counts = options.seed, itertools.count(start)
+
+    def seeded(logprobs: mx.array) -> Any:
+        count = next(counts)
+        # As ``generate`` draws: mlx-lm's loop is a token ahead, so the first two come from one seed.
+        mx.random.seed(seed_of_step(seed, max(count - 1, 0)))
+        if count == 1:
+            sampler(logprobs)
+        token = sampler(logprobs)
+        mx.random.seed(secrets.randbits(63))  # or what others draw would depend on this seed
+        return token
+
+    return seeded
+
+
+def form_of(model: GritLM, options: GenerationOptions) -> Constraint | None:
+    """What an answer may be; None where it may be anything. Errors are ``structured.constraint``'s."""
+    return constraint(options, model.tokenizer, model.engine_tokenizer.eos_token_ids)
+
+
+def within_context(model: GritLM, prompt: Prompt) -> Prompt:
+    """The prompt with an answer that ends where the model's context does."""
+    held = prompt.layers[0].offset if prompt.layers else 0
+    return replace(prompt, options=model.within_context(prompt.options, held + len(prompt.tokens)))
