@@ -19,6 +19,7 @@
     ├── DocumentError                     a file of the user's cannot be read (has .path and .line)
     ├── StoreError                        a store of passages cannot be opened, or is another model's
     │   └── StoreBusyError                another process writes to it
+    ├── ServerError                       a running server does not answer, or refuses
     ├── OutputError                       a result cannot be written
     └── DependencyError (ImportError)     an optional package is not installed
 
@@ -55,6 +56,7 @@ __all__ = [
     "NonFiniteError",
     "Option",
     "OutputError",
+    "ServerError",
     "StoreBusyError",
     "StoreError",
     "TextError",
@@ -194,6 +196,10 @@ class StoreError(GritError):
 
 class StoreBusyError(StoreError):
     """Another process writes to the store."""
+
+
+class ServerError(GritError):
+    """A running server does not answer, or refuses."""
 
 
 class OutputError(GritError):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from grit_mlx.errors import DependencyError
 
-__all__ = ["optional"]
+__all__ = ["importing", "optional"]
 
 
 def optional(module: str, *, extra: str, purpose: str) -> Any:
@@ -21,8 +23,19 @@ def optional(module: str, *, extra: str, purpose: str) -> Any:
     Raises:
         DependencyError: it is not installed.
     """
-    try:
+    with importing(extra=extra, purpose=purpose):
         return importlib.import_module(module)
+
+
+@contextmanager
+def importing(*, extra: str, purpose: str) -> Iterator[None]:
+    """As ``optional``, around import statements.
+
+    Raises:
+        DependencyError: what they import is not installed.
+    """
+    try:
+        yield
     except ImportError as error:
-        package = module.partition(".")[0]
+        package = (error.name or extra).partition(".")[0]
         raise DependencyError(f"{purpose} needs {package}: pip install 'grit-mlx[{extra}]'.") from error

@@ -6,14 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-import mlx.core as mx
-
 from grit_mlx.errors import ArgumentError, ModeError
 from grit_mlx.gritlm import GritLM
-from grit_mlx.model import threads
-from grit_mlx.model.caches import copy_cache
-from grit_mlx.model.prompts import literal_tokens, rag_prompt
 from grit_mlx.rag.answering import Answerer, AnswerStream, Turn
+from grit_mlx.rag.likelihood import likelihoods
 from grit_mlx.rag.limits import check_length
 from grit_mlx.rag.modes import CHAT_MODES
 from grit_mlx.rag.options import RagOptions, check_question, merged
@@ -169,24 +165,9 @@ class Rag:
         """Forget the conversation."""
         self.history, self._last = [], []
 
-    @threads.computes
     def likelihoods(self, question: str, results: Sequence[SearchResult]) -> list[float]:
-        """How likely the model finds the question after each passage: mean log-probability of its tokens.
-
-        The same weights rerank (query likelihood: Sachan et al. 2022, UPR), and what they compute of the passages is
-        kept for the answer.
-        """
-        asked = self.answerer.encoder.neutralised(question)
-        frame = literal_tokens(self.model.tokenizer, rag_prompt("doc", query="\0").split("\0")[0])
-        tokens = literal_tokens(self.model.tokenizer, rag_prompt("doc", query=asked).split(asked)[0] + asked)
-        start = min(len(frame), len(tokens) - 1)
-        scores = []
-        for layers in self.answerer.prefixes.documents(_documents(results)):
-            logits = self.model.model(mx.array([tokens[:-1]]), cache=copy_cache(layers))[0].astype(mx.float32)
-            chosen = mx.take_along_axis(logits, mx.array(tokens[1:])[:, None], axis=-1)[:, 0]
-            score: Any = mx.mean((chosen - mx.logsumexp(logits, axis=-1))[start - 1 :]).item()
-            scores.append(float(score))
-        return scores
+        """How likely the model finds the question after each passage: see ``likelihood.likelihoods``."""
+        return likelihoods(self.answerer, question, _documents(results))
 
 
 def _given(results: Sequence[SearchResult], answer: AnswerStream) -> list[SearchResult]:
