@@ -81,7 +81,6 @@ def test_a_store_is_a_retriever(notes: str) -> None:
     retriever = GritRetriever(notes, top_k=2)
     found = retriever.run("When is the boiler serviced?")["documents"]
     assert Path(found[0].meta["source"]).name == "boiler.md"
-    only = retriever.run(
-        "When is the boiler serviced?", filters={"paths": [str(Path(notes).with_name("files") / "ship.md")]}
-    )["documents"]
+    filters = {"paths": [str(Path(notes).with_name("files") / "ship.md")]}
+    only = retriever.run("When is the boiler serviced?", filters=filters)["documents"]
     assert {Path(document.meta["source"]).name for document in only} == {"ship.md"}
