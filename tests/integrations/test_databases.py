@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from grit_mlx import GritLM
+from tests.integrations.tools import tool
 
 TEXTS = ["Yeast makes bread rise.", "The keel keeps a ship upright.", "Rain falls in spring."]
 
@@ -23,7 +24,7 @@ print(found["documents"][0][0], round(found["distances"][0][0], 5))
 
 
 def test_a_chroma_collection_is_reopened_and_queried(tmp_path: Path, grit: GritLM) -> None:
-    chromadb = pytest.importorskip("chromadb", reason="needs the extra chroma: make integrations")
+    chromadb = tool("chromadb")
     from grit_mlx.integrations.chroma import GritEmbeddingFunction
 
     client = chromadb.PersistentClient(str(tmp_path / "chroma"))
@@ -40,7 +41,7 @@ def test_a_chroma_collection_is_reopened_and_queried(tmp_path: Path, grit: GritL
 
 
 def test_a_chroma_collection_keeps_its_model() -> None:
-    pytest.importorskip("chromadb", reason="needs the extra chroma: make integrations")
+    tool("chromadb")
     from grit_mlx.errors import ArgumentError
     from grit_mlx.integrations.chroma import GritEmbeddingFunction
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 
-pytest.importorskip("haystack", reason="needs the extra haystack: make integrations")
+from tests.integrations.tools import tool
+
+tool("haystack")
 
 from haystack import Document, Pipeline
 from haystack.components.builders import ChatPromptBuilder

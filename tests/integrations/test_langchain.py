@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("langchain_core", reason="needs the extra langchain")
-pytest.importorskip("langchain_tests", reason="needs langchain-tests: make integrations")
+from tests.integrations.tools import tool
+
+tool("langchain_core")
+tool("langchain_tests")
 
 from langchain_core.documents import Document
 from langchain_core.messages import HumanMessage
@@ -91,7 +93,7 @@ def test_a_chat_is_what_generate_says(tiny_model: Path) -> None:
 
 
 def test_structured_output_is_an_object(tiny_model: Path) -> None:
-    pytest.importorskip("llguidance")
+    tool("llguidance")
 
     class Person(BaseModel):
         name: str

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("llama_index.core", reason="needs the extra llama-index: make integrations")
+from tests.integrations.tools import tool
+
+tool("llama_index.core")
 
 from llama_index.core import Document, VectorStoreIndex
 from llama_index.core.base.llms.types import ChatMessage

@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("llm", reason="needs the extra llm: make integrations")
+from tests.integrations.tools import tool
+
+tool("llm")
 
 from grit_mlx import GritLM
 

@@ -12,7 +12,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-pytest.importorskip("lm_eval", reason="needs the extra lm-eval: make integrations")
+from tests.integrations.tools import tool
+
+tool("lm_eval")
 
 from grit_mlx import GritLM
 from grit_mlx.errors import ArgumentError, ModeError

@@ -14,12 +14,13 @@ from grit_mlx import GritLM
 from grit_mlx.evaluation.metrics import ndcg
 from grit_mlx.evaluation.scoring import evaluate_set
 from grit_mlx.evaluation.sets import RetrievalSet, limited, load_set
+from tests.integrations.tools import tool
 
 Vectors = tuple[Any, Any]
 
 
 def langchain(model: GritLM, documents: list[str], queries: list[str]) -> Vectors:
-    pytest.importorskip("langchain_core", reason="needs the extra langchain")
+    tool("langchain_core")
     from grit_mlx.integrations.langchain import GritEmbeddings
 
     embeddings = GritEmbeddings(model)
@@ -27,7 +28,7 @@ def langchain(model: GritLM, documents: list[str], queries: list[str]) -> Vector
 
 
 def llama_index(model: GritLM, documents: list[str], queries: list[str]) -> Vectors:
-    pytest.importorskip("llama_index.core", reason="needs the extra llama-index")
+    tool("llama_index.core")
     from grit_mlx.integrations.llama_index import GritEmbedding
 
     embedding = GritEmbedding(model)
@@ -36,7 +37,7 @@ def llama_index(model: GritLM, documents: list[str], queries: list[str]) -> Vect
 
 
 def haystack(model: GritLM, documents: list[str], queries: list[str]) -> Vectors:
-    haystack = pytest.importorskip("haystack", reason="needs the extra haystack")
+    haystack = tool("haystack")
     from grit_mlx.integrations.haystack import GritDocumentEmbedder, GritTextEmbedder
 
     texts = [haystack.Document(content=text) for text in documents]
@@ -46,7 +47,7 @@ def haystack(model: GritLM, documents: list[str], queries: list[str]) -> Vectors
 
 
 def chroma(model: GritLM, documents: list[str], queries: list[str]) -> Vectors:
-    pytest.importorskip("chromadb", reason="needs the extra chroma")
+    tool("chromadb")
     from grit_mlx.integrations.chroma import GritEmbeddingFunction
 
     function = GritEmbeddingFunction(str(model.folder))
@@ -69,7 +70,7 @@ def sentence_transformers(model: GritLM, documents: list[str], queries: list[str
 
 
 def llm(model: GritLM, documents: list[str], queries: list[str]) -> Vectors:
-    pytest.importorskip("llm", reason="needs the extra llm")
+    tool("llm")
     from llm import Collection
     from sqlite_utils import Database
 
