@@ -1,12 +1,12 @@
 # Requires only python3 >= 3.10 and make. Must work with GNU make 3.81, which macOS ships.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test peft check clean
+.PHONY: help demo test peft integrations check clean
 export PYTHON
 
 help: ## show this list
 	@echo 'usage: make TARGET'
-	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile | while IFS='	' read -r target text; do printf '  %-8s%s\n' "$$target" "$$text"; done
+	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile | while IFS='	' read -r target text; do printf '  %-14s%s\n' "$$target" "$$text"; done
 	@echo 'The first run creates .venv. PYTHON=/path/to/python3 selects the interpreter.'
 
 demo: .venv/installed ## try embed, search, similarity and rag with the built-in model
@@ -19,13 +19,16 @@ peft: .venv/installed-dev ## compare adapters with PEFT, which installs PyTorch
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[peft]'
 	GRIT_REQUIRE_PEFT=1 .venv/bin/python -m pytest tests/faults/test_real_peft.py
 
+integrations: .venv/installed-dev ## test the adapters for other tools, which are installed beside .venv
+	@sh scripts/integrations.sh
+
 check: .venv/installed-dev ## check lint, formatting and types
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m mypy grit_mlx tests
 
 clean: ## remove .venv and all generated files
-	rm -rf .venv build dist grit_mlx.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-integrations build dist grit_mlx.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # These two files are written last, so an interrupted install is repeated.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,6 +47,24 @@ class EvaluationOptions:
         "Also score a task of MTEB, which is downloaded, with E5's instruction for it (extra 'mteb'). Repeatable.",
         metavar="TASK",
         heading=options.INPUT,
+    )
+    lm_eval: Sequence[str] = option(
+        (),
+        "Also score tasks of lm-evaluation-harness, separated by commas, or a .yaml of one (extra 'lm-eval'); 'grit' "
+        "for MMLU, GSM8K, BBH, TyDi QA and HumanEval. Repeatable.",
+        metavar="TASKS",
+        heading=options.INPUT,
+    )
+    chat: bool = option(False, "Put these tasks' questions into the chat format.", heading=options.INPUT)
+    shots: int | None = option(
+        None,
+        "Number of examples before these tasks' questions. Default: the task's.",
+        minimum=0,
+        metavar="COUNT",
+        heading=options.INPUT,
+    )
+    run_code: bool = option(
+        False, "Allow tasks that run the code that the model writes, such as HumanEval.", heading=options.INPUT
     )
     limit: int | None = option(
         None,
@@ -110,8 +129,9 @@ def evaluate(
     """
     begun = datetime.now(timezone.utc)
     _check_output(scored)
-    if not paths and not scored.mteb:
-        raise typer.BadParameter("Name a set to score, or a task of MTEB with --mteb.", param_hint="SET")
+    if not paths and not scored.mteb and not scored.lm_eval:
+        message = "Name a set to score, a task of MTEB with --mteb, or one of lm-evaluation-harness with --lm-eval."
+        raise typer.BadParameter(message, param_hint="SET")
     sets = _load_sets(paths or [], scored.limit)
     names = [data.name for data in sets.values()]
     default, instructions = _instructions(scored.instruction, [*names, *scored.mteb])
@@ -119,9 +139,10 @@ def evaluate(
         from grit_mlx.evaluation import scoring
 
         used = {"instructions": instructions, "options": encode_options(embedding)}
-        mode = "unified" if any(data.kind == "answers" for data in sets.values()) else "embedding"
+        writes = scored.lm_eval or any(data.kind == "answers" for data in sets.values())
+        mode = "unified" if writes else "embedding"
         systems = _systems(scored, model, mode, {"instruction": default, **used})
-        further = _mteb(scored.mteb, used)
+        further = [*_mteb(scored.mteb, used), *_harness(scored)]
     report = _Report(begun, sets)
     scores = scoring.evaluate(
         systems,
@@ -130,7 +151,7 @@ def evaluate(
         hybrid=scored.hybrid,
         watch=console.progress,
         on_system=lambda system: report.settings.update({system.name: dict(system.settings())}),
-        further=further,
+        further=lambda system: chain.from_iterable(score(system) for score in further),
     )
     try:
         with CutTexts() as cut:
@@ -211,12 +232,12 @@ def _systems(
     return systems + [partial(SentenceTransformerSystem, name) for name in scored.sentence_transformers]
 
 
-def _mteb(names: Sequence[str], used: Mapping[str, Any]) -> Callable[[System], Iterator[Score]]:
-    """What scores a system on tasks of MTEB."""
+def _mteb(names: Sequence[str], used: Mapping[str, Any]) -> list[Callable[[System], Iterator[Score]]]:
+    """What scores a system on tasks of MTEB, if there are any."""
     from grit_mlx.evaluation.systems import GritSystem
 
     if not names:
-        return lambda system: iter(())
+        return []
     from grit_mlx.evaluation.mteb import GritEncoder, find_tasks, score_tasks
 
     tasks = find_tasks(names)
@@ -225,7 +246,26 @@ def _mteb(names: Sequence[str], used: Mapping[str, Any]) -> Callable[[System], I
         if isinstance(system, GritSystem):
             yield from score_tasks(GritEncoder(system.model, **used), tasks, name=system.name)
 
-    return score
+    return [score]
+
+
+def _harness(scored: EvaluationOptions) -> list[Callable[[System], Iterator[Score]]]:
+    """What scores a system on tasks of lm-evaluation-harness, if there are any."""
+    from grit_mlx.evaluation.systems import GritSystem
+
+    names = [name for given in scored.lm_eval for name in given.split(",") if name]
+    if not names:
+        return []
+    from grit_mlx.evaluation.harness import HarnessTasks, score_tasks
+
+    tasks = HarnessTasks(names)
+    chosen = {"chat": scored.chat, "shots": scored.shots, "limit": scored.limit, "run_code": scored.run_code}
+
+    def score(system: System) -> Iterator[Score]:
+        if isinstance(system, GritSystem):
+            yield from score_tasks(system.model, tasks, name=system.name, **chosen)
+
+    return [score]
 
 
 def _versions() -> dict[str, str]:

@@ -19,7 +19,7 @@
     ├── DocumentError                     a file of the user's cannot be read (has .path and .line)
     ├── StoreError                        a store of passages cannot be opened, or is another model's
     │   └── StoreBusyError                another process writes to it
-    ├── ServerError                       a server cannot start, or is stopping
+    ├── ServerError                       a server cannot start, is stopping, or does not answer
     │   └── BusyError                     it has as many requests as it takes
     ├── OutputError                       a result cannot be written
     └── DependencyError (ImportError)     an optional package is not installed
@@ -215,7 +215,7 @@ class StoreBusyError(StoreError):
 
 
 class ServerError(GritError):
-    """A server cannot start, or is stopping."""
+    """A server cannot start, is stopping, or does not answer."""
 
 
 class BusyError(ServerError):

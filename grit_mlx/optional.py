@@ -6,6 +6,8 @@ import importlib
 import json
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from urllib.request import url2pathname
 
 from grit_mlx.errors import DependencyError
 
-__all__ = ["install_command", "optional"]
+__all__ = ["importing", "install_command", "optional"]
 
 _PROJECT = "grit-mlx"
 
@@ -30,10 +32,21 @@ def optional(module: str, *, extra: str, purpose: str) -> Any:
     Raises:
         DependencyError: it is not installed; names the command that installs it.
     """
-    try:
+    with importing(extra=extra, purpose=purpose):
         return importlib.import_module(module)
+
+
+@contextmanager
+def importing(*, extra: str, purpose: str) -> Iterator[None]:
+    """As ``optional``, around import statements.
+
+    Raises:
+        DependencyError: what they import is not installed.
+    """
+    try:
+        yield
     except ImportError as error:
-        package = module.partition(".")[0]
+        package = (error.name or extra).partition(".")[0]
         raise DependencyError(f"{purpose} needs {package}: {install_command(extra)}.") from error
 
 

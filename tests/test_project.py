@@ -38,6 +38,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"training"}),  # validates by evaluation
     frozenset({"grit_mlx"}),
     frozenset({"convert", "server"}),
+    frozenset({"integrations"}),
     frozenset({"cli"}),
 )
 

@@ -36,7 +36,7 @@ class Score:
 
     Attributes:
         set: the set's name.
-        kind: ``"retrieval"``, ``"pairs"``, ``"answers"`` or ``"mteb"``.
+        kind: ``"retrieval"``, ``"pairs"``, ``"answers"``, ``"mteb"`` or ``"lm-eval"``.
         system: its name.
         values: each score by its name, the main one first.
         count: number of queries, pairs or tokens of answers; 0 if it is not known.

@@ -7,15 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-import mlx.core as mx
-
 from grit_mlx.errors import ArgumentError, ModeError
 from grit_mlx.gritlm import GritLM
-from grit_mlx.model import threads
-from grit_mlx.model.caches import TextCache, copy_cache
-from grit_mlx.model.prompts import literal_tokens, rag_prompt
 from grit_mlx.rag.answering import Answerer, AnswerStream, Turn
-from grit_mlx.rag.encoding import Encoder
+from grit_mlx.rag.likelihood import likelihood
 from grit_mlx.rag.limits import check_length
 from grit_mlx.rag.modes import CHAT_MODES
 from grit_mlx.rag.options import RagOptions, check_question, merged
@@ -194,7 +189,6 @@ class Rag:
         """Forget the conversation."""
         self.history, self._last = [], []
 
-    @threads.computes
     def likelihoods(self, question: str, results: Sequence[SearchResult]) -> list[float]:
         """How likely the model finds the question after each passage: mean log-probability of its tokens.
 
@@ -204,25 +198,6 @@ class Rag:
         encoder = self.answerer.encoder
         layers = self.answerer.prefixes.documents(_documents(results))
         return [likelihood(encoder, question, document) for document in layers]
-
-
-@threads.computes
-def likelihood(encoder: Encoder, question: str, layers: TextCache) -> float:
-    """How likely the model finds a question after a document: mean log-probability of its tokens.
-
-    Args:
-        encoder: with the model.
-        question: the question.
-        layers: the document's keys and values, from ``encoder``; they are not changed.
-    """
-    tokenizer, asked = encoder.model.tokenizer, encoder.neutralised(question)
-    before = rag_prompt("doc", query="\0").split("\0")[0] if encoder.in_grit else "\n\nQuestion: "
-    frame, tokens = literal_tokens(tokenizer, before), literal_tokens(tokenizer, before + asked)
-    start = min(len(frame), len(tokens) - 1)
-    logits = encoder.model.model(mx.array([tokens[:-1]]), cache=copy_cache(layers))[0].astype(mx.float32)
-    chosen = mx.take_along_axis(logits, mx.array(tokens[1:])[:, None], axis=-1)[:, 0]
-    score: Any = mx.mean((chosen - mx.logsumexp(logits, axis=-1))[start - 1 :]).item()
-    return float(score)
 
 
 def _given(results: Sequence[SearchResult], answer: AnswerStream) -> list[SearchResult]:

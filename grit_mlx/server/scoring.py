@@ -12,7 +12,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from grit_mlx.model import threads
 from grit_mlx.rag.encoding import Encoder
-from grit_mlx.rag.rag import likelihood
+from grit_mlx.rag.likelihood import likelihood
 from grit_mlx.server.decoding import likeliest
 
 if TYPE_CHECKING:
