@@ -98,13 +98,14 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def rerank(self, query: str, documents: Sequence[str], *, method: str = "likelihood") -> list[float]:
+    def rerank(self, query: str, documents: Sequence[str], *, method: str | None = None) -> list[float]:
         """A score for each document; a higher one fits better.
 
         Args:
             query: the question.
             documents: N texts.
-            method: ``"likelihood"`` of the query after the document, or ``"cosine"``.
+            method: ``"likelihood"`` of the query after the document, or ``"cosine"``; None for cosine where a model
+                only embeds, else likelihood.
         """
 
     @abstractmethod
@@ -199,10 +200,10 @@ class LocalBackend(Backend):
             for response in responses
         )
 
-    def rerank(self, query: str, documents: Sequence[str], *, method: str = "likelihood") -> list[float]:
+    def rerank(self, query: str, documents: Sequence[str], *, method: str | None = None) -> list[float]:
         """As ``Backend.rerank``."""
         _check_method(method)
-        if method == "cosine":
+        if method == "cosine" or (method is None and not self.model.settings.generates):
             (question,) = self.embed([query], role="query")
             return [float(score) for score in self.embed(documents, role="document") @ question]
         from grit_mlx.rag.answering import Answerer, Document
@@ -273,10 +274,10 @@ class ServerBackend(Backend):
                 if line.startswith("data: ") and line != "data: [DONE]":
                     yield from _pieces(json.loads(line.removeprefix("data: ")))
 
-    def rerank(self, query: str, documents: Sequence[str], *, method: str = "likelihood") -> list[float]:
+    def rerank(self, query: str, documents: Sequence[str], *, method: str | None = None) -> list[float]:
         """As ``Backend.rerank``."""
         _check_method(method)
-        if method == "cosine":  # the server's own choice is made when it starts
+        if method == "cosine":  # else as the server was started
             (question,) = self.embed([query], role="query")
             return [float(score) for score in self.embed(documents, role="document") @ question]
         body = {"model": self.model, "query": query, "documents": list(documents)}
@@ -336,8 +337,8 @@ def _message(response: Any) -> str:
         return str(response.text)[:200]
 
 
-def _check_method(method: str) -> None:
-    if method not in {"likelihood", "cosine"}:
+def _check_method(method: str | None) -> None:
+    if method not in {None, "likelihood", "cosine"}:
         raise ArgumentError(f"Unknown method {method!r}: use likelihood or cosine.")
 
 

@@ -194,7 +194,7 @@ class GritRanker(_Component):
         base_url: of a running ``grit serve``.
         api_key: the server's.
         top_k: how many to keep; None for all.
-        method: ``"likelihood"`` of the query after the document, or ``"cosine"``.
+        method: ``"likelihood"`` of the query after the document, or ``"cosine"``; None for what the model can.
     """
 
     def __init__(
@@ -203,7 +203,7 @@ class GritRanker(_Component):
         base_url: str | None = None,
         api_key: Secret | None = None,
         top_k: int | None = None,
-        method: str = "likelihood",
+        method: str | None = None,
     ) -> None:
         self.model, self.base_url, self.api_key = model, base_url, api_key
         self.top_k = top_k

@@ -216,11 +216,11 @@ class GritReranker(_Connected, BaseDocumentCompressor):
 
     Attributes:
         top_n: how many to keep; None for all.
-        method: ``"likelihood"`` of the query after the document, or ``"cosine"``.
+        method: ``"likelihood"`` of the query after the document, or ``"cosine"``; None for what the model can.
     """
 
     top_n: int | None = None
-    method: str = "likelihood"
+    method: str | None = None
 
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None

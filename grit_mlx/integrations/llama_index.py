@@ -171,13 +171,13 @@ class GritReranker(BaseNodePostprocessor):
 
     Attributes:
         top_n: how many to keep; None for all.
-        method: ``"likelihood"`` of the query after the node, or ``"cosine"``.
+        method: ``"likelihood"`` of the query after the node, or ``"cosine"``; None for what the model can.
     """
 
     model: Any = Field(default=None, exclude=True)
     base_url: str | None = None
     top_n: int | None = None
-    method: str = "likelihood"
+    method: str | None = None
 
     _backend: Backend = PrivateAttr()
 

@@ -19,7 +19,7 @@ from grit_mlx.rag.quotes import Quote, quotes_of
 from grit_mlx.rag.retrieval import SearchResult, SearchResults, reranked
 from grit_mlx.rag.store import Store
 
-__all__ = ["Rag", "Response", "likelihood"]
+__all__ = ["Rag", "Response"]
 
 # Passages that are reranked for each one that is kept.
 _RERANK_DEPTH: Final = 4
