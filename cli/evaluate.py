@@ -259,7 +259,12 @@ def _harness(scored: EvaluationOptions) -> list[Callable[[System], Iterator[Scor
     from grit_mlx.evaluation.harness import HarnessTasks, score_tasks
 
     tasks = HarnessTasks(names)
-    chosen = {"chat": scored.chat, "shots": scored.shots, "limit": scored.limit, "run_code": scored.run_code}
+    chosen: dict[str, Any] = {
+        "chat": scored.chat,
+        "shots": scored.shots,
+        "limit": scored.limit,
+        "run_code": scored.run_code,
+    }
 
     def score(system: System) -> Iterator[Score]:
         if isinstance(system, GritSystem):

@@ -125,7 +125,7 @@ def _harness_model(model: GritLM, *, chat: bool) -> Any:
     """mlx-lm's model class around a model that is in memory."""
     base = optional("mlx_lm.evaluate", extra="lm-eval", purpose="A task of lm-evaluation-harness").MLXLM
 
-    class Harness(base):  # type: ignore[misc]
+    class Harness(base):  # type: ignore[misc, valid-type]
         def __init__(self) -> None:
             super(base, self).__init__()  # not mlx-lm's, which loads the model
             self._model, self.tokenizer = model.model, model.engine_tokenizer
@@ -154,7 +154,7 @@ def _harness_model(model: GritLM, *, chat: bool) -> Any:
             return found
 
         def _continuation(self, context: str, tokens: Sequence[int], continuation: str) -> tuple[int, ...]:
-            (whole,) = self._tokenize([context + continuation])
+            whole: tuple[int, ...] = self._tokenize([context + continuation])[0]
             if whole[: len(tokens)] == tuple(tokens) and len(whole) > len(tokens):
                 return whole[len(tokens) :]
             return tuple(model.tokenizer.encode(continuation, add_special_tokens=False))

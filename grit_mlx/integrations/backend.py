@@ -87,6 +87,11 @@ class Backend(ABC):
             instruction: in place of the model's own for this role, without GRIT's markers.
         """
 
+    def embed_lists(self, texts: Sequence[str], *, role: str, instruction: str | None = None) -> list[list[float]]:
+        """As ``embed``, in Python's own numbers, which many tools want."""
+        vectors: list[list[float]] = self.embed(texts, role=role, instruction=instruction).astype(float).tolist()
+        return vectors
+
     @abstractmethod
     def chat(self, messages: Sequence[Message], **options: Any) -> Iterator[Piece]:
         """The answer to a chat, piece by piece.

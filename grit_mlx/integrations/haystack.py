@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from grit_mlx.errors import ArgumentError
 from grit_mlx.integrations.backend import Backend, answer, connect
 from grit_mlx.optional import importing
@@ -54,7 +52,8 @@ class _Component:
             kept["api_key"] = key.to_dict()
         if callback := kept.get("streaming_callback"):
             kept["streaming_callback"] = serialize_callable(callback)
-        return default_to_dict(self, **kept)
+        saved: dict[str, Any] = default_to_dict(self, **kept)
+        return saved
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Any:
@@ -86,8 +85,8 @@ class GritTextEmbedder(_Component):
         """Embed a query."""
         if not isinstance(text, str):
             raise TypeError("GritTextEmbedder takes a text; for documents use GritDocumentEmbedder.")
-        vectors = self.backend.embed([text], role="query", instruction=self.instruction)
-        return {"embedding": np.asarray(vectors[0], dtype=float).tolist(), "meta": {"model": self.backend.name}}
+        (vector,) = self.backend.embed_lists([text], role="query", instruction=self.instruction)
+        return {"embedding": vector, "meta": {"model": self.backend.name}}
 
 
 @component
@@ -126,8 +125,9 @@ class GritDocumentEmbedder(_Component):
         full = [i for i, text in enumerate(texts) if text.strip()]
         embedded = list(documents)
         if full:
-            vectors = self.backend.embed([texts[i] for i in full], role="document", instruction=self.instruction)
-            for i, vector in zip(full, np.asarray(vectors, dtype=float).tolist(), strict=True):
+            given = [texts[i] for i in full]
+            vectors = self.backend.embed_lists(given, role="document", instruction=self.instruction)
+            for i, vector in zip(full, vectors, strict=True):
                 embedded[i] = replace(documents[i], embedding=vector)
         return {"documents": embedded, "meta": {"model": self.backend.name}}
 

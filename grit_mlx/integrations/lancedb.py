@@ -24,8 +24,8 @@ from grit_mlx.integrations.backend import Backend, connect
 __all__ = ["GritEmbeddings"]
 
 
-@register("grit")
-class GritEmbeddings(TextEmbeddingFunction):  # type: ignore[misc]
+@register("grit")  # type: ignore[no-untyped-call]
+class GritEmbeddings(TextEmbeddingFunction):
     """Vectors of the source column and of queries.
 
     Attributes:

@@ -17,8 +17,6 @@ from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from typing import Any
 
-import numpy as np
-
 from grit_mlx.errors import ArgumentError
 from grit_mlx.integrations.backend import Backend, Piece, answer, connect
 from grit_mlx.optional import importing
@@ -74,13 +72,11 @@ class GritEmbeddings(Embeddings):
         """Vectors of documents."""
         if not texts:
             return []
-        vectors = self.backend.embed(texts, role="document", instruction=self.document_instruction)
-        return np.asarray(vectors, dtype=float).tolist()
+        return self.backend.embed_lists(texts, role="document", instruction=self.document_instruction)
 
     def embed_query(self, text: str) -> list[float]:
         """The vector of a query."""
-        vectors = self.backend.embed([text], role="query", instruction=self.query_instruction)
-        return np.asarray(vectors[0], dtype=float).tolist()
+        return self.backend.embed_lists([text], role="query", instruction=self.query_instruction)[0]
 
 
 class _Connected(BaseModel):

@@ -16,8 +16,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from grit_mlx.errors import ArgumentError
 from grit_mlx.integrations.backend import Backend, answer, connect
 from grit_mlx.optional import importing
@@ -72,8 +70,7 @@ class GritEmbedding(BaseEmbedding):
         return "GritEmbedding"
 
     def _get_query_embedding(self, query: str) -> list[float]:
-        vectors = self._backend.embed([query], role="query", instruction=self.query_instruction)
-        return np.asarray(vectors[0], dtype=float).tolist()
+        return self._backend.embed_lists([query], role="query", instruction=self.query_instruction)[0]
 
     async def _aget_query_embedding(self, query: str) -> list[float]:
         return self._get_query_embedding(query)
@@ -82,8 +79,7 @@ class GritEmbedding(BaseEmbedding):
         return self._get_text_embeddings([text])[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        vectors = self._backend.embed(texts, role="document", instruction=self.document_instruction)
-        return np.asarray(vectors, dtype=float).tolist()
+        return self._backend.embed_lists(texts, role="document", instruction=self.document_instruction)
 
 
 class GritLLM(CustomLLM):

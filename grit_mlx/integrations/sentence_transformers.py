@@ -105,7 +105,9 @@ class GritEncoder:
         role, instruction = self._prompt(prompt, prompt_name or self.default_prompt_name or "document")
         single = isinstance(sentences, str)
         texts = [sentences] if isinstance(sentences, str) else list(sentences)
-        vectors = self._backend.embed(texts, role=role, instruction=instruction) if texts else np.zeros((0, 0))
+        vectors = np.zeros((0, 0), dtype=np.float32)
+        if texts:
+            vectors = self._backend.embed(texts, role=role, instruction=instruction)
         if keep := truncate_dim or self.truncate_dim:
             vectors = vectors[:, :keep]
         result: Any = unit(vectors) if normalize_embeddings and len(vectors) else vectors

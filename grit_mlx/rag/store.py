@@ -642,7 +642,8 @@ class Store:
 
 def _known_reading(state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """How files were read, by name; earlier versions noted only the fields of tables."""
-    return {name: {"field": field} for name, field in state.get("fields", {}).items()} | state.get("reading", {})
+    fields: dict[str, dict[str, Any]] = {name: {"field": field} for name, field in state.get("fields", {}).items()}
+    return {**fields, **state.get("reading", {})}
 
 
 def _best_cosine(results: Sequence[SearchResult]) -> float | None:

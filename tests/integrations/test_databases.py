@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,15 +59,16 @@ def test_lancedb_embeds_columns_and_queries(tmp_path: Path, grit: GritLM) -> Non
 
     import grit_mlx.integrations.lancedb  # noqa: F401 - registers it
 
-    function = get_registry().get("grit").create()
+    registry: Any = get_registry()
+    function = registry.get("grit").create()
 
-    class Note(LanceModel):  # type: ignore[misc]
+    class Note(LanceModel):
         text: str = function.SourceField()
         vector: Vector(function.ndims()) = function.VectorField()  # type: ignore[valid-type]
 
     table = lancedb.connect(str(tmp_path)).create_table("notes", schema=Note)
     table.add([{"text": text} for text in TEXTS])
-    reopened = lancedb.connect(str(tmp_path)).open_table("notes")
+    reopened: Any = lancedb.connect(str(tmp_path)).open_table("notes")
     found = reopened.search("Why does bread rise?").metric("cosine").limit(1).to_list()[0]
     assert found["text"] == TEXTS[0]
     cosine = float(grit.encode_corpus(TEXTS[0]) @ grit.encode_queries("Why does bread rise?"))

@@ -26,6 +26,7 @@ from pydantic import BaseModel
 
 from grit_mlx import GritLM
 from grit_mlx.errors import ArgumentError
+from grit_mlx.integrations.backend import LocalBackend
 from grit_mlx.integrations.langchain import ChatGrit, GritEmbeddings, GritReranker, GritRetriever
 
 TINY = str(Path(__file__).parents[1] / "golden" / "mistral")
@@ -105,7 +106,9 @@ def test_structured_output_is_an_object(tiny_model: Path) -> None:
 
 
 def test_models_are_loaded_once() -> None:
-    assert GritEmbeddings().backend.model is GritEmbeddings().backend.model
+    first, second = GritEmbeddings().backend, GritEmbeddings().backend
+    assert isinstance(first, LocalBackend) and isinstance(second, LocalBackend)
+    assert first.model is second.model
 
 
 def test_a_vector_store_finds_and_a_reranker_reorders(grit: GritLM) -> None:

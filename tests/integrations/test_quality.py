@@ -57,7 +57,9 @@ def chroma(model: GritLM, documents: list[str], queries: list[str]) -> Vectors:
 def lancedb(model: GritLM, documents: list[str], queries: list[str]) -> Vectors:
     from grit_mlx.integrations.lancedb import GritEmbeddings
 
-    function = GritEmbeddings.create(name=str(model.folder))
+    function: Any = GritEmbeddings.create(  # type: ignore[no-untyped-call]
+        name=str(model.folder)
+    )
     vectors = function.compute_source_embeddings(documents)
     return vectors, [function.compute_query_embeddings(query)[0] for query in queries]
 
