@@ -113,9 +113,10 @@ def conversion(results: dict[str, Any]) -> str:
         for name, without, proof in proofs
     ]
     model = f"Random weights, to 4 bits, best of {results['repeat']}"
+    machine = {**results["machine"], "blas": ""}  # each row has its own
     return "\n\n".join(
         [
-            described({"model": model, **results}),
+            described({"model": model, **results, "machine": machine}),
             "The same work without the proof:",
             table(head, without_proof),
             "The default recipe without and with the proof:",

@@ -105,7 +105,9 @@ def row_from(content: Mapping[str, Any]) -> Example:
     Raises:
         ArgumentError: says what is wrong with it, as a sentence without its full stop.
     """
-    content = native(content)
+    present = {name: value for name, value in content.items() if value is not None}
+    # Tables hold null where other rows have a field.
+    content = native(present or content)
     format_name = next((name for name in _FIELDS if name in content), None)
     if format_name is not None:
         check_fields(content, format_name)

@@ -109,6 +109,15 @@ def test_what_is_not_used_is_refused(content: dict[str, Any], problem: str) -> N
         row_from(content)
 
 
+def test_null_is_no_field() -> None:
+    """As tables have it that hold rows of several kinds."""
+    pair = row_from({**PAIR, "neg": None, "messages": None, "text": None, "task": None})
+    assert isinstance(pair, EmbeddingRow) and len(pair.texts) == 2
+    assert row_from({**CHAT, "query": None, "pos": None, "tools": None}) == row_from(CHAT)
+    with pytest.raises(ArgumentError, match="text must be a text or a list of turns, not null"):
+        row_from({"text": None})
+
+
 @pytest.mark.parametrize("name", ["id", "_id", "source", "task_name", "score", "metadata", "dataset", "Language"])
 def test_where_a_row_comes_from_may_stand_beside_it(name: str) -> None:
     assert row_from({**PAIR, name: "x"}) == row_from(PAIR) and row_from({**CHAT, name: 1}) == row_from(CHAT)
