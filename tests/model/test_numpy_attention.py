@@ -62,9 +62,14 @@ def test_a_loaded_model_embeds_through_it(tiny_model: Path, monkeypatch: pytest.
     assert isinstance(layer, llama.Attention) and type(layer).__name__ == "Attention"
     assert llama.Attention.__call__ is not type(layer).__call__  # only this model's layers are another class
     texts = ["A keel.", "A mast carries the sails of a ship."]
-    calls = []
+    calls: list[Any] = []
     real = numpy_attention._exponentials
-    monkeypatch.setattr(numpy_attention, "_exponentials", lambda scores: calls.append(scores.shape) or real(scores))
+
+    def watched(scores: Any) -> Any:
+        calls.append(scores.shape)
+        return real(scores)
+
+    monkeypatch.setattr(numpy_attention, "_exponentials", watched)
     found = model.encode(texts)
     assert calls
     calls.clear()

@@ -66,7 +66,7 @@ open
 """
     found = blocks(tmp_path, "a.md", text)
     assert seen(found) == [
-        ("The Sea", 2, 2, 1), ('title: "The Sea"\ntags: [a, b]', 2, 3, 0), ("Ships", 5, 5, 1),
+        ("The Sea", 2, 2, 1), ('tags: [a, b]', 3, 3, 0), ("Ships", 5, 5, 1),
         ("Text\nover lines.", 6, 7, 0), ("Setext", 8, 9, 1), ("Minor", 10, 11, 2),
         ("```python\n# no heading\n\nx = 1\n```", 13, 17, 0), ("~~~\nopen\n```\n~~~", 18, 21, 0),
         ("- item\n---\n#hashtag", 22, 24, 0), ("| Name | Town |", 25, 25, 0), ("| Ada  | Rome |", 27, 27, 0),
