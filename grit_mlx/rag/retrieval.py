@@ -32,7 +32,7 @@ _DEPTH: Final = 100
 
 # Passages whose BM25 scores are fetched for it, which takes Lance hardly longer: those that only the vectors found, and
 # that share rare words with the question, are among them.
-_SCORED: Final = 1000
+_SCORED: Final = 500
 
 # Of cosines and BM25 in what is fused. Between .4 and .6 the development sets tell little apart.
 _WEIGHTS: Final = (0.55, 0.45)
