@@ -219,17 +219,16 @@ def use(
         console.note(f"the default is now {hub.default_model() or 'unset'}")
         return
     place = hub.identify(name)
+    chosen = str(place)
     if isinstance(place, Path):
         if not hub.is_adapter(place):
             read_config(place)  # refuses what is not a model folder
-        place = place.name if place == hub.embedded_model() else place.resolve()
-    hub.set_default_model(str(place))
-    console.note(f"the default is now {place}")
-    if (now := hub.default_model()) != str(place):
+        chosen = place.name if place == hub.embedded_model() else str(place.resolve())
+    hub.set_default_model(chosen)
+    console.note(f"the default is now {chosen}")
+    if (now := hub.default_model()) != chosen:
         console.warn(f"GRIT_MODEL is set to {now} and overrides it. Unset it to use the choice.")
-    elif isinstance(hub.identify(name), str) and not any(
-        model.name.lower() == place.lower() for model in hub.local_models()
-    ):
+    elif isinstance(place, str) and place.lower() not in {model.name.lower() for model in hub.local_models()}:
         console.note(f"it is not on this machine yet; the first use fetches it, or now: grit models pull {name}")
 
 
