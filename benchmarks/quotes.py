@@ -34,7 +34,7 @@ from grit_mlx.rag.quotes import Weights, quotes_of
 from grit_mlx.text.sentences import sentences
 
 SYSTEMS = ("quotes", "vectors", "first")
-ONLY_VECTORS = Weights(words=0, heading=0, rank=0, lead=0, answer=0)
+ONLY_VECTORS = Weights(words=0, heading=0, rank=0, early=0, lead=0, answer=0)
 TOP = 4
 
 
