@@ -83,9 +83,10 @@ class Weights:
         words: of the share of the question's words that the sentence has.
         heading: of the share that only its headings have.
         rank: of its passage's score among the passages.
-        early: for the first sentence of a passage; half of it for the second, a third for the next.
+        early: for the first sentence of a passage; half of it for the second, a third for the next. Listings have
+            all of it.
         lead: of the score of the sentence before it, which pronouns refer to.
-        answer: for a name, number or date where the question asks for one.
+        answer: for a name, number, date or listing where the question asks for one.
     """
 
     vector: float = 1.0
@@ -160,7 +161,9 @@ def _scores(
     headed = np.array([sum(wanted[word] for word in own) for own in above]) / total
     fits = weights.vector * cosines + weights.words * shared
     total_scores = fits + weights.heading * headed + weights.rank * np.asarray(ranks)
-    total_scores += weights.early / (1.0 + np.asarray(positions))
+    is_code = np.array([one.is_code for one in sentences])
+    total_scores += weights.early / (1.0 + np.where(is_code, 0, positions))
+    total_scores += weights.answer * (is_code & (shared + headed > 0))
     led = np.zeros(len(sentences))
     for index, one in enumerate(sentences):
         if index and one.lead and one.lead == sentences[index - 1].text:
