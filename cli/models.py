@@ -15,7 +15,6 @@ from grit_mlx.cli.wording import size_of
 from grit_mlx.convert.options import ConversionOptions
 from grit_mlx.errors import ArgumentError, ModelNotFoundError
 from grit_mlx.model import hub
-from grit_mlx.model.catalogue import converted_name
 from grit_mlx.model.checkpoint import Tensor, decoder_config, read_config, read_headers
 from grit_mlx.model.options import ModelChoice
 from grit_mlx.model.settings import FILE_NAME, read_settings
@@ -138,7 +137,7 @@ def _pulled(choice: ModelChoice, bits: int) -> Path:
     place = hub.identify(str(choice.model))
     if isinstance(place, Path):
         raise ArgumentError(f"{place} is a folder on this machine already. Convert it: grit convert {choice.model}")
-    target = hub.models_folder() / converted_name(place, bits)
+    target = hub.models_folder() / f"{place.rpartition('/')[2]}-{bits}bit".lower()
     if (target / "config.json").exists():
         console.note(f"{target.name} is here already")
         return target

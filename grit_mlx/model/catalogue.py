@@ -8,6 +8,7 @@ folders that ``grit convert`` made and with the caches of loaded models. Nothing
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -24,6 +25,7 @@ __all__ = [
     "kv_bytes",
     "layer_numbers",
     "mac_for",
+    "named",
     "parameter_count",
     "recommended",
     "usable_memory",
@@ -87,6 +89,8 @@ _MISTRAL: Final = {
     "num_key_value_heads": 8, "vocab_size": 32000, "tie_word_embeddings": False,
 }  # fmt: skip
 _SMOL: Final = {"vocab_size": 49152, "tie_word_embeddings": True}
+
+_QUANTISED: Final = re.compile(r"(.+)-([2-8])bit")
 
 # Models that have a short name, in the order in which they are recommended.
 CATALOGUE: Final = (
@@ -158,11 +162,11 @@ class CatalogueEntry:
         return f"grit models pull {self.family.name}" + ("" if self.bits == 16 else f" --bits {self.bits}")
 
     def verdict(self, memory: int) -> str:
-        """What a machine with so many bytes of memory can do with it: "fits", "short texts only" or "too large"."""
+        """What a machine with so many bytes of memory can do with it: "fits", "short texts" or "too large"."""
         usable = usable_memory(memory)
         if self.long_bytes <= usable:
             return "fits"
-        return "short texts only" if self.short_bytes <= usable else "too large"
+        return "short texts" if self.short_bytes <= usable else "too large"
 
 
 @cache
@@ -197,6 +201,21 @@ def recommended(memory: int) -> CatalogueEntry | None:
 def converted_name(repository: str, bits: int) -> str:
     """The name of a model of the hub that ``grit models pull --bits`` quantised."""
     return f"{repository.rpartition('/')[2]}-{bits}bit".lower()
+
+
+def named(name: str) -> tuple[Family, int] | None:
+    """The model and the bits that a name such as ``"gritlm-7b-4bit"`` stands for; None if it is not of the catalogue.
+
+    Args:
+        name: with the short name or the hub's, in any letter case.
+    """
+    match = _QUANTISED.fullmatch(name.lower())
+    if match is None:
+        return None
+    for family in CATALOGUE:
+        if match[1] in (family.name, family.repository.rpartition("/")[2].lower()):
+            return family, int(match[2])
+    return None
 
 
 def usable_memory(memory: int) -> int:
