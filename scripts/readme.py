@@ -11,12 +11,15 @@ from __future__ import annotations
 import io
 import json
 import os
+import pty
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import termios
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,14 +33,14 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "README.md"
 RECORDING = ROOT / "docs" / "first-commands.svg"
 
-COLUMNS = 80
+LINES, COLUMNS = 50, 80
 
 COMMANDS = (
     'grit similarity "a ship at sea" "a boat on the ocean" "a loaf of bread"',
     'grit search "what stops a ship from capsizing?" examples/boat.txt --top 1',
     "grit rag index examples",
     'grit rag ask "When is the boiler serviced?"',
-    "grit embed examples/boat.txt --output boat.npy",
+    "grit embed examples/boat.txt",
 )
 
 GRIT = (sys.executable, "-c", "from grit_mlx.cli.main import main; main()")
@@ -48,13 +51,19 @@ _SECONDS = re.compile(r"\b\d+\.\d s\b")
 
 @cache
 def ran() -> tuple[tuple[str, str], ...]:
-    """The first commands, each with what it prints: stdout and stderr, as a pipe gets them."""
+    """The first commands, each with what it shows on a terminal."""
     outputs = []
     with TemporaryDirectory() as name:
         folder = Path(name)
         shutil.copytree(ROOT / "examples", folder / "examples")
         own = {key: value for key, value in os.environ.items() if not key.startswith(("GRIT_", "HF_"))}
-        environment = {**own, "GRIT_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1", "COLUMNS": str(COLUMNS)}
+        environment = {
+            **own,
+            "GRIT_HOME": str(folder / "home"),
+            "HF_HUB_OFFLINE": "1",
+            "COLUMNS": str(COLUMNS),
+            "TERM": "xterm-256color",
+        }
         for command in COMMANDS:
             words = [
                 sys.executable,
@@ -63,16 +72,37 @@ def ran() -> tuple[tuple[str, str], ...]:
                 *shlex.split(command)[1:],
                 "-q",
             ]
-            run = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-            if run.returncode:
-                raise RuntimeError(f"{command} failed: {run.stderr}")
-            outputs.append((command, _SECONDS.sub("0.1 s", run.stdout + run.stderr).rstrip()))
+            outputs.append((command, _SECONDS.sub("0.1 s", in_terminal(words, folder, environment)).strip("\n")))
     return tuple(outputs)
+
+
+def in_terminal(words: list[str], folder: Path, environment: dict[str, str]) -> str:
+    """What a program shows on a terminal, with its escape sequences.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    ours, its = pty.openpty()
+    if sys.version_info >= (3, 11):  # else COLUMNS says it
+        termios.tcsetwinsize(its, (LINES, COLUMNS))
+    process = subprocess.Popen(words, cwd=folder, env=environment, stdin=its, stdout=its, stderr=its)
+    os.close(its)
+    shown = b""
+    with suppress(OSError):  # the other end is closed
+        while part := os.read(ours, 4096):
+            shown += part
+    os.close(ours)
+    text = shown.decode().replace("\r\n", "\n")
+    if process.wait():
+        raise RuntimeError(f"{' '.join(words[3:])} failed: {text}")
+    return text
 
 
 def first_commands() -> str:
     """The first commands with their output."""
-    return "```console\n" + "\n\n".join(f"$ {command}\n{output}".rstrip() for command, output in ran()) + "\n```"
+    shown = [f"$ {command}\n{Text.from_ansi(output).plain.rstrip()}" for command, output in ran()]
+    plain = "\n".join(line.rstrip() for line in "\n\n".join(shown).split("\n"))
+    return f"```console\n{plain}\n```"
 
 
 def models() -> str:
@@ -112,7 +142,7 @@ def recording() -> str:
     for number, (command, output) in enumerate(ran()):
         console.print(Text.assemble("\n" * bool(number), ("$ ", "bold green"), (command, "bold")))
         if output:
-            console.print(Text(output))
+            console.print(Text.from_ansi(output))
     return console.export_svg(title="grit", unique_id="grit") + "\n"
 
 
