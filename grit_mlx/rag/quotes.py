@@ -192,20 +192,23 @@ def _rank_shares(results: Sequence[SearchResult]) -> list[float]:
 
 
 _TOKEN: Final = re.compile(r"[\u2e80-\u9fff\uac00-\ud7af]|[^\W_]+")
-_SUFFIX: Final = re.compile(r"(?:'s|ations?|ations?|ions?|ments?|ings?|ers?|ed|es|s|e|ly)$")
-_STOP_WORDS: Final = """
-    a about after all am an and any are as at be been before but by can could did do does doing for from get had has
-    have having he her him his how i if in into is it its may me might more most much must my need no not of off on one
-    only or other our out over own she should so some such than that the their them then there these they this those to
-    too under up use us very was we were what when where which while who whom whose why will with would you your
-    """
-
-_STOPPED: Final = f" {' '.join(_STOP_WORDS.split())} "
+_SUFFIX: Final = re.compile(r"(?:'s|ations?|ions?|ments?|ings?|ers?|ed|es|s|e|ly)$")
+_STOP_WORDS: Final = frozenset(
+    _TOKEN.findall(
+        """
+        a about after all am an and any are as at be been before but by can could did do does doing for from get had
+        has have having he her him his how i if in into is it its may me might more most much must my need no not of
+        off on one only or other our out over own she should so some such than that the their them then there these
+        they this those to too under up use us very was we were what when where which while who whom whose why will
+        with would you your
+        """
+    )
+)
 
 
 def _words(text: str) -> frozenset[str]:
     """The stems of a text's words, without those that every text has."""
-    return frozenset(stem(word) for word in _TOKEN.findall(text.casefold()) if f" {word} " not in _STOPPED)
+    return frozenset(stem(word) for word in _TOKEN.findall(text.casefold()) if word not in _STOP_WORDS)
 
 
 def stem(word: str) -> str:
@@ -225,8 +228,8 @@ def _rarity(texts: Sequence[frozenset[str]]) -> Callable[[str], float]:
 
 
 _HOW_TO: Final = re.compile(
-    r"\bhow (?:do|can|could|should|would|does|to)\b|\b(?:what|which)(?: is| are)?(?: the)? (?:command|code|option)\b"
-    r"|\bshow me\b|\bexample\b",
+    r"\bhow (?:to|(?:do|can|could|should|would) (?:i|we|you|one))\b"
+    r"|\b(?:what|which)(?: is| are)?(?: the)? (?:command|code|option)\b|\bshow me\b|\bexample\b",
     re.IGNORECASE,
 )
 _NUMBER: Final = r"\d|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|twelve|hundred|thousand|million|half)\b"
