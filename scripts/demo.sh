@@ -30,4 +30,4 @@ grit search "what stops a ship from capsizing?" examples/boat.txt --top 1 --quie
 grit rag index docs --quiet
 grit rag ask "How do I watch a folder for changes?" --quiet
 grit rag ask "How are scanned PDF files handled?" --quiet
-grit rag ask "How do I train a LoRA adapter?" --quiet
+grit rag ask "How do I quantise a checkpoint?" --quiet
