@@ -9,7 +9,7 @@ help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile | while IFS='	' read -r target text; do printf '  %-14s%s\n' "$$target" "$$text"; done
 	@echo 'The first run creates .venv. PYTHON=/path/to/python3 selects the interpreter.'
 
-demo: .venv/installed ## try embed, search, similarity and rag with the built-in model
+demo: .venv/installed ## try search, similarity and rag with the built-in model
 	@sh scripts/demo.sh
 
 test: .venv/installed-dev ## run the tests; ARGS="-k pooling -x" is passed to pytest

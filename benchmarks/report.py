@@ -342,9 +342,35 @@ def ranking(results: dict[str, Any]) -> str:
     return "\n\n".join([described(results), table(head, rows)])
 
 
+def quotes(results: dict[str, Any]) -> str:
+    head = [
+        "right first quote",
+        "questions",
+        "passage",
+        "quotes",
+        "any of the quotes",
+        "vectors alone",
+        "first sentence",
+    ]
+    keys = ("passage", "quotes", "any of the quotes", "vectors", "first")
+    rows = [
+        [f"{name}, {how}", results[name]["questions"], *(f"{results[name][how][key]:.1%}" for key in keys)]
+        for name in ("xquad", "clapnq")
+        for how in ("passage given", "searched")
+    ]
+    return f"{described(results)}\n\n{table(head, rows)}"
+
+
 PAGES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
     "performance.md": {"embed": embed, "generate": generate, "operations": operations},
-    "rag.md": {"rag": rag, "rag_index": rag_index, "words": words, "rag_quality": rag_quality, "ranking": ranking},
+    "rag.md": {
+        "rag": rag,
+        "rag_index": rag_index,
+        "words": words,
+        "rag_quality": rag_quality,
+        "ranking": ranking,
+        "quotes": quotes,
+    },
     "convert.md": {"convert": conversion, "quantization": quantization},
     "training.md": {"gradcache": gradcache, "grit_small": grit_small},
 }

@@ -22,7 +22,6 @@ from grit_mlx.model.catalogue import (
     CatalogueEntry,
     Family,
     catalogue,
-    converted_name,
     named,
     recommended,
     usable_memory,
@@ -189,7 +188,7 @@ def _pulled(choice: ModelChoice, bits: int) -> Path:
     place = hub.identify(str(choice.model))
     if isinstance(place, Path):
         raise ArgumentError(f"{place} is a folder on this machine already. Convert it: grit convert {choice.model}")
-    target = hub.models_folder() / converted_name(place, bits)
+    target = hub.models_folder() / f"{place.rpartition('/')[2]}-{bits}bit".lower()
     if (target / "config.json").exists():
         console.note(f"{target.name} is here already")
         return target

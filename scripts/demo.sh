@@ -2,27 +2,32 @@
 # Run by `make demo`. Prints each command as you would type it, then runs it.
 set -eu
 cd "$(dirname "$0")/.."
+command=$PWD/.venv/bin/grit
 export HF_HUB_OFFLINE=1
-unset GRIT_MODEL
+unset GRIT_MODEL GRIT_STORE
 
 grit() {
     printf '\n$ grit'
     for word in "$@"; do
         case $word in
+            --quiet) ;;
             *[!A-Za-z0-9_./=-]*) printf ' "%s"' "$word" ;;
             *) printf ' %s' "$word" ;;
         esac
     done
     printf '\n'
-    .venv/bin/grit "$@"
+    "$command" "$@"
 }
 
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
+cp -R docs examples "$folder"
+cd "$folder"
 
-# Without --model these use the built-in grit-tiny, offline. The first command prints a note about it.
-grit embed README.md --output "$folder/vectors.npy"
-grit search "what makes dough get bigger?" scripts/demo.txt --top 1 --quiet
-grit similarity "The cat sat on the mat." "A kitten lay on the rug." --quiet
-grit rag index scripts/demo.jsonl --store "$folder/store" --quiet
-grit rag ask "what stops a boat from tipping over?" --store "$folder/store" --quiet
+# The built-in grit-tiny, offline. It embeds and does not write: answers are quotes from this project's own pages.
+grit similarity "a ship at sea" "a boat on the ocean" "a loaf of bread" --quiet
+grit search "what stops a ship from capsizing?" examples/boat.txt --top 1 --quiet
+grit rag index docs --quiet
+grit rag ask "How do I watch a folder for changes?" --quiet
+grit rag ask "How are scanned PDF files handled?" --quiet
+grit rag ask "How do I quantise a checkpoint?" --quiet

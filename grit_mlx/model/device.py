@@ -20,7 +20,6 @@ import mlx.core as mx
 
 from grit_mlx.model import threads
 from grit_mlx.model.blas import prefer_fast_blas
-from grit_mlx.model.catalogue import layer_numbers
 
 __all__ = [
     "DTYPES",
@@ -120,7 +119,8 @@ def available_memory() -> int:
 def token_budget(*, hidden: int, intermediate: int, heads: int, length: int) -> int:
     """Maximum number of tokens of a batch, padding included, that memory allows and that is still fast.
 
-    Counts what one layer holds at its peak for a token (``layer_numbers``) and, on a CPU, two rows of attention
+    Counts what one layer holds at its peak for a token: three rows of the feed-forward width, eight of the hidden
+    size (residual, norm, queries, keys, values, outputs, with their copies) and, on a CPU, two rows of attention
     scores, which mlx's fused attention does not build on a GPU. Counted as float32, whatever the dtype: what is
     missed here is of that order.
 
@@ -130,7 +130,7 @@ def token_budget(*, hidden: int, intermediate: int, heads: int, length: int) -> 
         heads: H.
         length: L, tokens of the longest text.
     """
-    numbers = layer_numbers(hidden, intermediate)
+    numbers = 8 * hidden + 3 * intermediate
     if _kind() == "cpu":
         numbers += 2 * heads * length
     affordable = int(_MEMORY_FRACTION * available_memory() / (numbers * 4))

@@ -25,7 +25,7 @@ from grit_mlx.errors import (
     unwritable,
 )
 from grit_mlx.files.atomic import atomic_write
-from grit_mlx.model.catalogue import CATALOGUE, converted_name, named
+from grit_mlx.model.catalogue import converted_name, named
 from grit_mlx.model.checkpoint import file_error
 from grit_mlx.model.options import ModelChoice
 
@@ -55,8 +55,8 @@ __all__ = [
 
 logger = logging.getLogger("grit_mlx")
 
-# Short names.
-ALIASES = {family.name: family.repository for family in CATALOGUE}
+# Short names of the models that this package exists for.
+ALIASES = {"gritlm-7b": "GritLM/GritLM-7B", "gritlm-8x7b": "GritLM/GritLM-8x7B"}
 
 # How repositories of converted models are called on the hub, the likeliest first.
 READY_MADE = ("mlx-community/{name}-{bits}bit", "{owner}/{name}-{bits}bit-mlx")

@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -31,14 +32,14 @@ if TYPE_CHECKING:
     from grit_mlx.rag.retrieval import SearchResult
     from grit_mlx.rag.schema import StoredPassage
 
-__all__ = ["Quote", "Weights", "quotes_of"]
+__all__ = ["Quote", "Weights", "quotes_of", "stem"]
 
 # Sentences of a passage that are looked at, and bytes of a file that is read again for its structure.
 _MOST_SENTENCES: Final = 100
 _MOST_BYTES: Final = 20_000_000
 
 _MOST_QUOTES: Final = 3
-_MOST_LINES: Final = 12  # of a listing
+_MOST_LINES: Final = 20  # of a listing; longer ones are no answer
 
 # A further quote has at least this share of the best one's score.
 _AS_GOOD: Final = 0.85
@@ -82,14 +83,17 @@ class Weights:
         words: of the share of the question's words that the sentence has.
         heading: of the share that only its headings have.
         rank: of its passage's score among the passages.
+        early: for the first sentence of a passage; half of it for the second, a third for the next. Listings have
+            all of it.
         lead: of the score of the sentence before it, which pronouns refer to.
-        answer: for a name, number or date where the question asks for one.
+        answer: for a name, number, date or listing where the question asks for one.
     """
 
     vector: float = 1.0
     words: float = 1.0
     heading: float = 0.3
-    rank: float = 0.3
+    rank: float = 0.5
+    early: float = 0.15
     lead: float = 0.1
     answer: float = 0.1
 
@@ -114,23 +118,26 @@ def quotes_of(
     wants_code = bool(_HOW_TO.search(question))
     found = [pair for pair in found if wants_code or not pair[1].is_code] or found
     shares = _rank_shares(results)
-    scores = score(
+    positions = [number for _, own in groupby(found, key=lambda pair: pair[0]) for number, _ in enumerate(own)]
+    scores = _scores(
         question,
         [one for _, one in found],
         encoder,
         weights,
         ranks=[shares[index] for index, _ in found],
+        positions=positions,
     )
     return _chosen(found, scores, results)
 
 
-def score(
+def _scores(
     question: str,
     sentences: Sequence[Quotable],
     encoder: Encoder,
     weights: Weights = Weights(),
     *,
     ranks: Sequence[float],
+    positions: Sequence[int],
 ) -> NDArray[np.float64]:
     """How well each sentence fits a question, ``(N,)``.
 
@@ -140,6 +147,7 @@ def score(
         encoder: embeds.
         weights: see ``Weights``.
         ranks: of each sentence's passage, from 1 for the best to 0.
+        positions: of each sentence in its passage, from 0.
     """
     asked = encoder.queries([question])[0]
     vectors = encoder.vectors([_embedded(one) for one in sentences])
@@ -153,6 +161,9 @@ def score(
     headed = np.array([sum(wanted[word] for word in own) for own in above]) / total
     fits = weights.vector * cosines + weights.words * shared
     total_scores = fits + weights.heading * headed + weights.rank * np.asarray(ranks)
+    is_code = np.array([one.is_code for one in sentences])
+    total_scores += weights.early / (1.0 + np.where(is_code, 0, positions))
+    total_scores += weights.answer * (is_code & (shared + headed > 0))
     led = np.zeros(len(sentences))
     for index, one in enumerate(sentences):
         if index and one.lead and one.lead == sentences[index - 1].text:
@@ -181,20 +192,23 @@ def _rank_shares(results: Sequence[SearchResult]) -> list[float]:
 
 
 _TOKEN: Final = re.compile(r"[\u2e80-\u9fff\uac00-\ud7af]|[^\W_]+")
-_SUFFIX: Final = re.compile(r"(?:'s|ations?|ations?|ions?|ments?|ings?|ers?|ed|es|s|e|ly)$")
-_STOP_WORDS: Final = """
-    a about after all am an and any are as at be been before but by can could did do does doing for from get had has
-    have having he her him his how i if in into is it its may me might more most much must my need no not of off on one
-    only or other our out over own she should so some such than that the their them then there these they this those to
-    too under up use us very was we were what when where which while who whom whose why will with would you your
-    """
-
-_STOPPED: Final = f" {' '.join(_STOP_WORDS.split())} "
+_SUFFIX: Final = re.compile(r"(?:'s|ations?|ions?|ments?|ings?|ers?|ed|es|s|e|ly)$")
+_STOP_WORDS: Final = frozenset(
+    _TOKEN.findall(
+        """
+        a about after all am an and any are as at be been before but by can could did do does doing for from get had
+        has have having he her him his how i if in into is it its may me might more most much must my need no not of
+        off on one only or other our out over own she should so some such than that the their them then there these
+        they this those to too under up use us very was we were what when where which while who whom whose why will
+        with would you your
+        """
+    )
+)
 
 
 def _words(text: str) -> frozenset[str]:
     """The stems of a text's words, without those that every text has."""
-    return frozenset(stem(word) for word in _TOKEN.findall(text.casefold()) if f" {word} " not in _STOPPED)
+    return frozenset(stem(word) for word in _TOKEN.findall(text.casefold()) if word not in _STOP_WORDS)
 
 
 def stem(word: str) -> str:
@@ -214,8 +228,8 @@ def _rarity(texts: Sequence[frozenset[str]]) -> Callable[[str], float]:
 
 
 _HOW_TO: Final = re.compile(
-    r"\bhow (?:do|can|could|should|would|does|to)\b|\b(?:what|which)(?: is| are)?(?: the)? (?:command|code|option)\b"
-    r"|\bshow me\b|\bexample\b",
+    r"\bhow (?:to|(?:do|can|could|should|would) (?:i|we|you|one))\b"
+    r"|\b(?:what|which)(?: is| are)?(?: the)? (?:command|code|option)\b|\bshow me\b|\bexample\b",
     re.IGNORECASE,
 )
 _NUMBER: Final = r"\d|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|twelve|hundred|thousand|million|half)\b"
@@ -251,22 +265,31 @@ def _chosen(
         passage, one = found[index]
         if len(quotes) == _MOST_QUOTES or (quotes and scores[index] < _AS_GOOD * best):
             break
+        if index and _needs_lead(one) and one.lead == found[index - 1][1].text:
+            one = replace(one, text=f"{one.lead} {one.text}", first=found[index - 1][1].first)
         words = _words(one.text)
         if any(_alike(words, _words(quote.text)) for quote in quotes):
             continue
-        if one.is_code:
-            one = replace(one, text=_shortened(one.text))
         place = replace(results[passage].passage, line=one.first, end_line=one.last)
         quotes.append(Quote(text=one.text, passage=place, is_code=one.is_code, score=float(scores[index])))
     return quotes
 
 
+_REFERS: Final = re.compile(
+    r"(?:(?:and|but|so|then|or)\b,? ?)?"
+    r"(?:it|its|they|their|them|this|these|that|those|he|she|his|her|such|then|so|but|and)\b"
+    r"|\w+ (?:it|them|this|these|him|her)\b",
+    re.IGNORECASE,
+)
+
+
+def _needs_lead(one: Quotable) -> bool:
+    """Whether a sentence speaks of what the one before it names."""
+    return bool(one.lead) and not one.is_code and _REFERS.match(one.text) is not None
+
+
 def _alike(one: frozenset[str], other: frozenset[str]) -> bool:
     return len(one & other) > _SAME * min(len(one), len(other))
-
-
-def _shortened(listing: str) -> str:
-    return "\n".join(listing.split("\n")[:_MOST_LINES])
 
 
 # Passages to sentences
@@ -280,6 +303,7 @@ def _candidates(results: Sequence[SearchResult]) -> list[list[Quotable]]:
         passage = result.passage
         own = list(_quotables(passage))[:_MOST_SENTENCES]
         own = [one for one in own if one.is_complete] or own
+        own = [one for one in own if one.text.count("\n") < _MOST_LINES]
         candidates.append([one for one in own if (passage.source, one.text) not in seen])
         seen.update((passage.source, one.text) for one in own)
     return candidates
@@ -298,9 +322,9 @@ def _quotables(passage: StoredPassage) -> Iterator[Quotable]:
     except (GritError, OSError):
         blocks = []
     is_code = kind.name == "code"
-    found = quotables(blocks, code=is_code)
-    if inside := [one for one in found if _within(one, passage) and folded(one.text) in held]:
-        yield from inside
+    if _hold(blocks, passage.text):
+        found = quotables(blocks, code=is_code)
+        yield from (one for one in found if _within(one, passage) and folded(one.text) in held)
         return
     read_again = markdown_blocks if kind.name == "markdown" else text_blocks
     for one in quotables(read_again(passage.text.split("\n")), code=is_code, heading=passage.heading):
@@ -308,6 +332,13 @@ def _quotables(passage: StoredPassage) -> Iterator[Quotable]:
         if kind.rows or passage.unit != "line":
             first, last = passage.line, passage.end_line
         yield replace(one, first=min(first, passage.end_line), last=min(last, passage.end_line))
+
+
+def _hold(blocks: Iterable[Block], text: str) -> bool:
+    """Whether blocks of a file still hold the text of a passage, all but a line or two that were cut."""
+    held = "\n".join(block.text for block in blocks)
+    lines = [line.strip() for line in text.split("\n")]
+    return bool(held) and sum(line not in held for line in lines) <= min(2, len(lines) // 2)
 
 
 def _within(one: Quotable, passage: StoredPassage) -> bool:

@@ -75,9 +75,15 @@ def quotables(blocks: Iterable[Block], *, code: bool = False, heading: str = "")
 _FENCE: Final = re.compile(r"\s*(?:[-*+>]\s+)?(?:`{3,}|~{3,}|-{4,}|\.{4,}|#\+(?:begin|end)_|\\(?:begin|end)\{)", re.I)
 
 
+# A listing that says of itself that it is nothing to type.
+_OUTPUT: Final = re.compile(r"\s*(?:`{3,}|~{3,})\s*(?:text|txt|plain|output|log)\b", re.IGNORECASE)
+
+
 def _listing(block: Block, heading: str, lead: str) -> Iterator[Quotable]:
     lines = block.text.split("\n")
     first, last = block.first, block.last
+    if _OUTPUT.match(lines[0]):
+        return
     if _FENCE.match(lines[0]):
         lines, first = lines[1:], first + block.by_line
         if lines and _FENCE.match(lines[-1]):
@@ -158,8 +164,8 @@ _TAG: Final = re.compile(r"</?[a-zA-Z][^>]*>|<!--.*?-->|\{\{.*?\}\}|&\w+;")
 _WORD: Final = re.compile(rf"[{_EAST_ASIAN}]{{2}}|[^\W\d_{_EAST_ASIAN}]+(?:['’-][^\W\d_]+)*")
 _DEFINITION: Final = re.compile(r"\[[^\]]+\]:\s|\.\.\s|:[\w -]+:\s*(?:\S+\s*)?$|#\+\w+:|\\\w+\{")
 
-# Of a sentence's characters at least this share are letters and digits.
-_LETTERS: Final = 0.6
+# Of a sentence's characters at least this share are letters: what has more digits and signs is half a table.
+_LETTERS: Final = 0.55
 _MINIMUM_WORDS: Final = 3
 
 
@@ -172,7 +178,7 @@ def _says_something(sentence: str) -> bool:
     if not _WORD.search(prose) or len(_WORD.findall(bare)) < _MINIMUM_WORDS:
         return False
     seen = [character for character in prose if not character.isspace()]
-    letters = sum(character.isalpha() or character.isdigit() for character in seen)
+    letters = sum(map(str.isalpha, seen))
     return letters >= _LETTERS * len(seen) and not _is_list_of_links(sentence)
 
 

@@ -10,7 +10,6 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from grit_mlx.errors import Option
-from grit_mlx.model.catalogue import layer_numbers
 from grit_mlx.model.checkpoint import decoder_config
 from grit_mlx.training.arrays import named_arrays
 from grit_mlx.training.settings import TrainingSettings
@@ -58,8 +57,8 @@ def estimate(
 ) -> MemoryEstimate:
     """The memory that a run will need at its peak.
 
-    A layer keeps for each token about ``layer_numbers``, and where attention is not fused two rows of scores for each
-    head; LoRA adds its low-rank rows, which are small beside
+    A layer keeps for each token about 8 rows of the hidden size and 3 of the feed-forward width, and where
+    attention is not fused two rows of scores for each head; LoRA adds its low-rank rows, which are small beside
     those. The layer whose gradient is computed takes twice as much again. With recomputation a layer keeps 4 rows of
     the hidden size, and one layer at a time the rest. The head takes 5 rows of the vocabulary. Each number was found
     by measuring; benchmarks/training_memory.py compares.
@@ -86,7 +85,7 @@ def estimate(
         settings.max_seq_length if settings.generates else 0,
     )
     tokens = max(length, min(settings.chunk_tokens, settings.chunk_size * length))
-    states = layer_numbers(hidden, width)
+    states = 8 * hidden + 3 * width
     layer = states + (0 if fused_attention else 2 * heads * length)
     kept = layers * 4 * hidden + layer if settings.grad_checkpoint else layers * layer
     head = 5 * int(config.get("vocab_size") or 0) if settings.generates else 0
