@@ -57,7 +57,7 @@ def test_three_ways_to_say_what_a_text_is(
     fields = dict(fields)
     model = fields.pop("model", "tiny")
     answer = client.embeddings.create(model=model, input="When?", extra_body=fields)
-    assert (np.float32(answer.data[0].embedding) == server.model.encode("When?", **options)).all()
+    assert (np.array(answer.data[0].embedding, dtype=np.float32) == server.model.encode("When?", **options)).all()
 
 
 def test_many_clients_with_one_text_each(server: Server) -> None:
@@ -115,8 +115,8 @@ def test_chats_side_by_side_are_what_each_is_alone(server: Server, client: opena
     for thread in threads:
         thread.join()
     for i in range(10):
-        options = {"temperature": 0.8 if i % 2 else 0, "seed": i, "max_tokens": 20 + i}
-        assert found[i] == server.model.generate(PROMPTS[i % 5], **options)
+        temperature = 0.8 if i % 2 else 0.0
+        assert found[i] == server.model.generate(PROMPTS[i % 5], 20 + i, temperature, seed=i)
     server.settle()
 
 
