@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
 import socket
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -74,6 +76,8 @@ def serve(
         _service(given, config, loading, install=install)
         return
     keys = _keys(chosen.api_key_file)
+    if not keys and chosen.host not in ("127.0.0.1", "::1", "localhost"):
+        console.warn(f"{chosen.host} can be reached from other machines, and no key is needed: see --api-key-file")
     models = _models(chosen, loading)
     stores = dict(_store(one) for one in chosen.stores)
     listening = _listen(chosen.host, chosen.port)
@@ -132,12 +136,35 @@ def _run(host: Host, keys: list[str], listening: socket.socket) -> None:
 
     app = application(host, keys=keys, loaded=loaded)
     settings = uvicorn.Config(
-        app, lifespan="on", log_config=None, access_log=False, timeout_graceful_shutdown=_PATIENCE, server_header=False
+        app,
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_PATIENCE,
+        timeout_keep_alive=75,  # clients keep connections for a minute
     )
+    logging.getLogger("grit_mlx").addFilter(_Seldom())
     server = _server(settings)
     server.run(sockets=[listening])
     if failed:
         raise failed[0]
+
+
+class _Seldom(logging.Filter):
+    """Lets a message through once a minute, whatever it is about: a client may cause it with each request."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether it is shown."""
+        now, before = time.monotonic(), self._shown.get(str(record.msg))
+        if record.levelno >= logging.ERROR or before is None or now - before > 60:
+            self._shown[str(record.msg)] = now
+            return True
+        return console.verbose()
 
 
 def _server(settings: Any) -> Server:

@@ -33,8 +33,9 @@ __all__ = ["Answer", "Decoder", "Prompt", "Token", "form_of", "likeliest", "with
 
 logger = logging.getLogger("grit_mlx")
 
-# Tokens of prompts that are read between two tokens of the answers that are being written.
-_PREFILL: Final = 512
+# Tokens of each prompt, and prompts, that are read between two tokens of the answers that are being written.
+_PREFILL: Final = 256
+_PROMPTS: Final = 4
 
 # What "no limit" is to mlx-lm.
 _ENDLESS: Final = 2**30
@@ -162,9 +163,14 @@ class Decoder:
         for answer in self._answers.values():
             answer.deliver(ModelError("The server is stopping."))
         self._answers.clear()
+        threads.run(self._begin_anew)
+
+    def _begin_anew(self) -> None:
+        """In the library's thread: forget mlx-lm's batch."""
         if self._generator is not None:
-            threads.run(self._generator.close)
+            self._generator.close()
             self._generator = None
+        mx.clear_cache()
 
     def _insert(self, answer: Answer) -> None:
         """In the library's thread: hand an answer over to mlx-lm, behind what is known of its prompt."""
@@ -179,6 +185,7 @@ class Decoder:
                 self.model.model,
                 stop_tokens=[[token] for token in self._ends],
                 prefill_step_size=_PREFILL,
+                prefill_batch_size=_PROMPTS,
             )
         limit = prompt.options.max_tokens
         # An answer that begins again after another one failed needs a new one.
@@ -248,8 +255,7 @@ class Decoder:
         answers = list(self._answers.values())
         logger.warning("An answer failed: %s", first_line(error))
         self._answers.clear()
-        self._generator = None
-        threads.run(mx.clear_cache)
+        threads.run(self._begin_anew)
         if answers:
             answers[-1].deliver(worded(error))
         for answer in answers[:-1]:

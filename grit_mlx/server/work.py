@@ -143,8 +143,15 @@ async def chat_work(
     answer = await asyncio.wrap_future(store.run(store.prepare, lane, messages, options))
     citations = [store.citation(i, one) for i, one in enumerate(answer.sources, start=1)]
     prompt = answer.prompt and Prompt(**{**vars(answer.prompt), **extra})
-    held = {"held": answer.held, "cached": answer.cached, "tail": answer.text, "citations": citations}
-    return Work(lane, prompt, **held, _from=(store, answer))
+    return Work(
+        lane,
+        prompt,
+        held=answer.held,
+        cached=answer.cached,
+        tail=answer.text,
+        citations=citations,
+        _from=(store, answer),
+    )
 
 
 def chosen_logprobs(model: GritLM, token: Token) -> dict[str, Any]:

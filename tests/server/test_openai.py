@@ -11,6 +11,7 @@ import numpy as np
 import openai
 import pytest
 
+from grit_mlx.server import streaming
 from tests.server.conftest import Server
 
 
@@ -57,7 +58,7 @@ def test_three_ways_to_say_what_a_text_is(
     fields = dict(fields)
     model = fields.pop("model", "tiny")
     answer = client.embeddings.create(model=model, input="When?", extra_body=fields)
-    assert (np.float32(answer.data[0].embedding) == server.model.encode("When?", **options)).all()
+    assert (np.array(answer.data[0].embedding, dtype=np.float32) == server.model.encode("When?", **options)).all()
 
 
 def test_many_clients_with_one_text_each(server: Server) -> None:
@@ -115,8 +116,8 @@ def test_chats_side_by_side_are_what_each_is_alone(server: Server, client: opena
     for thread in threads:
         thread.join()
     for i in range(10):
-        options = {"temperature": 0.8 if i % 2 else 0, "seed": i, "max_tokens": 20 + i}
-        assert found[i] == server.model.generate(PROMPTS[i % 5], **options)
+        temperature = 0.8 if i % 2 else 0.0
+        assert found[i] == server.model.generate(PROMPTS[i % 5], 20 + i, temperature, seed=i)
     server.settle()
 
 
@@ -131,3 +132,38 @@ def test_a_stream_in_openais_shape(server: Server) -> None:
     assert chunks[-1]["choices"][0]["finish_reason"] == "length"
     assert all("usage" not in chunk for chunk in chunks)
     assert len({chunk["id"] for chunk in chunks}) == 1
+
+
+def test_a_stream_that_waits_shows_that_it_lives(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "_SILENCE", 0.05)
+    hold = threading.Event()
+    server.host.engine.call(lambda: hold.wait(20))
+    threading.Timer(0.5, hold.set).start()
+    body = {"messages": [{"role": "user", "content": "Hello"}], "stream": True, "max_tokens": 2}
+    _, _, data = server.request("POST", "/v1/chat/completions", body)
+    assert data.count(b": keep-alive\n\n") > 2
+    assert data.endswith(b"data: [DONE]\n\n")
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
+    assert len(list(client.chat.completions.create(model="tiny", **body))) > 1
+
+
+def test_an_error_in_mid_stream(server: Server, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told in the stream, and the place is free again."""
+    decoder = server.host.models["tiny"].lane().decoder
+    if decoder is None:
+        client.completions.create(model="tiny", prompt="x", max_tokens=1)
+        decoder = server.host.models["tiny"].lane().decoder
+    assert decoder is not None
+    body: Any = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "stream": True}
+    stream = client.chat.completions.create(**body, max_tokens=3000)
+    next(iter(stream))
+
+    def fail() -> Any:
+        raise RuntimeError("something with\na traceback")
+
+    monkeypatch.setattr(decoder, "_next", fail)
+    with pytest.raises(openai.APIError, match="The model failed: something with"):
+        list(stream)
+    monkeypatch.undo()
+    server.settle()
+    assert client.completions.create(model="tiny", prompt="x", max_tokens=1).choices
