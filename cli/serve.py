@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -25,6 +26,7 @@ from grit_mlx.model import hub
 from grit_mlx.model.options import ModelChoice
 from grit_mlx.options import from_mapping
 from grit_mlx.server.options import ServeOptions
+from grit_mlx.server.running import RunningServer, announced, loaded_as, package_version
 from grit_mlx.text import kinds
 
 if TYPE_CHECKING:
@@ -129,11 +131,15 @@ def _run(host: Host, keys: list[str], listening: socket.socket) -> None:
     def loaded(error: GritError | None) -> None:
         if error is None:
             console.note(f"serving {', '.join(host.names())} on {_address(listening)}")
+            running.enter_context(announced(_announcement(host, listening)))
             return
         failed.append(error)
         if server is not None:
             server.should_exit = True
 
+    # Before the application adds a handler that sends commands what they cause.
+    for handler in logging.getLogger("grit_mlx").handlers:
+        handler.addFilter(_Seldom())
     app = application(host, keys=keys, loaded=loaded)
     settings = uvicorn.Config(
         app,
@@ -144,9 +150,9 @@ def _run(host: Host, keys: list[str], listening: socket.socket) -> None:
         timeout_graceful_shutdown=_PATIENCE,
         timeout_keep_alive=75,  # clients keep connections for a minute
     )
-    logging.getLogger("grit_mlx").addFilter(_Seldom())
     server = _server(settings)
-    server.run(sockets=[listening])
+    with ExitStack() as running:
+        server.run(sockets=[listening])
     if failed:
         raise failed[0]
 
@@ -165,6 +171,27 @@ class _Seldom(logging.Filter):
             self._shown[str(record.msg)] = now
             return True
         return console.verbose()
+
+
+def _announcement(host: Host, listening: socket.socket) -> RunningServer:
+    """How other programs of this user find the server."""
+    address = _address(listening).replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+    key_file = host.options.api_key_file
+    return RunningServer(
+        process=os.getpid(),
+        address=address,
+        version=package_version(),
+        models={name: str(model.choice.model) for name, model in host.models.items()},
+        stores={
+            name: store.uri if "://" in store.uri else str(Path(store.uri).expanduser().resolve())
+            for name, store in host.stores.items()
+        },
+        loaded={
+            str(model.choice.model): loaded_as(str(model.choice.model), model.choice.dtype)
+            for model in host.models.values()
+        },
+        key_file=None if key_file is None else str(key_file.expanduser().resolve()),
+    )
 
 
 def _server(settings: Any) -> Server:

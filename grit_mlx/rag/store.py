@@ -189,6 +189,14 @@ class Store:
             check_fingerprint(self._made_with, self._fingerprint, uri=self.uri)
         self.model, self._encoder = model, Encoder(model)
 
+    def takes(self, model: GritLM) -> bool:
+        """Whether ``use`` accepts this model."""
+        try:
+            self.use(model)
+        except StoreError:
+            return False
+        return True
+
     @property
     def made_with(self) -> ModelChoice | None:
         """The model that the store was made with; None if it is empty, or if that model is not on this machine."""
