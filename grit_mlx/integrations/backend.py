@@ -5,11 +5,9 @@ Shapes: N texts, E embedding size.
 
 from __future__ import annotations
 
-import json
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from grit_mlx.errors import ArgumentError, ServerError, first_line
+from grit_mlx.errors import ArgumentError, ServerError
 from grit_mlx.model.options import GenerationOptions
+from grit_mlx.server.client import ServerClient
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,9 +30,6 @@ Message = Mapping[str, Any]
 
 # What the server calls the roles of texts: Cohere's names, which OpenAI's API has no field for.
 _INPUT_TYPES: Final = {"query": "search_query", "document": "search_document", "similarity": "clustering"}
-
-# A model may load, or a long prompt be read, before the first byte of an answer.
-_TIMEOUT_SECONDS: Final = 600.0
 
 
 @dataclass(frozen=True)
@@ -115,7 +111,7 @@ class Backend(ABC):
 
     @abstractmethod
     def search(self, store: str, question: str, **options: Any) -> list[Passage]:
-        """Passages of a store, best first; ``options`` are fields of ``SearchOptions``."""
+        """Passages of a store, best first; ``options`` are ``top``, ``method``, ``paths`` and ``metadata``."""
 
 
 def connect(
@@ -246,15 +242,14 @@ class ServerBackend(Backend):
     """
 
     def __init__(self, base_url: str, *, model: str | None = None, api_key: str | None = None) -> None:
-        self.base_url = base_url.rstrip("/").removesuffix("/v1")
+        self._client = ServerClient(base_url.rstrip("/").removesuffix("/v1"), api_key or "")
         self._model = model
-        self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-        self.name = model or self.base_url
+        self.name = model or self._client.address
 
     @cached_property
     def model(self) -> str:
         """The server's name of the model."""
-        return self._model or str(self._json("GET", "/v1/models")["data"][0]["id"])
+        return self._model or str(self._client.get("/v1/models")["data"][0]["id"])
 
     def embed(self, texts: Sequence[str], *, role: str, instruction: str | None = None) -> NDArray[np.float32]:
         """As ``Backend.embed``."""
@@ -262,7 +257,7 @@ class ServerBackend(Backend):
 
         body = {"model": self.model, "input": list(texts), "encoding_format": "base64"}
         body |= {"input_type": _INPUT_TYPES[role]} if instruction is None else {"instruction": instruction}
-        rows = sorted(self._json("POST", "/v1/embeddings", body)["data"], key=lambda row: row["index"])
+        rows = sorted(self._client.post("/v1/embeddings", body)["data"], key=lambda row: row["index"])
         return np.stack([np.frombuffer(base64.b64decode(row["embedding"]), dtype="<f4") for row in rows])
 
     def chat(self, messages: Sequence[Message], **options: Any) -> Iterator[Piece]:
@@ -274,10 +269,8 @@ class ServerBackend(Backend):
             chosen["stop"] = list(chosen["stop"])
         body = {"model": self.model, "messages": [dict(message) for message in messages], **chosen}
         body |= {"stream": True, "stream_options": {"include_usage": True}}
-        with self._response("POST", "/v1/chat/completions", body) as response:
-            for line in response.iter_lines():
-                if line.startswith("data: ") and line != "data: [DONE]":
-                    yield from _pieces(json.loads(line.removeprefix("data: ")))
+        for event in self._client.events("/v1/chat/completions", body):
+            yield from _pieces(event)
 
     def rerank(self, query: str, documents: Sequence[str], *, method: str | None = None) -> list[float]:
         """As ``Backend.rerank``."""
@@ -286,42 +279,17 @@ class ServerBackend(Backend):
             (question,) = self.embed([query], role="query")
             return [float(score) for score in self.embed(documents, role="document") @ question]
         body = {"model": self.model, "query": query, "documents": list(documents)}
-        results = self._json("POST", "/v1/rerank", body)["results"]
+        results = self._client.post("/v1/rerank", body)["results"]
         scores = {result["index"]: float(result["relevance_score"]) for result in results}
         return [scores[index] for index in range(len(documents))]
 
     def search(self, store: str, question: str, **options: Any) -> list[Passage]:
         """As ``Backend.search``."""
         body = {"query": question, **{"top_k" if name == "top" else name: value for name, value in options.items()}}
-        results = self._json("POST", f"/v1/stores/{store}/search", body)["results"]
+        results = self._client.post(f"/v1/stores/{store}/search", body)["results"]
         return [
-            Passage(row["text"], row["source"], row["place"], float(row["score"]), row.get("metadata") or {})
-            for row in results
+            Passage(row["text"], row["path"], row["place"], float(row["score"]), row["metadata"]) for row in results
         ]
-
-    @contextmanager
-    def _response(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Iterator[Any]:
-        import httpx
-
-        url = self.base_url + path
-        try:
-            with httpx.stream(method, url, json=body, headers=self._headers, timeout=_TIMEOUT_SECONDS) as response:
-                if response.status_code != httpx.codes.OK:
-                    response.read()
-                    raise ServerError(f"{url} answered {response.status_code}: {_message(response)}")
-                yield response
-        except httpx.ConnectError as error:
-            raise ServerError(f"No server answers at {self.base_url}. Start one: grit serve") from error
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise ServerError(f"{url} did not answer: {first_line(error)}") from error
-
-    def _json(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        with self._response(method, path, body) as response:
-            response.read()
-            try:
-                return response.json()
-            except ValueError as error:
-                raise ServerError(f"{self.base_url}{path} is not grit serve's: its answer is not JSON.") from error
 
 
 def _pieces(chunk: Mapping[str, Any]) -> Iterator[Piece]:
@@ -333,13 +301,6 @@ def _pieces(chunk: Mapping[str, Any]) -> Iterator[Piece]:
         yield Piece((choice.get("delta") or {}).get("content") or "", choice.get("finish_reason"), *counts)
     if not chunk["choices"] and usage:
         yield Piece("", None, *counts)
-
-
-def _message(response: Any) -> str:
-    try:
-        return str(response.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return str(response.text)[:200]
 
 
 def _check_method(method: str | None) -> None:

@@ -220,7 +220,7 @@ class Endpoints:
         store, model = self.host.store(request.path_params["name"])
         asked = read(SearchRequest, await _body(request))
         async with self._entered(Target(store.name, model)) as lane:
-            found = store.run(store.search, lane, asked.query, top=asked.top_k, paths=asked.paths)
+            found = store.run(store.search, lane, asked)
             return JSONResponse(await wanted(request, asyncio.wrap_future(found)))
 
     @endpoint

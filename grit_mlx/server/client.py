@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -54,13 +54,24 @@ class ServerClient:
             ServerError: what the server says is wrong.
             UnreachableError: it does not answer, or its answer breaks off.
         """
+        return self._lines(path, body, lambda line: None if line.startswith(b":") else line)
+
+    def events(self, path: str, body: Mapping[str, Any]) -> Iterator[Any]:
+        """The events of a stream in OpenAI's form, as ``lines``."""
+        prefix, end = b"data:", b"[DONE]"
+        return self._lines(path, body, lambda line: line.removeprefix(prefix) if line.startswith(prefix) else None, end)
+
+    def _lines(
+        self, path: str, body: Mapping[str, Any], content: Callable[[bytes], bytes | None], end: bytes = b""
+    ) -> Iterator[Any]:
         connection, response = self._begun("POST", quote(path), json.dumps(body).encode())
         try:
             if response.status >= 400:
                 answer_of(response.status, response.read())
             while line := response.readline():
-                if line.strip() and not line.startswith(b":"):
-                    yield json.loads(line)
+                held = (content(line) or b"").strip()
+                if held and held != end:
+                    yield json.loads(held)
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise UnreachableError(f"The server at {self.address} does not answer: {first_line(error)}") from error
         finally:

@@ -14,7 +14,7 @@ from grit_mlx.errors import ArgumentError, GritError, Option
 from grit_mlx.model.options import GenerationOptions
 from grit_mlx.options import check, check_unicode, from_mapping, option
 from grit_mlx.rag.answering import Document, PreparedAnswer, Turn
-from grit_mlx.rag.options import RagOptions
+from grit_mlx.rag.options import METHODS, RagOptions
 from grit_mlx.rag.rag import Rag
 from grit_mlx.rag.retrieval import SearchResult, SearchResults
 from grit_mlx.rag.store import Store
@@ -68,10 +68,12 @@ class SearchRequest:
     query: str = option("", "What to look for.")
     top_k: int = option(10, "Number of passages.", minimum=1, maximum=1000)
     paths: Sequence[str] = option((), "Only these files, folders or patterns.")
+    metadata: Sequence[str] = option((), "Only rows with these fields, as KEY=VALUE.")
+    method: str = option("hybrid", "How to search.", choices=METHODS)
 
     def __post_init__(self) -> None:
         check(self)
-        for path in self.paths:
+        for path in (*self.paths, *self.metadata):
             check_unicode(path, "A path")
             if "\0" in path:
                 raise ArgumentError(Option("paths"), " holds a name with a zero byte.")
@@ -140,18 +142,24 @@ class ServedStore:
         """Forget the model, which is being unloaded."""
         self._rag = self._store = None
 
-    def search(self, lane: Lane, query: str, *, top: int, paths: Sequence[str] = ()) -> dict[str, Any]:
+    def search(self, lane: Lane, asked: SearchRequest) -> dict[str, Any]:
         """The passages that match a query best.
 
         Raises:
-            ArgumentError: an empty query, or a path that matches no file.
+            ArgumentError: an empty query, or a filter that nothing satisfies.
         """
-        store = self.use(lane).store
-        results = store.search(query, top=top, paths=paths)
-        if not results and paths:
-            store.check_filters(paths)
+        store, filters = self.use(lane).store, {"paths": asked.paths, "metadata": asked.metadata}
+        results = store.search(asked.query, top=asked.top_k, method=asked.method, **filters)
+        if not results and any(filters.values()):
+            store.check_filters(**filters)
         found = [self.citation(i, one) for i, one in enumerate(results, start=1)]
-        return {"object": "list", "store": self.name, "query": query, "relevant": results.relevant, "results": found}
+        return {
+            "object": "list",
+            "store": self.name,
+            "query": asked.query,
+            "relevant": results.relevant,
+            "results": found,
+        }
 
     def status(self) -> dict[str, Any]:
         """What the store holds."""
@@ -249,6 +257,7 @@ class ServedStore:
             "end_line": passage.end_line,
             "heading": passage.heading,
             "text": passage.text,
+            "metadata": dict(pair.split("=", 1) for pair in passage.metadata),
             "score": round(result.score, 6),
             "cosine": None if result.cosine is None else round(result.cosine, 6),
         }
