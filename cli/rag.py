@@ -430,15 +430,21 @@ def _rag(opened: Store, chosen: RagOptions, model: ModelChoice) -> Rag:
 def _loaded(opened: Store, model: ModelChoice, *, mode: str) -> GritLM:
     """The model that was named, else the one that the store was made with, else the default."""
     own = opened.made_with if model.model is None and model.adapter is None else None
-    if own is None:
-        return load_model(model, mode=mode)
+    grit: GritLM
+    if own is None or _is_default(own):
+        grit = load_model(model, mode=mode)
+        return grit
+    console.note(f"using {hub.name_of(Path(own.model or ''))}, the model that the store was made with")
+    grit = load_model(replace(model, model=own.model, adapter=own.adapter), mode=mode)
+    return grit
+
+
+def _is_default(own: ModelChoice) -> bool:
+    """Whether a store's model is the one that is used where none is named."""
     default = hub.default_model()
     with suppress(ModelError):
-        if own.adapter is None and default is not None and hub.identify(default) == own.model:
-            return load_model(model, mode=mode)
-    name = hub.name_of(Path(own.model or ""))
-    console.note(f"using {name}, the model that the store was made with")
-    return load_model(replace(model, model=own.model, adapter=own.adapter), mode=mode)
+        return own.adapter is None and default is not None and hub.identify(default) == own.model
+    return False
 
 
 # Showing

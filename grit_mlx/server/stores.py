@@ -148,7 +148,8 @@ class ServedStore:
         Raises:
             ArgumentError: an empty query, or a filter that nothing satisfies.
         """
-        store, filters = self.use(lane).store, {"paths": asked.paths, "metadata": asked.metadata}
+        store = self.use(lane).store
+        filters: dict[str, Any] = {"paths": asked.paths, "metadata": asked.metadata}
         results = store.search(asked.query, top=asked.top_k, method=asked.method, **filters)
         if not results and any(filters.values()):
             store.check_filters(**filters)
