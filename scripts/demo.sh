@@ -26,7 +26,7 @@ cd "$folder"
 
 # The built-in grit-tiny, offline. It embeds and does not write: answers are quotes from this project's own pages.
 grit similarity "a ship at sea" "a boat on the ocean" "a loaf of bread" --quiet
-grit search "what stops a ship from capsizing?" examples/boat.txt --top 1 --quiet
+grit search "what stops a ship from capsizing?" examples/notes/boat.txt --top 1 --quiet
 grit rag index docs --quiet
 grit rag ask "How do I watch a folder for changes?" --quiet
 grit rag ask "How are scanned PDF files handled?" --quiet

@@ -37,10 +37,10 @@ LINES, COLUMNS = 50, 80
 
 COMMANDS = (
     'grit similarity "a ship at sea" "a boat on the ocean" "a loaf of bread"',
-    'grit search "what stops a ship from capsizing?" examples/boat.txt --top 1',
-    "grit rag index examples",
+    'grit search "what stops a ship from capsizing?" examples/notes/boat.txt --top 1',
+    "grit rag index examples/notes",
     'grit rag ask "When is the boiler serviced?"',
-    "grit embed examples/boat.txt",
+    "grit embed examples/notes/boat.txt",
 )
 
 GRIT = (sys.executable, "-c", "from grit_mlx.cli.main import main; main()")
