@@ -37,6 +37,9 @@ Handler = Callable[..., Awaitable[Response]]
 
 _IDLE_CHECK_SECONDS = 15.0
 
+# Characters that are tokenised faster than another thread is begun.
+_AT_ONCE = 4000
+
 
 def endpoint(method: Handler) -> Handler:
     """A handler whose errors become responses."""
@@ -109,7 +112,8 @@ class Endpoints:
             )
             if given and not isinstance(given[0], str):
                 begin = partial(lane.embed_ids, given)
-            done = await wanted(request, _result(begin))
+            short = sum(map(len, given)) < _AT_ONCE
+            done = await wanted(request, asyncio.wrap_future(begin()) if short else _result(begin))
         return JSONResponse(openai.embedding_reply(done.vectors, asked, target.name, done.tokens))
 
     @endpoint
@@ -234,7 +238,7 @@ class Endpoints:
     async def _enter(self, target: Target) -> tuple[Place, Lane]:
         place = self.host.enter(target.model)
         try:
-            return place, await asyncio.to_thread(target.model.lane)
+            return place, target.model.loaded_lane() or await asyncio.to_thread(target.model.lane)
         except BaseException:
             place.leave()
             raise
