@@ -169,7 +169,7 @@ def completions(program: Program, count: int, tokens: int, number: int) -> tuple
 @contextlib.contextmanager
 def embedding(program: Program) -> Iterator[Callable[[], int]]:
     """A client that embeds for as long as this lasts; yields how many texts it has had embedded."""
-    texts = [text[:600] for text in corpus("pubmedqa", 32)]
+    texts = [text[:600] for text in corpus("pubmedqa", 4)]
     done, stopped = [0], threading.Event()
 
     def work() -> None:
