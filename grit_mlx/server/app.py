@@ -238,7 +238,10 @@ class Endpoints:
     async def _enter(self, target: Target) -> tuple[Place, Lane]:
         place = self.host.enter(target.model)
         try:
-            return place, target.model.loaded_lane() or await asyncio.to_thread(target.model.lane)
+            lane = target.model.loaded_lane()
+            if lane is None:
+                lane = await asyncio.to_thread(target.model.lane)
+            return place, lane
         except BaseException:
             place.leave()
             raise
