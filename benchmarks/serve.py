@@ -72,6 +72,12 @@ class Program:
 
     def stream(self, path: str, body: Any) -> tuple[float, int]:
         """Seconds to the first text, and how many tokens came."""
+        for _ in range(3):  # http.server, which mlx_lm.server is, resets connections beyond five at a time
+            with contextlib.suppress(ConnectionResetError):
+                return self._stream(path, body)
+        raise SystemExit("the connection was reset three times")
+
+    def _stream(self, path: str, body: Any) -> tuple[float, int]:
         start, first, tokens = time.perf_counter(), 0.0, 0
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
         asked = {**body, "stream": True, "stream_options": {"include_usage": True}}
