@@ -39,6 +39,9 @@ Handler = Callable[..., Awaitable[Response]]
 
 _IDLE_CHECK_SECONDS = 15.0
 
+# Characters that are tokenised faster than another thread is begun.
+_AT_ONCE = 4000
+
 
 def endpoint(method: Handler) -> Handler:
     """A handler whose errors become responses."""
@@ -111,7 +114,8 @@ class Endpoints:
             )
             if given and not isinstance(given[0], str):
                 begin = partial(lane.embed_ids, given)
-            done = await wanted(request, _result(begin))
+            short = sum(map(len, given)) < _AT_ONCE
+            done = await wanted(request, asyncio.wrap_future(begin()) if short else _result(begin))
         return JSONResponse(openai.embedding_reply(done.vectors, asked, target.name, done.tokens))
 
     @endpoint
@@ -236,7 +240,10 @@ class Endpoints:
     async def _enter(self, target: Target) -> tuple[Place, Lane]:
         place = self.host.enter(target.model)
         try:
-            return place, await asyncio.to_thread(target.model.lane)
+            lane = target.model.loaded_lane()
+            if lane is None:
+                lane = await asyncio.to_thread(target.model.lane)
+            return place, lane
         except BaseException:
             place.leave()
             raise

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import logging
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -86,7 +87,7 @@ class Answer:
 
     Args:
         prompt: what from.
-        deliver: called by the engine's thread with each ``Token``, or with the error that ends the answer.
+        deliver: called by a thread of the engine's with each ``Token``, or with the error that ends the answer.
 
     Attributes:
         reused: tokens of the prompt that were not read again; None until it is read.
@@ -147,16 +148,22 @@ class Decoder:
             del self._answers[number]
             threads.run(self._release, number, answer)
 
-    def step(self) -> int:
-        """The next token of every answer, or the next part of the prompts; how many tokens were written."""
+    def step(self, seconds: float, wanted: Callable[[], bool]) -> int:
+        """Write for a while: at least the next token of every answer, or the next part of the prompts.
+
+        Args:
+            seconds: after which another token is not begun. Handing each token over to another thread would take as
+                long as a small model needs for one.
+            wanted: whether the engine has something else to do.
+
+        Returns:
+            How many tokens were written.
+        """
         try:
-            ended = threads.run(self._next)
+            return threads.run(self._write, seconds, wanted)
         except Exception as error:
             self._recover(error)
             return 0
-        for answer, token in ended:
-            answer.deliver(token)
-        return len(ended)
 
     def close(self) -> None:
         """End what is left."""
@@ -214,6 +221,17 @@ class Decoder:
         if layers is not None:
             return layers, list(rest)
         return (copy_cache(prompt.layers) or None), tokens
+
+    def _write(self, seconds: float, wanted: Callable[[], bool]) -> int:
+        """In the library's thread: steps of mlx-lm's, for ``step``."""
+        deadline, written = time.perf_counter() + seconds, 0
+        while True:
+            tokens = self._next()
+            for answer, token in tokens:
+                answer.deliver(token)
+            written += len(tokens)
+            if not self._answers or wanted() or time.perf_counter() > deadline:
+                return written
 
     def _next(self) -> list[tuple[Answer, Token | Exception]]:
         """In the library's thread: one step of mlx-lm's."""

@@ -12,7 +12,8 @@ thread, gets a future, or is called with each token::
 
 - All texts that wait are embedded together, whichever requests they belong to and whatever their instruction; there is
   no timer: what arrives during a step is the next batch.
-- While answers are being written a batch is bounded by time, so that no stream waits for a large request.
+- While answers are being written a batch is bounded by time, so that no stream waits for a large request, and both get
+  half of the time.
 - What fails, fails alone: the others of its batch are computed again.
 """
 
@@ -52,6 +53,9 @@ logger = logging.getLogger("grit_mlx")
 # speed is not known.
 _STEP_SECONDS: Final = 0.08
 _FIRST_STEP: Final = 256
+
+# Seconds for which answers are written before the engine looks at what else there is.
+_TURN_SECONDS: Final = 0.05
 
 # Requests with more texts are batches of their own: they can be abandoned when nobody wants them any more.
 _SHARED_TEXTS: Final = 256
@@ -236,7 +240,7 @@ class Lane:
 
         Args:
             prompt: what from; its options are cut to the model's context.
-            deliver: called by the engine's thread with each token, or with the error that ends the answer.
+            deliver: called by a thread of the engine's with each token, or with the error that ends the answer.
 
         Returns:
             The answer, for ``cancel``.
@@ -297,6 +301,7 @@ class Engine:
         self._lanes: list[Lane] = []
         self._tasks: deque[_Task] = deque()
         self._inbox: queue.SimpleQueue[Callable[[], Any]] = queue.SimpleQueue()
+        self._owed = 0.0  # seconds that answers are to be written before the next batch of embeddings
         self._lock = threading.Lock()
         self._stopping = self._closed = False
         self._stopped = threading.Event()
@@ -399,13 +404,18 @@ class Engine:
             self.begin(_Batch(lane, together))
 
     def _step(self) -> None:
-        if self._tasks:
+        if self._tasks and (self._owed <= 0 or not self.is_writing):
+            begun = time.perf_counter()
             task = self._tasks.popleft()
             if task.step():
                 self._tasks.append(task)
+            self._owed = time.perf_counter() - begun
         for lane in list(self._lanes):
             if lane.decoder is not None and len(lane.decoder):
-                self.counts.written_tokens += lane.decoder.step()
+                begun = time.perf_counter()
+                seconds = min(max(self._owed, 0.0), _STEP_SECONDS) if self._tasks else _TURN_SECONDS
+                self.counts.written_tokens += lane.decoder.step(seconds, lambda: not self._inbox.empty())
+                self._owed -= time.perf_counter() - begun
 
 
 def _settle(future: Future[Any], result: Any) -> None:

@@ -76,6 +76,16 @@ class HostedModel:
                 self.created = int(time.time())
             return self._lane
 
+    def loaded_lane(self) -> Lane | None:
+        """The same if it can be had without waiting."""
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
+            self._used = time.monotonic()
+            return self._lane
+        finally:
+            self._lock.release()
+
     def done(self) -> None:
         """A request has ended."""
         self.users -= 1

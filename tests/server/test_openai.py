@@ -139,11 +139,7 @@ def test_a_stream_that_waits_shows_that_it_lives(server: Server, monkeypatch: py
     hold = threading.Event()
     server.host.engine.call(lambda: hold.wait(20))
     threading.Timer(0.5, hold.set).start()
-    body: dict[str, Any] = {
-        "messages": [{"role": "user", "content": "Hello"}],
-        "stream": True,
-        "max_tokens": 2,
-    }
+    body: Any = {"messages": [{"role": "user", "content": "Hello"}], "stream": True, "max_tokens": 2}
     _, _, data = server.request("POST", "/v1/chat/completions", body)
     assert data.count(b": keep-alive\n\n") > 2
     assert data.endswith(b"data: [DONE]\n\n")
