@@ -69,7 +69,10 @@ def _remote(choice: ModelChoice, mode: str, server: ServerUse | None) -> RemoteM
         return None
     from grit_mlx.cli.warm import find
 
-    return find(choice, Path(choice.model), lambda: _loaded(choice, mode))
+    remote = find(choice, Path(choice.model), lambda: _loaded(choice, mode))
+    if remote is not None and mode == "generative" and not remote.settings.generates:
+        return None  # loading it says why it does not
+    return remote
 
 
 def _loaded(choice: ModelChoice, mode: str) -> GritLM:
