@@ -47,6 +47,7 @@ COMMANDS = {
     "rag remove": "Remove files from a store; the files themselves stay.",
     "rag verify": "Check a store for changed files and damaged rows and caches.",
     "serve": "Serve models and stores to other programs, over HTTP.",
+    "mcp": "Give programs that speak MCP tools to search, read and ask what is indexed.",
     "models": "List, describe, download and choose models.",
     "models list": "List the models on this machine, with the default marked.",
     "models info": "Show a model's architecture, size, precision and settings.",

@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -25,6 +26,7 @@ from grit_mlx.model import hub
 from grit_mlx.model.options import ModelChoice
 from grit_mlx.options import from_mapping
 from grit_mlx.server.options import ServeOptions
+from grit_mlx.server.running import RunningServer, announced, package_version
 from grit_mlx.text import kinds
 
 if TYPE_CHECKING:
@@ -129,6 +131,7 @@ def _run(host: Host, keys: list[str], listening: socket.socket) -> None:
     def loaded(error: GritError | None) -> None:
         if error is None:
             console.note(f"serving {', '.join(host.names())} on {_address(listening)}")
+            running.enter_context(announced(_announcement(host, listening)))
             return
         failed.append(error)
         if server is not None:
@@ -146,7 +149,8 @@ def _run(host: Host, keys: list[str], listening: socket.socket) -> None:
     )
     logging.getLogger("grit_mlx").addFilter(_Seldom())
     server = _server(settings)
-    server.run(sockets=[listening])
+    with ExitStack() as running:
+        server.run(sockets=[listening])
     if failed:
         raise failed[0]
 
@@ -165,6 +169,23 @@ class _Seldom(logging.Filter):
             self._shown[str(record.msg)] = now
             return True
         return console.verbose()
+
+
+def _announcement(host: Host, listening: socket.socket) -> RunningServer:
+    """How other programs of this user find the server."""
+    address = _address(listening).replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+    key_file = host.options.api_key_file
+    return RunningServer(
+        process=os.getpid(),
+        address=address,
+        version=package_version(),
+        models={name: str(model.choice.model) for name, model in host.models.items()},
+        stores={
+            name: store.uri if "://" in store.uri else str(Path(store.uri).expanduser().resolve())
+            for name, store in host.stores.items()
+        },
+        key_file=None if key_file is None else str(key_file.expanduser().resolve()),
+    )
 
 
 def _server(settings: Any) -> Server:

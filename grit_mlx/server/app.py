@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial, wraps
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp
 
 from grit_mlx.errors import ArgumentError, GritError, Option
-from grit_mlx.server import anthropic, openai, reranking
+from grit_mlx.server import anthropic, openai, page, reranking
 from grit_mlx.server.engine import Lane
 from grit_mlx.server.fields import object_of, read
 from grit_mlx.server.guard import Guard
@@ -504,7 +506,10 @@ def application(
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         tasks = [asyncio.create_task(_load(host, loaded)), asyncio.create_task(_watch_idle(host))]
         try:
-            yield
+            async with AsyncExitStack() as running:
+                if tools is not None:
+                    await running.enter_async_context(tools.router.lifespan_context(tools))
+                yield
         finally:
             for task in tasks:
                 task.cancel()
@@ -516,10 +521,26 @@ def application(
         message = f"{request.method} {request.url.path:.100} is not something that this server does."
         return _refused(Refusal(error.status_code, message, code="not_found"), request)
 
+    async def itself(scope: Any, receive: Any, send: Any) -> None:
+        await app(scope, receive, send)
+
+    tools = _tools(itself)
     app = Starlette(
-        routes=[*routes(host), *(more or [])], lifespan=lifespan, exception_handlers={404: refuse, 405: refuse}
+        routes=[*routes(host), *page.routes(), *(tools.routes if tools is not None else ()), *(more or [])],
+        lifespan=lifespan,
+        exception_handlers={404: refuse, 405: refuse},
     )
     return Guard(app, host=host.options.host, keys=keys or (), origins=host.options.origins)
+
+
+def _tools(app: ASGIApp) -> Starlette | None:
+    """The tools at ``/mcp``; None where mcp is not installed."""
+    if find_spec("mcp") is None:
+        return None
+    from grit_mlx.server.tools import mcp_app
+
+    tools: Starlette = mcp_app(app)
+    return tools
 
 
 async def _load(host: Host, loaded: Callable[[GritError | None], None]) -> None:

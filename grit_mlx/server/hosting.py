@@ -53,7 +53,7 @@ class HostedModel:
         self.users = 0
         self.on_unload: list[Callable[[], None]] = []
         self._engine = engine
-        self._choice = choice
+        self.choice = choice
         self._lock = threading.Lock()
         self._lane: Lane | None = None
         self._used = time.monotonic()
@@ -72,7 +72,7 @@ class HostedModel:
         with self._lock:
             self._used = time.monotonic()
             if self._lane is None:
-                self._lane = self._engine.open(GritLM.from_choice(self._choice))
+                self._lane = self._engine.open(GritLM.from_choice(self.choice))
                 self.created = int(time.time())
             return self._lane
 

@@ -268,7 +268,7 @@ def test_a_tokenizer_that_cannot_is_refused(shared: Path) -> None:
 def test_a_text_that_no_tokens_spell_ends_the_answer_with_a_sentence(
     grit: GritLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = TokenBytes.of(grit.tokenizer, grit._engine_tokenizer.eos_token_ids)
+    table = TokenBytes.of(grit.tokenizer, grit.engine_tokenizer.eos_token_ids)
     without = tuple(b"" if b"\xe6" in piece else piece for piece in table.pieces)
     poor = TokenBytes(grit.tokenizer, without, table.end_tokens)
     monkeypatch.setattr(TokenBytes, "of", lambda *_: poor)
