@@ -27,7 +27,7 @@ __all__ = ["EXAMPLES", "Connection", "mcp", "serve_while_wanted"]
 
 EXAMPLES = """
 Examples:
-  grit mcp --store /Users/me/notes.grit
+  grit mcp --store ~/notes.grit
   grit mcp --store ~/notes.grit --allow-index ~/notes
   grit mcp --address http://127.0.0.1:8080
 """
