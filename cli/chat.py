@@ -14,6 +14,7 @@ from grit_mlx.cli import console, options
 from grit_mlx.cli.generate import Generated, show_piece, written
 from grit_mlx.cli.loader import load_model, model_name
 from grit_mlx.cli.options import Use
+from grit_mlx.cli.warm import RemoteCache, RemoteModel, ServerUse
 from grit_mlx.errors import ArgumentError, GritError
 from grit_mlx.model.options import GenerationOptions, ModelChoice
 from grit_mlx.text.reading import read_lines
@@ -45,6 +46,7 @@ def chat(
     *,
     sampling: Annotated[GenerationOptions, Use(defaults={"max_tokens": 1024})],
     model: Annotated[ModelChoice, Use(without=("pooling", "attn"))],
+    server: ServerUse,
     system: options.System = None,
 ) -> None:
     """Talk with the model.
@@ -53,7 +55,7 @@ def chat(
     line of stdin is a turn. Commands: /reset, /save FILE, /quit, /help. Ctrl-C stops an answer, and exits at the
     prompt.
     """
-    conversation = Conversation(load_model(model, mode="generative"), sampling, system=system)
+    conversation = Conversation(load_model(model, mode="generative", server=server), sampling, system=system)
     commands: Commands = {
         "/reset": ("forget the conversation", conversation.reset),
         "/save FILE": ("write it as JSON lines of role and content", conversation.save),
@@ -70,13 +72,11 @@ class Conversation:
         system: the system message, if any.
     """
 
-    def __init__(self, grit: GritLM, chosen: GenerationOptions, *, system: str | None = None) -> None:
-        from grit_mlx.model.generation import PromptCache
-
+    def __init__(self, grit: GritLM | RemoteModel, chosen: GenerationOptions, *, system: str | None = None) -> None:
         self._grit = grit
         self._options = asdict(chosen)
         self._start = [{"role": "system", "content": system}] if system else []
-        self._cache = PromptCache()
+        self._cache = _cache_for(grit)
         self.messages: list[dict[str, str]] = list(self._start)
 
     def turn(self, text: str) -> None:
@@ -132,6 +132,15 @@ class Conversation:
             for message in self.messages:
                 file.write(console.dumps(message).encode("utf-8", "replace") + b"\n")
         console.note(f"{len(self.messages)} messages -> {path}")
+
+
+def _cache_for(grit: GritLM | RemoteModel) -> Any:
+    """What keeps keys and values between turns."""
+    if isinstance(grit, RemoteModel):
+        return RemoteCache()
+    from grit_mlx.model.generation import PromptCache
+
+    return PromptCache()
 
 
 def converse(turn: Callable[[str], None], commands: Commands, *, greeting: str) -> None:

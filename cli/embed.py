@@ -16,6 +16,7 @@ from grit_mlx.cli import console, options
 from grit_mlx.cli.inputs import CutTexts, Inputs, embedded, token_measure
 from grit_mlx.cli.loader import load_model
 from grit_mlx.cli.options import Use
+from grit_mlx.cli.warm import ServerUse
 from grit_mlx.cli.wording import number_of, one_line
 from grit_mlx.errors import ArgumentError
 from grit_mlx.model.options import EmbeddingOptions, ModelChoice
@@ -103,6 +104,7 @@ def embed(
         ),
     ] = False,
     model: ModelChoice,
+    server: ServerUse,
     embedding: EmbeddingOptions,
     target: VectorOutput,
 ) -> None:
@@ -127,7 +129,7 @@ def embed(
                 target.output, dtype=target.precision, overwrite=not target.no_overwrite, keep=target.keep
             )
             writer = stack.enter_context(opened)
-        grit = load_model(model, mode="embedding")
+        grit = load_model(model, mode="embedding", server=server)
         texts: Iterable[Text] = inputs.read(token_measure(grit))
         if in_table:
             texts = islice(texts, _SHOWN_TEXTS)

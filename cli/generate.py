@@ -12,6 +12,7 @@ import typer
 from grit_mlx.cli import console, options
 from grit_mlx.cli.loader import load_model, model_name
 from grit_mlx.cli.options import Use
+from grit_mlx.cli.warm import ServerUse
 from grit_mlx.cli.wording import size_of
 from grit_mlx.errors import ArgumentError, DocumentError, unreadable
 from grit_mlx.model.options import GenerationOptions, ModelChoice
@@ -81,6 +82,7 @@ def generate(
     ] = None,
     sampling: GenerationOptions,
     model: Annotated[ModelChoice, Use(without=("pooling", "attn"))],
+    server: ServerUse,
     json_output: Annotated[
         bool, typer.Option("--json", rich_help_panel=options.OUTPUT, help="Print the answer and its timings as JSON.")
     ] = False,
@@ -93,7 +95,7 @@ def generate(
         raise typer.BadParameter("A raw prompt has no system message: put it into the prompt.", param_hint="--system")
     if schema is not None:
         sampling = replace(sampling, schema=_schema(schema))
-    grit = load_model(model, mode="generative")
+    grit = load_model(model, mode="generative", server=server)
     messages = [{"role": "system", "content": system}] if system else []
     given = prompt if raw else [*messages, {"role": "user", "content": prompt}]
     responses = grit.stream_responses(given, raw=raw, **asdict(sampling))

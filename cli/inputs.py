@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grit_mlx.cli import console
+from grit_mlx.cli.warm import RemoteModel, identity
 from grit_mlx.cli.wording import number_of
 from grit_mlx.errors import ArgumentError, DependencyError, DocumentError, GritError, TextError
 from grit_mlx.model import hub
@@ -35,7 +36,16 @@ if TYPE_CHECKING:
     from grit_mlx.gritlm import GritLM
     from grit_mlx.progress import Progress
 
-__all__ = ["CutTexts", "Inputs", "Sources", "embedded", "embedded_once", "encode_options", "paired", "token_measure"]
+__all__ = [
+    "CutTexts",
+    "Inputs",
+    "Sources",
+    "embedded",
+    "embedded_once",
+    "encode_options",
+    "paired",
+    "token_measure",
+]
 
 _OVERLAP = 32  # of passages, in tokens, as in a store
 _WINDOW = 2048  # texts that are looked up at once
@@ -214,8 +224,10 @@ class Sources:
         self.skipped += 1
 
 
-def token_measure(grit: GritLM) -> Measure:
+def token_measure(grit: GritLM | RemoteModel) -> Measure:
     """Counts the tokens of a text, without those that the tokenizer adds."""
+    if isinstance(grit, RemoteModel):
+        return grit.count_tokens
     return lambda text: len(grit.tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
 
@@ -225,7 +237,11 @@ def encode_options(embedding: EmbeddingOptions) -> dict[str, Any]:
 
 
 def embedded(
-    grit: GritLM, texts: Iterable[Text], embedding: EmbeddingOptions, progress: Progress, **role: str | None
+    grit: GritLM | RemoteModel,
+    texts: Iterable[Text],
+    embedding: EmbeddingOptions,
+    progress: Progress,
+    **role: str | None,
 ) -> Iterator[tuple[Text, NDArray[np.float32]]]:
     """Each text with its vector; see ``paired``.
 
@@ -241,7 +257,7 @@ def embedded(
 
 
 def embedded_once(
-    grit: GritLM,
+    grit: GritLM | RemoteModel,
     texts: Iterable[tuple[Text, str]],
     embedding: EmbeddingOptions,
     progress: Progress,
@@ -257,15 +273,10 @@ def embedded_once(
         progress: called with the number of texts done.
         budget: of the cache, in bytes; 0 to use none, None for no limit.
     """
-    from mlx.utils import tree_flatten
-
-    from grit_mlx.rag.fingerprint import digest, fingerprint
     from grit_mlx.vectors.cache import VectorCache
 
     cache = VectorCache(hub.home() / "vectors.sqlite", budget=sys.maxsize if budget is None else budget)
-    weights: Any = tree_flatten(grit.model.parameters())
-    dtypes = sorted({str(value.dtype) for _, value in weights})
-    how = json.dumps([digest(fingerprint(grit)), dtypes, embedding.max_length, embedding.long_texts])
+    how = json.dumps([*identity(grit), embedding.max_length, embedding.long_texts])
     stream, done = iter(texts), 0
     while window := list(islice(stream, _WINDOW)):
         keys = [hashlib.blake2b(f"{how}\0{content}".encode(), digest_size=16).digest() for _, content in window]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from textwrap import wrap
@@ -13,8 +13,9 @@ import typer
 from grit_mlx.cli import console, options
 from grit_mlx.cli.chat import Commands, converse, interruptible
 from grit_mlx.cli.generate import show_piece
-from grit_mlx.cli.loader import load_model
+from grit_mlx.cli.loader import load_model, note_embedded, remote_model
 from grit_mlx.cli.options import Use
+from grit_mlx.cli.warm import RemoteAnswer, ServerUse
 from grit_mlx.cli.wording import number_of, one_line, size_of
 from grit_mlx.errors import DocumentError, StoreBusyError
 from grit_mlx.model.options import GenerationOptions, ModelChoice
@@ -23,6 +24,7 @@ from grit_mlx.rag.options import ChatOptions, IndexOptions, RagOptions, StoreOpt
 from grit_mlx.text.options import ReadingOptions, WalkOptions
 
 if TYPE_CHECKING:
+    from grit_mlx.cli.warm import RemoteResults
     from grit_mlx.rag import Estimate, IndexReport, Quote, Rag, Response, SearchResult, SearchResults, Store
 
 __all__ = [
@@ -229,6 +231,7 @@ def ask(
     caches: _Caches,
     sampling: Annotated[GenerationOptions, Use(only=_SAMPLING, defaults={"max_tokens": 256})],
     model: _Model,
+    server: ServerUse,
     output: Output,
 ) -> None:
     """Answer a question from a store, as it comes, and name the sources.
@@ -238,9 +241,20 @@ def ask(
     makes nothing up.
     """
     check_question(question)
+    answering = not (output.sources_only or output.no_generate)
+    # Filters are relative to this folder, and words alone need no model.
+    if not chosen.paths and (answering or chosen.rerank or chosen.method != "bm25"):
+        asked = {"chosen": asdict(chosen), "caches": asdict(caches), "sampling": asdict(sampling)}
+        remote = remote_model(model, server)
+        if remote and (found := RemoteAnswer.to(remote, question, store, answering=answering, **asked)):
+            note_embedded(model, remote.folder)
+            if answering:
+                _show_answer(found, found, in_json=output.json)
+            else:
+                _show_results(found.results, found, in_json=output.json, texts=output.no_generate)
+            return
     opened = _opened(store, caches)
     opened.require()
-    answering = not (output.sources_only or output.no_generate)
     if answering or chosen.rerank:
         rag = _rag(opened, chosen, model)
         results = rag.find(question)
@@ -404,7 +418,7 @@ def _rag(opened: Store, chosen: RagOptions, model: ModelChoice) -> Rag:
 # Showing
 
 
-def _show_answer(response: Response, opened: Store, *, in_json: bool = False) -> str:
+def _show_answer(response: Response | RemoteAnswer, opened: Sized, *, in_json: bool = False) -> str:
     """Show an answer as it comes, then its sources; Ctrl-C stops the answer, not the sources. Returns its text."""
     answer = response.answer
     if answer is None:
@@ -443,7 +457,7 @@ def _show_answer(response: Response, opened: Store, *, in_json: bool = False) ->
     return text
 
 
-def _show_quotes(response: Response, *, in_json: bool) -> str:
+def _show_quotes(response: Response | RemoteAnswer, *, in_json: bool) -> str:
     """Show an answer of quotes, each with its place. Returns its text."""
     text = response.text or ""
     if in_json:
@@ -479,7 +493,7 @@ def _laid_out(quote: Quote) -> Iterator[str]:
     yield f"  {quote.place}"
 
 
-def _show_results(results: SearchResults, opened: Store, *, in_json: bool, texts: bool = False) -> None:
+def _show_results(results: SearchResults | RemoteResults, opened: Sized, *, in_json: bool, texts: bool = False) -> None:
     """What was found, or that nothing relevant was."""
     if in_json:
         console.write(console.dumps({"answer": None, **_as_json(results)}))
@@ -495,7 +509,7 @@ def _show_results(results: SearchResults, opened: Store, *, in_json: bool, texts
             )
 
 
-def _as_json(results: SearchResults) -> dict[str, Any]:
+def _as_json(results: SearchResults | RemoteResults) -> dict[str, Any]:
     sources = [
         {
             "source": result.passage.source,

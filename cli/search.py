@@ -13,6 +13,7 @@ from grit_mlx.cli import console, options
 from grit_mlx.cli.inputs import CutTexts, Sources, embedded_once, token_measure
 from grit_mlx.cli.loader import load_model
 from grit_mlx.cli.options import Use
+from grit_mlx.cli.warm import ServerUse
 from grit_mlx.cli.wording import number_of, one_line
 from grit_mlx.errors import ArgumentError
 from grit_mlx.model.options import EmbeddingOptions, ModelChoice
@@ -114,6 +115,7 @@ def search(
         ),
     ] = None,
     model: ModelChoice,
+    server: ServerUse,
     embedding: EmbeddingOptions,
     cache: Annotated[CacheOptions, Use(defaults={"cache_budget": "500MB"})],
     output: SearchOutput,
@@ -128,7 +130,7 @@ def search(
         raise ArgumentError("The query is empty. Say what to look for.")
     inputs = Sources(files, reading, walking)
     inputs.check()
-    grit = load_model(model, mode="embedding")
+    grit = load_model(model, mode="embedding", server=server)
     wanted = grit.encode(query, role="query", instruction=instruction, max_length=embedding.max_length)
     budget = 0 if cache.no_cache else cache.cache_budget
     with CutTexts() as cut, console.progress("Searching", None) as advance:

@@ -26,7 +26,7 @@ from grit_mlx.model import hub
 from grit_mlx.model.options import ModelChoice
 from grit_mlx.options import from_mapping
 from grit_mlx.server.options import ServeOptions
-from grit_mlx.server.running import RunningServer, announced, package_version
+from grit_mlx.server.running import RunningServer, announced, loaded_as, package_version
 from grit_mlx.text import kinds
 
 if TYPE_CHECKING:
@@ -137,6 +137,9 @@ def _run(host: Host, keys: list[str], listening: socket.socket) -> None:
         if server is not None:
             server.should_exit = True
 
+    # Before the application adds a handler that sends commands what they cause.
+    for handler in logging.getLogger("grit_mlx").handlers:
+        handler.addFilter(_Seldom())
     app = application(host, keys=keys, loaded=loaded)
     settings = uvicorn.Config(
         app,
@@ -147,7 +150,6 @@ def _run(host: Host, keys: list[str], listening: socket.socket) -> None:
         timeout_graceful_shutdown=_PATIENCE,
         timeout_keep_alive=75,  # clients keep connections for a minute
     )
-    logging.getLogger("grit_mlx").addFilter(_Seldom())
     server = _server(settings)
     with ExitStack() as running:
         server.run(sockets=[listening])
@@ -183,6 +185,10 @@ def _announcement(host: Host, listening: socket.socket) -> RunningServer:
         stores={
             name: store.uri if "://" in store.uri else str(Path(store.uri).expanduser().resolve())
             for name, store in host.stores.items()
+        },
+        loaded={
+            str(model.choice.model): loaded_as(str(model.choice.model), model.choice.dtype)
+            for model in host.models.values()
         },
         key_file=None if key_file is None else str(key_file.expanduser().resolve()),
     )

@@ -39,11 +39,6 @@ Prompt = str | Sequence[prompts.Message] | Sequence[int] | NDArray[Any] | mx.arr
 Document = str | Mapping[str, str]
 Cache: TypeAlias = "PromptCache | TextCache | None"
 
-# Texts that are tokenised and sorted together. Large, so that little is lost at the borders; bounded, so that
-# the memory of a stream of any length stays the same.
-_WINDOW_TEXTS = 8192
-_WINDOW_CHARACTERS = 32_000_000
-
 
 class GritLM:
     """One model, two attention modes: ``encode`` embeds bidirectionally, ``generate`` writes causally.
@@ -299,7 +294,7 @@ class GritLM:
         embedder = self.embedder
         texts = (text + self.embed_eos for text in texts) if self.embed_eos else texts
         start = 0
-        for window in windows(texts, max_texts=_WINDOW_TEXTS, max_characters=_WINDOW_CHARACTERS):
+        for window in windows(texts):
             shifted = None if progress is None else partial(_shifted, progress, start, total)
             yield start, *embedder.embed(window, options, first_index=start, progress=shifted)
             start += len(window)

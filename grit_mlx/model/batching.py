@@ -11,6 +11,11 @@ from collections.abc import Iterable, Iterator, Sequence
 __all__ = ["halve", "plan_batches", "windows"]
 
 
+# Texts that are tokenised and sorted together. Large, so that little is lost at the borders; bounded, so that
+# the memory of a stream of any length stays the same.
+WINDOW_TEXTS = 8192
+WINDOW_CHARACTERS = 32_000_000
+
 # A batch may be closed before its budget is full once it holds this part of it, which keeps a device busy ...
 _ENOUGH = 1 / 8
 # ... if the next text would make padding a larger part of the batch than this.
@@ -50,7 +55,9 @@ def halve(batch: Sequence[int]) -> list[list[int]]:
     return [part for part in (list(batch[:middle]), list(batch[middle:])) if part]
 
 
-def windows(texts: Iterable[str], *, max_texts: int, max_characters: int) -> Iterator[list[str]]:
+def windows(
+    texts: Iterable[str], *, max_texts: int = WINDOW_TEXTS, max_characters: int = WINDOW_CHARACTERS
+) -> Iterator[list[str]]:
     """Consecutive groups of texts that fit into memory together, for corpora that do not.
 
     Args:

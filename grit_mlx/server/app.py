@@ -19,7 +19,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
 from grit_mlx.errors import ArgumentError, GritError, Option
-from grit_mlx.server import anthropic, openai, page, reranking
+from grit_mlx.server import anthropic, openai, page, reranking, warm
 from grit_mlx.server.engine import Lane
 from grit_mlx.server.fields import object_of, read
 from grit_mlx.server.guard import Guard
@@ -526,7 +526,13 @@ def application(
 
     tools = _tools(itself)
     app = Starlette(
-        routes=[*routes(host), *page.routes(), *(tools.routes if tools is not None else ()), *(more or [])],
+        routes=[
+            *routes(host),
+            *page.routes(),
+            *warm.routes(host),
+            *(tools.routes if tools is not None else ()),
+            *(more or []),
+        ],
         lifespan=lifespan,
         exception_handlers={404: refuse, 405: refuse},
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -47,7 +47,36 @@ class ServerClient:
         """The answer to a request; see ``get``."""
         return self._answer("POST", quote(path), json.dumps(body).encode())
 
+    def lines(self, path: str, body: Mapping[str, Any]) -> Iterator[Any]:
+        """The lines of an answer of several, as they come; the server stops computing once nobody reads on.
+
+        Raises:
+            ServerError: what the server says is wrong.
+            UnreachableError: it does not answer, or its answer breaks off.
+        """
+        connection, response = self._begun("POST", quote(path), json.dumps(body).encode())
+        try:
+            if response.status >= 400:
+                answer_of(response.status, response.read())
+            while line := response.readline():
+                if line.strip() and not line.startswith(b":"):
+                    yield json.loads(line)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise UnreachableError(f"The server at {self.address} does not answer: {first_line(error)}") from error
+        finally:
+            connection.close()
+
     def _answer(self, method: str, path: str, body: bytes | None) -> Any:
+        connection, response = self._begun(method, path, body)
+        try:
+            status, content = response.status, response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise UnreachableError(f"The server at {self.address} does not answer: {first_line(error)}") from error
+        finally:
+            connection.close()
+        return answer_of(status, content)
+
+    def _begun(self, method: str, path: str, body: bytes | None) -> tuple[Any, http.client.HTTPResponse]:
         parts = urlsplit(self.address)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         headers = {"content-type": "application/json"} if body is not None else {}
@@ -56,13 +85,13 @@ class ServerClient:
         connection = kind(parts.hostname or "", parts.port, timeout=self._timeout)
         try:
             connection.request(method, parts.path + path, body, headers)
-            response = connection.getresponse()
-            status, content = response.status, response.read()
+            return connection, connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
-            raise UnreachableError(f"The server at {self.address} does not answer: {first_line(error)}") from error
-        finally:
             connection.close()
-        return answer_of(status, content)
+            raise UnreachableError(f"The server at {self.address} does not answer: {first_line(error)}") from error
+        except BaseException:
+            connection.close()
+            raise
 
 
 def answer_of(status: int, content: bytes) -> Any:

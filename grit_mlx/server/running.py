@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from grit_mlx.errors import OutputError
 from grit_mlx.files.atomic import atomic_write
 from grit_mlx.model import hub
 
-__all__ = ["RunningServer", "announced", "package_version", "running_servers"]
+__all__ = ["RunningServer", "announced", "loaded_as", "package_version", "running_servers"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class RunningServer:
         models: names and folders.
         stores: names and folders.
         key_file: the file with its keys, if it asks for one.
+        loaded: for each model's folder ``loaded_as`` at the time when it was loaded.
     """
 
     process: int
@@ -37,6 +39,7 @@ class RunningServer:
     models: Mapping[str, str]
     stores: Mapping[str, str]
     key_file: str | None = None
+    loaded: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -45,6 +48,13 @@ class RunningServer:
             lines = Path(self.key_file).read_text(encoding="utf-8").splitlines() if self.key_file else []
             return next((line.strip() for line in lines if line.strip() and not line.startswith("#")), "")
         return ""
+
+
+def loaded_as(folder: str | Path, dtype: str) -> str:
+    """What a model in memory depends on: how it was loaded, and the names, sizes and times of its files."""
+    files = [(path.name, path.stat()) for path in sorted(Path(folder).iterdir()) if path.is_file()]
+    seen = [dtype, *((name, state.st_size, state.st_mtime_ns) for name, state in files)]
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:16]
 
 
 def package_version() -> str:
