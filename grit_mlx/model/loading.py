@@ -319,6 +319,7 @@ def _cast(model: nn.Module, target: mx.Dtype | None, *, lookups_only: bool = Fal
                 needed / 1e9,
             )
             tables = [(name, one) for name, one in model.named_modules() if isinstance(one, nn.QuantizedEmbedding)]
+            model.set_dtype(target)  # scales first: in their own dtype the widened weights would be rounded to it
             dequantize_model(model)
             if lookups_only:
                 model.update_modules(tree_unflatten(tables))

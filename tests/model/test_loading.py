@@ -31,7 +31,7 @@ from grit_mlx.errors import (
     NonFiniteError,
     TokenizerError,
 )
-from grit_mlx.model import device
+from grit_mlx.model import device, hub
 from grit_mlx.model.loading import config_fixes, load
 from grit_mlx.model.options import ModelChoice
 
@@ -386,3 +386,10 @@ def test_unreadable_weights(model_copy: Copy) -> None:
     (folder / "model.safetensors").chmod(0)
     with pytest.raises(CheckpointError, match=r"cannot be read: permission denied"):
         GritLM(folder)
+
+
+def test_quantised_weights_are_the_same_for_every_job() -> None:
+    """Widened to float32, not to the dtype of their scales: stores are embedded by one load and asked by another."""
+    texts = ["what keeps a ship upright?", "The keel is the lowest part of a boat."]
+    embedding, unified = (GritLM(hub.embedded_model(), mode=mode).encode(texts) for mode in ("embedding", "unified"))
+    np.testing.assert_array_equal(embedding, unified)
