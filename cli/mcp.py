@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,6 +35,8 @@ Examples:
 
 # Minutes after which a server that was started here unloads its model.
 _IDLE_MINUTES = 30
+# Seconds that a server may take to say that it is there.
+_PATIENCE = 10.0
 # Seconds for a model to load: large ones are read from disk.
 _LOADING_SECONDS = 600.0
 
@@ -89,6 +92,8 @@ def mcp(
     # Here, because it brings mcp and pydantic.
     from grit_mlx.server.tools import mcp_server
 
+    if console.stdin_is_terminal():
+        console.note("this waits for a program that speaks MCP: see docs/mcp.md; Ctrl-D ends it")
     index = Indexing(folders[0], allowed, model).index if allowed else None
     server = mcp_server(_Requests(connection), folders=folders or None, index=index)
     connection.prepare()
@@ -166,7 +171,9 @@ class Connection:
             held = {str(Path(folder).resolve()) for folder in server.stores.values()}
             has_model = self._model is None or self._model in (*server.models, *server.models.values())
             if server.version == package_version() and held.issuperset(self._folders) and has_model:
-                return server
+                with suppress(ServerError):  # another program may have its process id by now
+                    ServerClient(server.address, server.key, timeout=_PATIENCE).get("/health")
+                    return server
         return None
 
     def _start(self) -> RunningServer:

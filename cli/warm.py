@@ -12,7 +12,7 @@ import logging
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +22,7 @@ from grit_mlx import errors
 from grit_mlx.errors import GritError, Option
 from grit_mlx.model.batching import windows
 from grit_mlx.model.options import ModelChoice
+from grit_mlx.model.settings import Settings
 from grit_mlx.options import option
 from grit_mlx.server.client import ServerClient, UnreachableError
 from grit_mlx.server.running import loaded_as, package_version, running_servers
@@ -89,6 +90,12 @@ class RemoteModel:
         self._here: GritLM | None = None
         self.folder = folder
 
+    def __getattr__(self, name: str) -> Any:
+        """Whatever a server is not asked for: the model here has it."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._local(), name)
+
     # What commands ask of a model
 
     @property
@@ -97,9 +104,9 @@ class RemoteModel:
         return int(self._about["embedding_size"])
 
     @property
-    def settings(self) -> str:
-        """The model's settings, to compare them."""
-        return str(self._about["settings"])
+    def settings(self) -> Settings:
+        """The model's settings."""
+        return Settings(**self._about["settings"])
 
     @property
     def identity(self) -> Any:
@@ -159,7 +166,7 @@ class RemoteModel:
             grit = self._local()
             return {
                 "embedding_size": grit.embedding_size,
-                "settings": str(grit.settings),
+                "settings": asdict(grit.settings),
                 "identity": identity(grit),
             }
         return about  # type: ignore[no-any-return]

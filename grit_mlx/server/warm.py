@@ -133,7 +133,7 @@ def _describe(model: GritLM, body: Mapping[str, Any], emit: Emit) -> None:
         {
             "embedding_size": model.embedding_size,
             "identity": [digest(fingerprint(model)), sorted({str(value.dtype) for _, value in weights})],
-            "settings": str(model.settings),
+            "settings": asdict(model.settings),
             "tokenizer": tokenizer.to_str() if tokenizer is not None and body["tokenizer"] else None,
         }
     )
