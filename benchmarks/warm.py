@@ -50,6 +50,10 @@ def _measured(folder: Path, model: list[str], runs: int) -> dict[str, dict[str, 
     results = {}
     for name, command in commands.items():
         seconds: dict[str, list[float]] = {"cold": [], "warm": []}
+        if subprocess.run(
+            [*_GRIT, *command, *model], cwd=folder, input=b"a question?\n", capture_output=True
+        ).returncode:
+            continue  # a model that only embeds
         for _ in range(runs):
             printed = []
             for kind, flags in (("cold", ["--no-server"]), ("warm", [])):

@@ -59,7 +59,10 @@ def _remote(choice: ModelChoice, folder: Path, mode: str, server: ServerUse | No
         return None
     from grit_mlx.cli.warm import find
 
-    return find(choice, folder, lambda: _loaded(choice, folder, mode))
+    remote = find(choice, folder, lambda: _loaded(choice, folder, mode))
+    if remote is not None and mode == "generative" and not remote.settings.generates:
+        return None  # loading it says why it does not
+    return remote
 
 
 def _loaded(choice: ModelChoice, folder: Path, mode: str) -> GritLM:

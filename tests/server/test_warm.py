@@ -18,6 +18,7 @@ from grit_mlx import GritLM
 from grit_mlx.cli import loader, warm
 from grit_mlx.cli.main import app
 from grit_mlx.errors import ArgumentError, Option, TextError
+from grit_mlx.model import hub
 from grit_mlx.model.options import ModelChoice
 from grit_mlx.server.client import ServerClient, UnreachableError
 from grit_mlx.server.running import RunningServer, announced, loaded_as, package_version
@@ -252,6 +253,19 @@ def test_commands_print_the_same(
         assert with_server == without, command
         assert loads.pop() if without[0] == 0 else True
         loads.clear()
+
+
+def test_a_model_that_only_embeds_says_so_at_once(
+    start: Callable[..., Server], run: Callable[..., tuple[int, str, str]]
+) -> None:
+    folder = hub.embedded_model()
+    if GritLM(folder).settings.generates:
+        pytest.skip("the built-in model generates")
+    server = start(models={"tiny": folder})
+    with announced(_running(server, folder)):
+        for command in (["chat"], ["generate", "Hello"]):
+            assert run(*command) == run(*command, "--no-server")
+            assert run(*command)[0] == 1
 
 
 def test_files_of_vectors_are_the_same(
