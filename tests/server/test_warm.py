@@ -259,6 +259,7 @@ def test_a_model_that_only_embeds_says_so_at_once(
     start: Callable[..., Server], run: Callable[..., tuple[int, str, str]]
 ) -> None:
     folder = hub.embedded_model()
+    assert folder is not None
     if GritLM(folder).settings.generates:
         pytest.skip("the built-in model generates")
     server = start(models={"tiny": folder})
