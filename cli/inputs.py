@@ -53,6 +53,7 @@ __all__ = [
 ARGUMENT = "argument"  # the source of texts that were given on the command line
 _FILE_NAME = re.compile(r"(?:^[~.]{0,2}/\S|\.[A-Za-z0-9]{1,8}$)")
 _WORD = re.compile(r"[\w'?!,-]+")
+_LONGEST_WORD = 100
 
 _OVERLAP = 32  # of passages, in tokens, as in a store
 _WINDOW = 2048  # texts that are looked up at once
@@ -154,7 +155,7 @@ def _refuse_a_word(name: str) -> None:
     Raises:
         DocumentError: there is no such file.
     """
-    if name != STDIN and _WORD.fullmatch(name) and not _exists(name):
+    if name != STDIN and len(name) < _LONGEST_WORD and _WORD.fullmatch(name) and not _exists(name):
         word = shlex.quote(name)
         raise DocumentError(f"There is no file {name}. To embed it as a text: echo {word} | grit embed -", path=name)
 

@@ -22,9 +22,6 @@ _WORD_BITS = {2: 8, 4: 8, 8: 8, 3: 12, 6: 12, 5: 10}
 # A word's codes are looked up as one number of this many times 4 bytes.
 _LOOKED_UP = {1: np.float32, 2: np.float64, 4: np.complex128}
 
-# Binary digits that a float32 has more.
-_DROPPED_BITS = {"BF16": 16, "F16": 13}
-
 # OCP Microscaling Formats, version 1.0: scales that are a power of two, and 4-bit floats without their sign.
 _E8M0 = np.ldexp(np.float32(1), np.minimum(np.arange(256), 254) - 127)
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -53,23 +50,13 @@ def unpacked(quantization: Quantization, stored: Sequence[tuple[NDArray[Any], st
     values = _looked_up(packed.view(np.uint8), quantization)
     groups = values.reshape(len(values), -1, quantization.group_size)
     if quantization.mode == "affine":
-        # Rounded twice, as mlx computes it in the dtype of the scales: a router can hang on the last digit.
+        # Not rounded to the dtype of the scales: neither are weights that are widened when a model is loaded.
         groups *= widened(*scales)[..., None]
-        _round(groups, scales[1])
         groups += widened(*stored[2])[..., None]
-        _round(groups, scales[1])
     else:
         table = _e4m3() if quantization.mode == "nvfp4" else _E8M0
         groups *= table[scales[0]][..., None]
     return values
-
-
-def _round(values: NDArray[np.float32], dtype: str) -> None:
-    """To the digits of a narrower dtype, in place (Veltkamp's splitting)."""
-    if dtype in _DROPPED_BITS:
-        large = values * np.float32(2 ** _DROPPED_BITS[dtype] + 1)
-        np.subtract(values, large, out=values)
-        values += large
 
 
 def _looked_up(octets: NDArray[np.uint8], quantization: Quantization) -> NDArray[np.float32]:

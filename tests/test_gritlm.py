@@ -91,13 +91,13 @@ def test_queries_and_documents_are_put_into_grits_format(model: GritLM) -> None:
 def test_windows_change_nothing(model: GritLM, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = texts(30)
     whole = model.encode(corpus)
-    monkeypatch.setattr("grit_mlx.gritlm._WINDOW_TEXTS", 7)
+    monkeypatch.setattr("grit_mlx.model.batching.WINDOW_TEXTS", 7)
     np.testing.assert_allclose(model.encode(corpus), whole, atol=1e-6)
     np.testing.assert_allclose(np.stack(list(model.encode_iter(iter(corpus)))), whole, atol=1e-6)
 
 
 def test_encode_iter_is_lazy_and_counts_from_the_first(model: GritLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("grit_mlx.gritlm._WINDOW_TEXTS", 4)
+    monkeypatch.setattr("grit_mlx.model.batching.WINDOW_TEXTS", 4)
     taken: list[int] = []
 
     def source() -> Iterator[str]:
@@ -117,7 +117,7 @@ def test_encode_iter_is_lazy_and_counts_from_the_first(model: GritLM, monkeypatc
 
 
 def test_encode_iter_memory_is_constant(model: GritLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("grit_mlx.gritlm._WINDOW_TEXTS", 256)
+    monkeypatch.setattr("grit_mlx.model.batching.WINDOW_TEXTS", 256)
 
     def peak(count: int) -> int:
         # In a process that holds much from other tests, cyclic garbage waits long for its collector.
@@ -236,7 +236,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
 
 
 def test_progress_reaches_the_end(model: GritLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("grit_mlx.gritlm._WINDOW_TEXTS", 16)
+    monkeypatch.setattr("grit_mlx.model.batching.WINDOW_TEXTS", 16)
     seen: list[tuple[int, int | None]] = []
     model.encode(texts(40), 8, progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (40, 40) and [done for done, _ in seen] == sorted(done for done, _ in seen)

@@ -56,15 +56,17 @@ def halve(batch: Sequence[int]) -> list[list[int]]:
 
 
 def windows(
-    texts: Iterable[str], *, max_texts: int = WINDOW_TEXTS, max_characters: int = WINDOW_CHARACTERS
+    texts: Iterable[str], *, max_texts: int | None = None, max_characters: int | None = None
 ) -> Iterator[list[str]]:
     """Consecutive groups of texts that fit into memory together, for corpora that do not.
 
     Args:
         texts: any iterable; it is read once, as the windows are taken.
-        max_texts: maximum number of texts of a window.
-        max_characters: a window ends once it holds this many characters.
+        max_texts: maximum number of texts of a window; None for ``WINDOW_TEXTS``.
+        max_characters: a window ends once it holds this many characters; None for ``WINDOW_CHARACTERS``.
     """
+    max_texts = WINDOW_TEXTS if max_texts is None else max_texts
+    max_characters = WINDOW_CHARACTERS if max_characters is None else max_characters
     window: list[str] = []
     characters = 0
     for text in texts:

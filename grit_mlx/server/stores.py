@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -167,7 +167,7 @@ class ServedStore:
         store = self._store or Store(self.uri)
         store.refresh()
         stats = store.stats()
-        values = {name: value for name, value in vars(stats).items() if name != "caches"}
+        values = {name: value for name, value in asdict(stats).items() if name != "caches"}
         cached = {"files": stats.caches.files, "bytes": stats.caches.bytes}
         return {"object": "store", "id": self.name, "folder": self.uri, **values, "caches": cached}
 

@@ -158,7 +158,7 @@ def test_quiet_says_nothing(grit: Grit, notes: Path, tmp_path: Path) -> None:
 def test_cut_texts_are_counted_once(
     grit: Grit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: GritLM
 ) -> None:
-    monkeypatch.setattr("grit_mlx.gritlm._WINDOW_TEXTS", 4)  # three windows, each with a warning of its own
+    monkeypatch.setattr("grit_mlx.model.batching.WINDOW_TEXTS", 4)  # three windows, each with a warning of its own
     path = tmp_path / "a.txt"
     path.write_text("short\n" + "A sail catches the wind. \n" * 9)
     run = grit("embed", path, "--max-length", "14")

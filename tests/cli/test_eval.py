@@ -116,7 +116,7 @@ def test_long_texts_are_told_once(grit: Grit, beir: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
-        ([], 2, "Name a set to score, or a task of MTEB with --mteb."),
+        ([], 2, "Name a set to score, a task of MTEB with --mteb, or one of lm-evaluation-harness"),
         (["{}/none"], 1, "error: {}/none does not exist. Check the name.\n"),
         (["{}/bad.csv"], 1, "error: {}/bad.csv, line 2: the score 'x' is not a number.\n"),
         (

@@ -123,7 +123,9 @@ def test_a_model_that_only_embeds_answers_with_quotes(grit: Grit, quoting: Path)
         "“A keel keeps a ship upright.” (notes/ships.md:3)"
     )
     talk = grit("rag", "chat", "-q", stdin="What keeps a ship upright?\n/sources\n")
-    assert talk.code == 0 and talk.out.startswith("“A keel keeps a ship upright.”\n") and "0." in talk.out
+    assert (
+        talk.code == 0 and talk.out.startswith("“A keel keeps a ship upright.”\n") and "ships.md:1-5  1.000" in talk.out
+    )
 
 
 def test_what_only_embeds_is_not_asked_to_write(grit: Grit, quoting: Path) -> None:

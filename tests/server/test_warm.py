@@ -240,7 +240,7 @@ def test_commands_print_the_same(
 ) -> None:
     loads: list[str] = []
 
-    def load(choice: ModelChoice, folder: Path, mode: str) -> GritLM:
+    def load(choice: ModelChoice, mode: str) -> GritLM:
         loads.append(mode)
         return GritLM.from_choice(choice, mode=mode)
 
