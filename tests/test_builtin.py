@@ -112,7 +112,7 @@ def test_it_answers_with_quotes(model: GritLM, tmp_path: Path) -> None:
     path.write_text("\n\n".join(PASSAGES), encoding="utf-8")
     store = Store(tmp_path / "store", model)
     store.index([path])
-    rag = Rag(model, store)
+    rag = Rag(model, store, min_score=-1)  # of five lines, nothing much is rare
     answers = [rag.ask(question).quotes[0].text for question in QUESTIONS]
     right = [answer in passage for answer, passage in zip(answers, PASSAGES, strict=True)]
     assert sum(right) >= len(QUESTIONS) - 1, answers

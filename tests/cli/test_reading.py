@@ -20,7 +20,7 @@ GOOD = '{"text": "A keel keeps a ship upright."}\n'
 LINE_2 = {
     "broken": ('{"text": b}', r", line 2: column 10 is not JSON \(Expecting value\)\. Fix the line\."),
     "two": ('{"text": "a"} 1', r", line 2: the JSON value ends before column 14\. Put one value on each line\."),
-    "no object": ("[1]", r", line 2: the row is an array, not an object\."),
+    "no object": ("1", r", line 2: the row is a number, not an object\."),
     "nul": ('{"text": "a\0"}', r" looks like a binary file \(it holds NUL bytes\)\. Name a text file\."),
     "surrogate": (
         '{"text": "\\ud800"}',

@@ -220,7 +220,7 @@ def _commands(notes: Path) -> list[tuple[str, list[str], str]]:
         ("generate", ["Name", "--raw", "--stop", "e", "--max-tokens", "30"], ""),
         ("generate", ["Name", "--schema", '{"enum": ["red", "Zoë"]}'], ""),
         ("generate", ["Name", "--schema", '{"type": "x"}'], ""),
-        ("chat", ["--max-tokens", "9"], "Hello\nAnd then?\n/reset\nAnew\n"),
+        ("chat", ["--max-tokens", "9", "--temp", "0"], "Hello\nAnd then?\n/reset\nAnew\n"),
         ("rag ask", ["When is the boiler serviced?", "--store", store, "--min-score", "-1", "--max-tokens", "12"], ""),
         ("rag ask", ["When is the boiler serviced?", "--store", store, "--min-score", "1"], ""),
         ("rag ask", ["When is the boiler serviced?", "--store", store, "--min-score", "-1", "--answer", "quote"], ""),
