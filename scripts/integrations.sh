@@ -15,4 +15,4 @@ if [ ! -e .venv-integrations/installed ] || [ tests/integrations/requirements.tx
 fi
 # Nothing is sent anywhere: the tools' own reports of use are off.
 export GRIT_REQUIRE_INTEGRATIONS=1 HAYSTACK_TELEMETRY_ENABLED=False ANONYMIZED_TELEMETRY=False HF_HUB_OFFLINE=1
-exec .venv-integrations/bin/python -m pytest tests/integrations -o asyncio_mode=auto -W ignore -p no:benchmark "$@"
+exec .venv-integrations/bin/python -m pytest tests/integrations -o asyncio_mode=auto -W ignore "$@"
