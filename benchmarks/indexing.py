@@ -23,7 +23,7 @@ from typing import Any
 
 FOLDER = Path("/usr/share/doc/python3.11/html")
 HERE = Path(__file__).parents[1]
-MODEL = HERE / "grit_mlx" / "builtin" / "grit-tiny"
+MODELS = ("grit_mlx/builtin/grit-tiny", "grit_mlx/models/grit-tiny")
 
 # Runs with each commit's own code, and may use only what both have.
 SIDE = """
@@ -63,7 +63,9 @@ with tempfile.TemporaryDirectory() as folder:
 def measured(code: Path, files: Path) -> dict[str, Any]:
     """Index some files with the code of a commit."""
     environment = {**os.environ, "PYTHONPATH": str(code)}
-    command = [sys.executable, "-c", SIDE, str(MODEL), str(files)]
+    # Each side's own folder: the weights are the same, but an earlier commit does not know all settings.
+    model = str(next(path for path in MODELS if (code / path).is_dir()))
+    command = [sys.executable, "-c", SIDE, str(code / model), str(files)]
     done = subprocess.run(command, env=environment, cwd=files, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     if not Path(found.pop("code")).is_relative_to(code):
