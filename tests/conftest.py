@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,23 @@ def _installed_from_an_index(monkeypatch: pytest.MonkeyPatch) -> None:
     """Messages name the commands of pip, however this checkout was installed."""
     monkeypatch.setattr("grit_mlx.optional._origin", dict)
     monkeypatch.setattr("grit_mlx.optional._made_by_uv", lambda prefix: False)
+
+
+@pytest.fixture(autouse=True)
+def _own_log() -> Iterator[None]:
+    """A command that ran in this process leaves neither its way of showing warnings nor its flags to the next test."""
+    _forget_commands()
+    yield
+    _forget_commands()
+
+
+def _forget_commands() -> None:
+    logger = logging.getLogger("grit_mlx")
+    logger.handlers = [one for one in logger.handlers if not type(one).__module__.endswith("cli.console")]
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)
+    if console := sys.modules.get("grit_mlx.cli.console"):
+        console.reset()
 
 
 @pytest.fixture(scope="session")
