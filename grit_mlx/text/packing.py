@@ -14,6 +14,7 @@ from typing import Final
 
 from grit_mlx.errors import ArgumentError, Option
 from grit_mlx.text.blocks import PARAGRAPH, Block
+from grit_mlx.text.sentences import sentences, trimmed
 
 __all__ = ["Chunk", "Measure", "check_chunking", "count_words", "pack"]
 
@@ -255,8 +256,8 @@ class _Packer:
                 break
             if not part.is_sentence:
                 break
-            sentences = list(_cut_at(block, _sentences(block.text)))
-            for sentence in reversed(sentences):
+            whole = list(_cut_at(block, sentences(block.text, small=False)))
+            for sentence in reversed(whole):
                 units += self.ruler.measure(sentence.text) + self.ruler.measure(sentence.glue)
                 if units > self._overlap:
                     return tail
@@ -284,7 +285,7 @@ def _parts(block: Block, ruler: _Ruler) -> Iterator[_Part]:
         block = replace(block, header=fence[0])
     spans: list[tuple[int, int]] = []
     measured: list[int | None] = []
-    for start, stop in _lines(text) if block.verbatim else _sentences(text):
+    for start, stop in _lines(text) if block.verbatim else sentences(text, small=False):
         units = ruler.units(text[start:stop])
         cut = [(start, stop)] if units is not None else list(_cut(text, start, stop, ruler))
         spans += cut
@@ -313,30 +314,12 @@ def _cut_at(block: Block, spans: Iterable[tuple[int, int]]) -> Iterator[Block]:
         end = stop
 
 
-# The end of a sentence (but not the point of "1." or "12.", which opens a list item, of an initial or an abbreviation),
-# or a line before a list item. Where a small letter follows, the sentence goes on.
-_SENTENCE_END: Final = re.compile(
-    r"""(?<!\b\d)(?<!\b\d\d)(?<!\b[A-Z])(?<!\b(?:cf|vs|Dr|Mr|Ms|St))(?<!\b(?:e\.g|i\.e|Mrs|Fig))"""
-    r"""[.!?…]["'”’»)\]]*(?=\s)(?!\s+[a-zß-öø-ÿ])"""
-    r"""|[。！？][」』”’）]*"""  # noqa: RUF001 - Chinese and Japanese, where no space follows
-    r"""|\n(?=[ \t]*(?:[-*+•]|\d+[.)])[ \t])"""
-)
-
-
 _STOP: Final = re.compile(r"[.!?…](?=\s)")
 
 # The line that opens a listing in Markdown, Org, AsciiDoc or LaTeX.
 _FENCE: Final = re.compile(r"[ \t]*(?:`{3,}|~{3,}|#\+begin|-{4,}$|\.{4,}$|\\begin\{).*", re.IGNORECASE | re.MULTILINE)
 
 _DEEPEST: Final = 1 << 30  # below any heading
-
-
-def _sentences(text: str) -> Iterator[tuple[int, int]]:
-    start = 0
-    for match in _SENTENCE_END.finditer(text):
-        yield from _trimmed(text, start, match.end())
-        start = match.end()
-    yield from _trimmed(text, start, len(text))
 
 
 def _lines(text: str) -> Iterator[tuple[int, int]]:
@@ -354,7 +337,7 @@ def _cut(text: str, start: int, stop: int, ruler: _Ruler) -> Iterator[tuple[int,
         end, step = _reach(text, start, stop, ruler, step)
         if end < stop:
             end = _border(text, start, end)
-        yield from _trimmed(text, start, end)
+        yield from trimmed(text, start, end)
         start = end
         while start < stop and text[start].isspace():
             start += 1
@@ -393,13 +376,3 @@ def _border(text: str, start: int, end: int) -> int:
     if text[end].isspace():
         return end
     return next((position for position in range(end - 1, start, -1) if text[position].isspace()), end)
-
-
-def _trimmed(text: str, start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """The span without the white space around it, or nothing if there is nothing else."""
-    while start < stop and text[start].isspace():
-        start += 1
-    while stop > start and text[stop - 1].isspace():
-        stop -= 1
-    if start < stop:
-        yield start, stop

@@ -8,10 +8,11 @@ of scripts that put no space behind them. What they do not know they leave toget
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from typing import Final
 
-__all__ = ["sentences"]
+__all__ = ["sentences", "trimmed"]
 
 _CLOSERS: Final = r"""["'”’»)\]*_」』）］】〉》]*"""  # noqa: RUF001 - what closes a quotation in Chinese and Japanese
 
@@ -27,6 +28,8 @@ _END: Final = re.compile(
 _WHOLE: Final = re.compile(
     r"(?<!`)`(?!`)(?:[^`\n]|\n(?!\s*\n)){1,120}`(?!`)|\]\([^()\s]{1,300}\)|<https?:[^<>\s]{1,300}>"
 )
+
+_NOWHERE: Final = (sys.maxsize, sys.maxsize)
 
 
 def _words(text: str) -> frozenset[str]:
@@ -54,29 +57,40 @@ _STARTERS: Final = _words(
     """
 )
 
+# Characters that are looked back for the word before a mark: texts may have no spaces.
+_LONGEST_WORD: Final = 64
+
 _BEFORE: Final = re.compile(r"[^\s(\[\"'“‘«]*$")  # noqa: RUF001
+_INITIAL: Final = re.compile(r"[^\W\d_]\.")
 _AFTER: Final = re.compile(r"\s*[\"'“‘«(\[*_]*([^\s.,;:!?)\]]*)")  # noqa: RUF001
 
 
-def sentences(text: str) -> Iterator[tuple[int, int]]:
+def sentences(text: str, *, small: bool = True) -> Iterator[tuple[int, int]]:
     """The spans of a text's sentences, in order, without the white space around them.
 
     A blank line ends a sentence, and so does the line before the item of a list. A line break inside a paragraph does
     not.
+
+    Args:
+        text: the text.
+        small: whether a sentence may begin with a small letter, as in notes, where the word before is no short one.
     """
-    whole = [match.span() for match in _WHOLE.finditer(text)] if "`" in text or "](" in text or "<" in text else []
+    whole = (match.span() for match in _WHOLE.finditer(text))
+    first, last = next(whole, _NOWHERE)
     start = 0
     for match in _END.finditer(text):
-        if any(first < match.start() < last - 1 for first, last in whole):
+        while last - 1 <= match.start():
+            first, last = next(whole, _NOWHERE)
+        if first < match.start():
             continue
-        if match["western"] and not _ends(text, start, match):
+        if match["western"] and not _ends(text, start, match, small=small):
             continue
-        yield from _trimmed(text, start, match.end())
+        yield from trimmed(text, start, match.end())
         start = match.end()
-    yield from _trimmed(text, start, len(text))
+    yield from trimmed(text, start, len(text))
 
 
-def _ends(text: str, start: int, match: re.Match[str]) -> bool:
+def _ends(text: str, start: int, match: re.Match[str], *, small: bool) -> bool:
     """Whether Western marks end a sentence that began at ``start``."""
     following = _AFTER.match(text, match.end())
     word = following[1] if following else ""
@@ -84,7 +98,7 @@ def _ends(text: str, start: int, match: re.Match[str]) -> bool:
     marks = match["western"]
     if marks[0] != "." or marks.startswith(".."):
         return not goes_on
-    found = _BEFORE.search(text, start, match.start())
+    found = _BEFORE.search(text, max(start, match.start() - _LONGEST_WORD), match.start())
     before = found[0] if found else ""
     begins = word[:1].isupper() and word.lower() in _STARTERS
     if before.isdigit():
@@ -95,17 +109,19 @@ def _ends(text: str, start: int, match: re.Match[str]) -> bool:
     known = before.lower()
     if "." in before and all(len(part) <= 2 for part in before.split(".")):  # U.S., a.m.
         return begins and known not in ("e.g", "i.e", "z.b", "d.h")
-    if len(before) == 1 and before.isalpha() and before != "I":  # an initial
-        return begins
+    letter = len(before) == 1 and before.isalpha() and before != "I"
+    if letter and (before.isupper() or (following is not None and _INITIAL.match(text, following.start(1)))):
+        return begins  # an initial, or "z. B."
     if known in _BEFORE_NUMBERS:
         return not word[:1].isdigit() and not goes_on
     if known in _ABBREVIATIONS:
         return begins
     # Notes begin sentences with a small letter; an abbreviation that nobody listed is short.
-    return not goes_on or len(before) > 3
+    return not goes_on or (small and len(before) > 3)
 
 
-def _trimmed(text: str, start: int, stop: int) -> Iterator[tuple[int, int]]:
+def trimmed(text: str, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """The span without the white space around it, or nothing if there is nothing else."""
     while start < stop and text[start].isspace():
         start += 1
     while stop > start and text[stop - 1].isspace():

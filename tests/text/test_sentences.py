@@ -68,3 +68,9 @@ def test_nothing_is_lost_or_repeated(text: str) -> None:
     assert all(start < stop for start, stop in spans)
     assert all(one[1] <= other[0] for one, other in pairwise(spans))
     assert "".join("".join(text[start:stop].split()) for start, stop in spans) == "".join(text.split())
+
+
+def test_a_long_text_takes_time_in_proportion() -> None:
+    """With one comparison for each pair of full stop and code, this would take minutes."""
+    assert sum(1 for _ in sentences("See `a` and then go on. " * 60_000)) == 60_000
+    assert sum(1 for _ in sentences("Q. " * 100_000)) == 1
