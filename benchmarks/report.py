@@ -361,6 +361,50 @@ def quotes(results: dict[str, Any]) -> str:
     return f"{described(results)}\n\n{table(head, rows)}"
 
 
+def serve(results: dict[str, Any]) -> str:
+    embeddings, first, memory = results["embeddings"], results["first_tokens"], results["memory"]
+    head = ["completions at a time", "tokens/s", "mlx_lm.server", "ratio", "first token, s", "mlx_lm.server"]
+    rows = [
+        [
+            f"{row['at_once']}{', while another client embeds' if row['with_embeddings'] else ''}",
+            f"{row['tokens_per_second']:.0f}",
+            f"{row['mlx_lm_tokens_per_second']:.0f}",
+            f"{row['speed_ratio']:.2f}",
+            f"{row['first_token_seconds']:.2f}",
+            f"{row['mlx_lm_first_token_seconds']:.2f}",
+        ]
+        for row in results["generation"]
+    ]
+    mixed = [row for row in results["generation"] if row["with_embeddings"]]
+    here, there = (
+        ", ".join(f"{row[key]:.0f}" for row in mixed) for key in ("texts_per_second", "second_process_texts_per_second")
+    )
+    parts = [
+        described(results),
+        f"- {embeddings['clients']} clients with a text each take {embeddings['time_ratio']:.2f} times as long as one "
+        f"request with all of them, in {embeddings['batches']:.0f} batches.\n"
+        f"- First token: {first['first turn']:.2f} s for a prompt of about 900 tokens, "
+        f"{first['second turn']:.2f} s for the next turn of that chat; from a store {first['store']:.2f} s, {first['store again']:.2f} s for the same "
+        "question again.\n"
+        f"- Memory: {memory['bytes'] / 1e6:,.0f} MB after {memory['requests']:,} requests, "
+        f"{memory['bytes_later'] / 1e6:,.0f} MB after {memory['requests_later']:,} ({memory['growth']:+.1%}).",
+        table(head, rows),
+        f"Each figure is a median of {results['rounds']} rounds, the ratio that of the rounds' ratios. "
+        f"mlx_lm.server cannot embed: beside it a second `grit serve` does, which embedded {there} texts a second meanwhile, the one process "
+        f"{here}.",
+    ]
+    return "\n\n".join(parts)
+
+
+def warm(results: dict[str, Any]) -> str:
+    head = ["whole command, seconds", "without a server", "with one", "ratio"]
+    rows = [
+        [name, *(f"{row[key]:.2f}" for key in ("cold", "warm")), f"{row['ratio']:.1f}"]
+        for name, row in results["commands"].items()
+    ]
+    return f"{described(results)}\n\n{table(head, rows)}"
+
+
 PAGES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
     "performance.md": {"embed": embed, "generate": generate, "operations": operations},
     "rag.md": {
@@ -371,6 +415,7 @@ PAGES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
         "ranking": ranking,
         "quotes": quotes,
     },
+    "serve.md": {"serve": serve, "warm": warm},
     "convert.md": {"convert": conversion, "quantization": quantization},
     "training.md": {"gradcache": gradcache, "grit_small": grit_small},
 }

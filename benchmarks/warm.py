@@ -6,7 +6,6 @@ Cold and warm runs alternate, so that both meet the same machine; their outputs 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -34,10 +33,14 @@ def main() -> None:
         try:
             while not list((folder / "home" / "servers").glob("*.json")):
                 time.sleep(0.1)
-            print(json.dumps(_measured(folder, model, given.runs), indent=1))
+            measured = _measured(folder, model, given.runs)
         finally:
             server.terminate()
             server.wait()
+    from common import machine, save  # after the measurements: it loads mlx
+
+    about = {"model": given.model or "grit-tiny", "runs": given.runs}
+    save(f"warm-{machine()['device']}", {**about, "commands": measured})
 
 
 def _measured(folder: Path, model: list[str], runs: int) -> dict[str, dict[str, float]]:
