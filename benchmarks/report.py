@@ -384,14 +384,14 @@ def serve(results: dict[str, Any]) -> str:
         f"- {embeddings['clients']} clients with a text each take {embeddings['time_ratio']:.2f} times as long as one "
         f"request with all of them, in {embeddings['batches']:.0f} batches.\n"
         f"- First token: {first['first turn']:.2f} s for a prompt of about 900 tokens, "
-        f"{first['second turn']:.2f} s for the next turn of that chat; from a store {first['store']:.2f} s, {first['store again']:.2f} s for the same "
-        "question again.\n"
+        f"{first['second turn']:.2f} s for the next turn of that chat; from a store {first['store']:.2f} s, "
+        f"{first['store again']:.2f} s for the same question again.\n"
         f"- Memory: {memory['bytes'] / 1e6:,.0f} MB after {memory['requests']:,} requests, "
         f"{memory['bytes_later'] / 1e6:,.0f} MB after {memory['requests_later']:,} ({memory['growth']:+.1%}).",
         table(head, rows),
         f"Each figure is a median of {results['rounds']} rounds, the ratio that of the rounds' ratios. "
-        f"mlx_lm.server cannot embed: beside it a second `grit serve` does, which embedded {there} texts a second meanwhile, the one process "
-        f"{here}.",
+        f"mlx_lm.server cannot embed: beside it a second `grit serve` does, which embedded {there} texts a second "
+        f"meanwhile, the one process {here}.",
     ]
     return "\n\n".join(parts)
 
