@@ -1,7 +1,7 @@
 """Quantise the finished model: python recipes/grit-tiny/quantize.py FOLDER OUTPUT
 
-The token table is most of the model and tolerates few bits, because an embedding is the mean of many rows. The
-hand-written layers need more bits, but are small.
+The token table is most of the model and tolerates few bits, because an embedding is the mean of many rows. The layer
+needs more bits, but is small.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from write_model import BITS
-
 from grit_mlx.convert import convert, quantization
+
+BITS = {"table": 6, "layers": 8}
 
 
 def table_apart(model: Any, base: quantization.Quantization) -> quantization.Predicate:
