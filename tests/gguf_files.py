@@ -177,13 +177,20 @@ def add(writer: gguf.GGUFWriter, metadata: Mapping[str, Any]) -> None:
             writer.add_array(key, value)
 
 
-def gguf_of(folder: Path, path: Path, *, kind: Kind = Kind.F32, split_experts: bool = False, **metadata: Any) -> Path:
+def gguf_of(
+    folder: Path,
+    path: Path,
+    *,
+    kind: Kind = Kind.F32,
+    split_experts: bool = False,
+    metadata: Mapping[str, Any] | None = None,
+) -> Path:
     """A checkpoint's GGUF file. Metadata of None is left out."""
     config = json.loads((folder / "config.json").read_text())
     name = ARCHITECTURES.get(config["model_type"], config["model_type"])
     ids = {"bos_token_id": config.get("bos_token_id"), "eos_token_id": config.get("eos_token_id")}
     own = tokenizer_settings(Tokenizer.from_file(str(folder / "tokenizer.json")), **ids)
     template = json.loads((folder / "tokenizer_config.json").read_text()).get("chat_template")
-    found = {**settings_of(folder), **own, "tokenizer.chat_template": template, **metadata}
+    found = {**settings_of(folder), **own, "tokenizer.chat_template": template, **(metadata or {})}
     found = {key: value for key, value in found.items() if value is not None}
     return write(path, name, found, dict(stored(folder, split_experts=split_experts)), kind=kind)

@@ -123,7 +123,7 @@ def test_the_name_says_mistral(tiny_model: Path, tmp_path: Path) -> None:
     plain = read_model(gguf_of(tiny_model, tmp_path / "model.gguf"))
     assert plain.config["model_type"] == "llama"
     for key, value in (("general.name", "GritLM 7B"), ("general.basename", "Mistral")):
-        named = read_model(gguf_of(tiny_model, tmp_path / "model.gguf", **{key: value}))
+        named = read_model(gguf_of(tiny_model, tmp_path / "model.gguf", metadata={key: value}))
         assert named.config["model_type"] == "mistral"
 
 
@@ -148,9 +148,8 @@ def test_scaled_rotations(name: str, tmp_path: Path, tiny_model: Path) -> None:
     kind, scaling, keys = SCALINGS[name]
     source = source_of(kind, tmp_path / "source", tiny_model, rope_scaling=scaling)
     architecture = {"gemma3_text": "gemma3"}.get(kind, kind)
-    file = gguf_of(
-        source, tmp_path / "model.gguf", **{f"{architecture}.rope.{key}": value for key, value in keys.items()}
-    )
+    metadata = {f"{architecture}.rope.{key}": value for key, value in keys.items()}
+    file = gguf_of(source, tmp_path / "model.gguf", metadata=metadata)
     np.testing.assert_allclose(logits(file), logits(source), rtol=0, atol=2e-5)
     assert np.abs(logits(file) - logits(gguf_of(source, tmp_path / "plain.gguf"))).max() > 1e-3
 
@@ -205,7 +204,7 @@ def test_longrope(tmp_path: Path, tiny_model: Path) -> None:
     source = source_of(
         "phi3", tmp_path / "source", tiny_model, rope_scaling=scaling, original_max_position_embeddings=128
     )
-    whole = gguf_of(source, tmp_path / "plain.gguf", **{"phi3.rope.scaling.original_context_length": 128})
+    whole = gguf_of(source, tmp_path / "plain.gguf", metadata={"phi3.rope.scaling.original_context_length": 128})
     factors = {
         f"rope_factors_{name}.weight": np.array(value, np.float32) for name, value in (("short", short), ("long", long))
     }
@@ -356,7 +355,7 @@ def test_settings_come_along(tiny_model: Path, tmp_path: Path) -> None:
     file = gguf_of(
         tiny_model,
         tmp_path / "model.gguf",
-        **{"tokenizer.chat_template": template, "general.sampling.temp": 0.5, "general.sampling.top_k": 20},
+        metadata={"tokenizer.chat_template": template, "general.sampling.temp": 0.5, "general.sampling.top_k": 20},
     )
     folder = hub.resolve(ModelChoice(file))
     generation = json.loads((folder / "generation_config.json").read_text())
@@ -408,30 +407,29 @@ def test_what_is_not_known_is_named(tiny_model: Path, tmp_path: Path) -> None:
     whole = gguf_of(tiny_model, tmp_path / "whole.gguf")
     metadata = read_header(whole).metadata
 
-    def refused(match: str, architecture: str = "llama", drop: str = "", **changes: Any) -> None:
-        own = {key: value for key, value in {**metadata, **changes}.items() if value is not None}
-        tensors = {key: value for key, value in arrays.items() if key != drop}
-        if extra := changes.get("extra"):
-            tensors[extra] = np.zeros((2, 32), np.float32)
+    def refused(
+        match: str, changes: dict[str, Any] | None = None, architecture: str = "llama", without: str = ""
+    ) -> None:
+        own = {key: value for key, value in {**metadata, **(changes or {})}.items() if value is not None}
+        tensors = {key: value for key, value in arrays.items() if key != without}
         with pytest.raises(ModelError, match=match):
             GritLM(write(tmp_path / "model.gguf", architecture, own, tensors))
 
-    refused(r"architecture 'mamba', which cannot be read from GGUF here; llama, mixtral", "mamba")
-    refused(r"holds no model: its type is 'adapter'", **{"general.type": "adapter"})
-    refused(r"holds blk.0.ssm_a.weight, which the architecture llama does not have here", extra="blk.0.ssm_a.weight")
-    refused(r"lacks llama.embedding_length", **{"llama.embedding_length": None})
-    refused(r"rotates 4 of the 8 numbers of a head", **{"llama.rope.dimension_count": 4})
-    refused(r"scales its rotation by su, which cannot", **{"llama.rope.scaling.type": "su"})
-    refused(r"layers that differ in attention.head_count_kv", **{"llama.attention.head_count_kv": [2, 4]})
-    refused(r"kind 't5', which cannot be read from GGUF here", **{"tokenizer.ggml.model": "t5"})
-    refused(r"does not say how texts are split", **{"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.merges": ["a b"]})
-    refused(
-        r"splits texts by 'poro-chat', which is not known",
-        **{"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.merges": ["a b"], "tokenizer.ggml.pre": "poro-chat"},
-    )
-    refused(r"has no tokenizer", **{key: None for key in metadata if key.startswith("tokenizer.")})
-    refused(r"lacks token_embd.weight", drop="token_embd.weight")
-    refused(r"do not fit its config.json|lack model.layers.1.mlp.down_proj", drop="blk.1.ffn_down.weight")
+    bpe = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.merges": ["a b"]}
+    refused(r"architecture 'mamba', which cannot be read from GGUF here; llama, mixtral", architecture="mamba")
+    refused(r"holds no model: its type is 'adapter'", {"general.type": "adapter"})
+    refused(r"lacks llama.embedding_length", {"llama.embedding_length": None})
+    refused(r"rotates 4 of the 8 numbers of a head", {"llama.rope.dimension_count": 4})
+    refused(r"scales its rotation by su, which cannot", {"llama.rope.scaling.type": "su"})
+    refused(r"layers that differ in attention.head_count_kv", {"llama.attention.head_count_kv": [2, 4]})
+    refused(r"kind 't5', which cannot be read from GGUF here", {"tokenizer.ggml.model": "t5"})
+    refused(r"does not say how texts are split", bpe)
+    refused(r"splits texts by 'poro-chat', which is not known", bpe | {"tokenizer.ggml.pre": "poro-chat"})
+    refused(r"has no tokenizer", {key: None for key in metadata if key.startswith("tokenizer.")})
+    refused(r"lacks token_embd.weight", without="token_embd.weight")
+    refused(r"do not fit its config.json", without="blk.1.ffn_down.weight")
+    arrays["blk.0.ssm_a.weight"] = np.zeros((2, 32), np.float32)
+    refused(r"holds blk.0.ssm_a.weight, which the architecture llama does not have here")
 
 
 def test_damaged_files(tiny_model: Path, tmp_path: Path) -> None:

@@ -369,31 +369,24 @@ def _llama3(facts: Facts, config: Mapping[str, Any], factors: NDArray[np.float32
     wavelengths = 2 * np.pi * config["rope_theta"] ** (np.arange(0, size, 2) / size)
     factor = float(factors.max())
     for low, high, original in (_LLAMA3, _fitted(wavelengths, factors, factor)):
-        found = {
+        if original <= 0 or not np.allclose(_smoothed(wavelengths, factor, low, high, original), factors, rtol=2e-3):
+            continue
+        return {
             "type": "llama3",
             "factor": _short(factor),
             "low_freq_factor": low,
             "high_freq_factor": high,
             "original_max_position_embeddings": original,
         }
-        if original > 0 and np.allclose(_llama3_factors(wavelengths, **found), factors, rtol=2e-3):
-            return found
     raise ArchitectureError(f"{facts.place} scales its rotation (rope_freqs.weight) in a way that mlx-lm does not.")
 
 
-def _llama3_factors(
-    wavelengths: NDArray[np.float64],
-    *,
-    factor: float,
-    low_freq_factor: float,
-    high_freq_factor: float,
-    original_max_position_embeddings: float,
-    **_: Any,
+def _smoothed(
+    wavelengths: NDArray[np.float64], factor: float, low: float, high: float, original: float
 ) -> NDArray[np.float64]:
     """What wavelengths are multiplied by; see mlx-lm's ``Llama3RoPE``."""
-    periods = original_max_position_embeddings / wavelengths
-    smooth = np.clip((periods - low_freq_factor) / (high_freq_factor - low_freq_factor), 0, 1)
-    return 1 / ((1 - smooth) / factor + smooth)
+    smooth = np.clip((original / wavelengths - low) / (high - low), 0, 1)
+    return np.asarray(1 / ((1 - smooth) / factor + smooth))
 
 
 def _fitted(

@@ -273,7 +273,7 @@ def _write_weights(model: GgufModel, path: Path) -> None:
             for start in range(0, rows, step):
                 values = tensor.read(start, min(start + step, rows))
                 octets = _cast(values, tensor.dtype, _written_as(tensor, dtype), f"{name} of {model.place}")
-                file.write(memoryview(np.ascontiguousarray(octets)).cast("B"))
+                file.write(octets.tobytes())
                 done += octets.nbytes
                 if report is not None:
                     report(done >> 20, None)

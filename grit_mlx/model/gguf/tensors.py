@@ -39,7 +39,7 @@ def _nibbles(octets: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _fifths(octets: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The fifth bit of each of 32 codes, in its place: ``(n, 4)`` to ``(n, 32)``."""
-    return np.unpackbits(octets, axis=1, bitorder="little") << 4
+    return np.left_shift(np.unpackbits(octets, axis=1, bitorder="little"), 4, dtype=np.uint8)
 
 
 def _centred(scales: NDArray[np.float16], middle: int) -> NDArray[np.float16]:
@@ -129,7 +129,7 @@ class GgufTensor(Tensor):
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def _places(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Where rows are in the file: two that are rotated together are neighbours there, and half a head apart here."""
+        """Where rows are in the file: two that are rotated together are neighbours there, half a head apart here."""
         size = self.shape[0] // self.heads
         head, row = np.divmod(np.arange(start, stop), size)
         half, pair = np.divmod(row, size // 2)
@@ -172,7 +172,7 @@ def _words(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint32]:
     if bits == 8:
         octets = codes
     elif bits == 4:
-        octets = codes[:, ::2] | codes[:, 1::2] << 4
+        octets = codes[:, ::2] | np.left_shift(codes[:, 1::2], 4, dtype=np.uint8)
     else:
         single = np.unpackbits(codes[..., None], axis=2, bitorder="little", count=bits)
         octets = np.packbits(single.reshape(len(codes), -1), axis=1, bitorder="little")

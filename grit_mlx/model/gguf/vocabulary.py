@@ -264,14 +264,18 @@ def _sentencepiece(vocabulary: Vocabulary) -> Tokenizer:
 def _merges(
     table: Mapping[str, int], numbers: Sequence[int], ranks: Sequence[float], tokens: Sequence[str]
 ) -> list[tuple[str, str]]:
-    """All pairs of tokens that make a token, in the order in which they are merged."""
+    """All pairs of tokens that make a token, in the order in which they are merged.
+
+    Of the pairs that make the same token those with the longest first part go first, as transformers has it: that is
+    nearest to SentencePiece, which takes the leftmost of equal ones in the text.
+    """
     found = []
     for number in numbers:
         token = tokens[number]
         for place in range(1, len(token)):
             first, second = token[:place], token[place:]
             if first in table and second in table:
-                found.append((ranks[number], table[first], table[second], first, second))
+                found.append((ranks[number], -len(first), -len(second), first, second))
     found.sort(key=lambda one: one[:3])
     return [(first, second) for *_, first, second in found]
 
