@@ -183,7 +183,7 @@ def _ordered(tokenizer: Tokenizer, table: dict[str, int]) -> list[tuple[str, str
     pairs = [
         (table[token], -place, token[:place], token[place:])
         for token in table
-        if not token.startswith("<") or len(token) == 1
+        if token not in ("<unk>", "<s>", "</s>") and not (token.startswith("<0x") and len(token) == 6)
         for place in range(1, len(token))
         if token[:place] in table and token[place:] in table
     ]
