@@ -198,9 +198,10 @@ def unpacked(path: Path, models: Path) -> Path:
         ModelError: as ``read_model``.
         OutputError: the folder cannot be written.
     """
-    header_files = parts_of(path)
-    stats = [[one.name, one.stat().st_size, one.stat().st_mtime_ns] for one in header_files]
-    folder = _folder_of(header_files[0].resolve(), models)
+    files = parts_of(path)
+    stats = [[one.name, one.stat().st_size, one.stat().st_mtime_ns] for one in files]
+    place = files[0].absolute()  # not where a link leads: the hub's cache names those by hashes
+    folder = _folder_of(place, models)
     if _note(folder).get("files") == stats:
         return folder
     model = read_model(path)
@@ -211,7 +212,7 @@ def unpacked(path: Path, models: Path) -> Path:
     with atomic_folder(folder) as unfinished:
         write_small_files(model, unfinished)
         _write_weights(model, unfinished / "model.safetensors")
-        note = {"file": str(header_files[0].resolve()), "files": stats}
+        note = {"file": str(place), "files": stats}
         (unfinished / NOTE).write_text(json.dumps(note), encoding="utf-8")
     return folder
 
