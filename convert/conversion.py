@@ -111,7 +111,8 @@ def _target_of(place: Path | str, options: ConversionOptions) -> Path:
 
 def default_output(place: Path | str, options: ConversionOptions) -> Path:
     """``NAME-4bit``, ``NAME-mxfp4``, ``NAME-fit`` or ``NAME-mlx`` in the current folder."""
-    name = Path(place).name or "model"
+    path = Path(place)
+    name = (path.stem if path.suffix.lower() == ".gguf" else path.name) or "model"
     base = base_of(options)
     if options.target_bits is not None:
         return Path(f"{name}-{options.target_bits:g}bit")
@@ -275,7 +276,7 @@ def _identity(source: Source, plan: ConversionPlan, shards: Sequence[Shard], ada
     """Everything that the bytes of the output depend on."""
     files = sorted(path for path in ([] if adapter is None else adapter.iterdir()) if path.is_file())
     return {
-        "source": [str(source.folder), source.identity],
+        "source": source.identity,
         "adapter": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files],
         "config": plan.output_config(),
         "layout": hashlib.sha256(b"".join(shard.header for shard in shards)).hexdigest(),

@@ -172,7 +172,7 @@ def make_plan(
     model = build_model(config, source.folder, trust=trust)
     layout = lay_out(model, tensors)
     packed = _packed(model, layout, config)
-    _check(model, layout, packed, tensors, source.folder)
+    _check(model, layout, packed, tensors, source.place)
     target = _dtype(dtype, config)
     weights = tuple(
         _weight(model, layout, name, tuple(array.shape), packed, dequantize=dequantize, dtype=target)
@@ -282,7 +282,7 @@ def _check(
     layout: Layout,
     packed: Mapping[str, Quantization],
     tensors: Mapping[str, Tensor],
-    folder: Path,
+    place: Path,
 ) -> None:
     """Every expected tensor there, nothing left over, every shape right; the first offender is named.
 
@@ -299,23 +299,23 @@ def _check(
     missing = [name for name in expected if name not in origins]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise CheckpointError(f"The weights in {folder} lack {missing[0]}{more}, which config.json asks for. {advice}")
+        raise CheckpointError(f"The weights in {place} lack {missing[0]}{more}, which config.json asks for. {advice}")
     for name, origin in origins.items():
         of = origin.tensors[0] if origin.tensors else name
-        place = f" in {tensors[of].file.name}" if of in tensors else ""
+        file = f" in {tensors[of].file.name}" if of in tensors else ""
         if name not in expected:
             raise CheckpointError(
-                f"{of}{place} of {folder} belongs to no part of the model that config.json describes. {advice}"
+                f"{of}{file} of {place} belongs to no part of the model that config.json describes. {advice}"
             )
         if origin.shape != expected[name]:
             raise CheckpointError(
-                f"{of}{place} of {folder} has shape {origin.shape} and config.json asks for {expected[name]}"
+                f"{of}{file} of {place} has shape {origin.shape} and config.json asks for {expected[name]}"
                 f"{'' if of == name else f' ({name})'}. {advice}"
             )
         for tensor in origin.tensors:
             if tensors[tensor].shape != tensors[of].shape or tensors[tensor].dtype != tensors[of].dtype:
                 raise CheckpointError(
-                    f"{tensor} in {tensors[tensor].file.name} of {folder} has shape {tensors[tensor].shape} and type "
+                    f"{tensor} in {tensors[tensor].file.name} of {place} has shape {tensors[tensor].shape} and type "
                     f"{tensors[tensor].dtype}; {of} has {tensors[of].shape} and {tensors[of].dtype}. {advice}"
                 )
 

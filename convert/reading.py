@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import mlx.core as mx
@@ -20,9 +21,21 @@ from numpy.typing import NDArray
 
 from grit_mlx.errors import CheckpointError, unreadable
 from grit_mlx.model.checkpoint import INDEX, Tensor, read_headers
+from grit_mlx.model.gguf.folder import NOTE, read_model, write_small_files
+from grit_mlx.model.gguf.tensors import GgufTensor
 from grit_mlx.model.hub import model_files
 
-__all__ = ["DTYPES", "Folder", "Source", "check_tensors", "read_index", "read_rows", "read_stored", "side_files"]
+__all__ = [
+    "DTYPES",
+    "Folder",
+    "GgufFile",
+    "Source",
+    "check_tensors",
+    "read_index",
+    "read_rows",
+    "read_stored",
+    "side_files",
+]
 
 # safetensors' names: what NumPy reads, and the dtype in mlx. NumPy has no bfloat16, so its bits are read.
 DTYPES: dict[str, tuple[type[np.generic], mx.Dtype]] = {
@@ -41,7 +54,7 @@ DTYPES: dict[str, tuple[type[np.generic], mx.Dtype]] = {
 }
 
 # Files of a checkpoint that the converter writes itself, or that hold weights.
-_NOT_COPIED = {"config.json", "grit.json", "README.md", "hf_quant_config.json", "projection.safetensors", INDEX}
+_NOT_COPIED = {"config.json", "grit.json", NOTE, "README.md", "hf_quant_config.json", "projection.safetensors", INDEX}
 
 
 class Source:
@@ -60,6 +73,11 @@ class Source:
     tensors: dict[str, Tensor]
     identity: list[Any]
     pending_bytes: int = 0
+
+    @property
+    def place(self) -> Path:
+        """What messages call it."""
+        return self.folder
 
     def expect(self, names: Iterable[str]) -> None:
         """Announce the order in which tensors will be asked for."""
@@ -96,7 +114,30 @@ class Folder(Source):
         self.tensors = read_headers(folder)
         check_tensors(self.tensors, read_index(folder, folder), folder)
         stats = [(path.name, path.stat()) for path in self.files()]
-        self.identity = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+        self.identity = [str(folder), [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]]
+
+
+class GgufFile(Source):
+    """A GGUF file, or the parts of a split one. The small files are written to a folder that lasts as long as this.
+
+    Raises:
+        ModelError: see ``read_model``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        model = read_model(path)
+        self._temporary = TemporaryDirectory(prefix="grit-gguf-")
+        self.folder = Path(self._temporary.name)
+        write_small_files(model, self.folder)
+        self._place = model.place
+        self.name = model.place.name
+        self.tensors = dict(model.tensors)
+        self.identity = [str(model.place), *model.header.identity]
+
+    @property
+    def place(self) -> Path:
+        """The file, the first one of several."""
+        return self._place
 
 
 def check_tensors(tensors: dict[str, Tensor], index: dict[str, str], place: Path | str) -> None:
@@ -142,6 +183,8 @@ def read_stored(tensor: Tensor, start: int, stop: int) -> NDArray[Any]:
     Raises:
         CheckpointError: the file cannot be read, or has become shorter than its header says.
     """
+    if isinstance(tensor, GgufTensor):
+        return tensor.read(start, stop)
     stored = DTYPES[tensor.dtype][0]
     width = tensor.shape[-1] if tensor.shape else 1
     count = (stop - start) * width

@@ -16,10 +16,11 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from grit_mlx.convert.reading import Folder, Source, check_tensors, read_index
+from grit_mlx.convert.reading import Folder, GgufFile, Source, check_tensors, read_index
 from grit_mlx.errors import CheckpointError, DownloadError
 from grit_mlx.model import hub
 from grit_mlx.model.checkpoint import Tensor, read_header
+from grit_mlx.model.gguf.folder import gguf_in
 from grit_mlx.model.options import ModelChoice
 
 __all__ = ["Repository", "open_source"]
@@ -28,21 +29,31 @@ logger = logging.getLogger("grit_mlx")
 
 
 def open_source(place: Path | str, choice: ModelChoice) -> Source:
-    """A folder; a hub repository; or, if the hub does not answer, what the cache has of one.
+    """A folder or GGUF file; a hub repository; or, if the hub does not answer, what the cache has of one.
 
     Args:
-        place: a folder, or the id of a repository.
+        place: a folder, a GGUF file, or the id of a repository.
         choice: its revision, and whether its code is wanted.
 
     Raises:
         ModelError: it cannot be read.
     """
     if isinstance(place, Path):
-        return Folder(place)
+        file = gguf_in(place)
+        return Folder(place) if file is None else GgufFile(file)
     try:
         return Repository(place, revision=choice.revision, code=choice.trust_remote_code)
     except DownloadError:
         return Folder(hub.resolve(replace(choice, model=place)), name=place)
+    except NoWeightsError as error:
+        folder = hub.download_gguf(place, revision=choice.revision)
+        if folder is None:
+            raise CheckpointError(str(error)) from error
+        return open_source(folder, choice)
+
+
+class NoWeightsError(CheckpointError):
+    """A repository without safetensors."""
 
 
 class Repository(Source):
@@ -70,7 +81,7 @@ class Repository(Source):
             sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
             self._weights = sorted(file for file in sizes if fnmatch(file, "model*.safetensors"))
             if not self._weights:
-                raise CheckpointError(_no_weights(name, sizes))
+                raise NoWeightsError(_no_weights(name, sizes))
             small = [pattern for pattern in hub.model_files(code=code) if "model*" not in pattern]
             self.folder = Path(snapshot_download(name, revision=self._revision, allow_patterns=small))
             self.tensors: dict[str, Tensor] = {}
@@ -142,6 +153,4 @@ def _no_weights(name: str, files: dict[str, Any]) -> str:
             f'Save it as safetensors: AutoModelForCausalLM.from_pretrained("{name}").save_pretrained("folder") '
             "with PyTorch and transformers, then convert the folder."
         )
-    if any(file.endswith(".gguf") for file in files):
-        return f"{name} holds GGUF files. Use the original Hugging Face checkpoint of the model instead."
     return f"{name} holds no model*.safetensors, so it is not a model that can be converted."

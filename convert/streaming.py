@@ -137,6 +137,8 @@ class Stream:
         rows = [self._rows(name, start, stop) for name in self._stored_names(weight)]
         values = rows[0]
         if weight.packed is not None:
+            if weight.dtype == mx.float32 and weight.packed.mode == "affine":
+                rows[1:] = [row.astype(mx.float32) for row in rows[1:]]  # else values are rounded to the scales' dtype
             values = weight.packed.dequantize(rows)
         delta = self._deltas.get(weight.name)
         if delta is not None:

@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from grit_mlx.model.gguf.folder import unpacked
+from tests import real_model
+
 GOLDEN = Path(__file__).parent / "golden"
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -101,3 +104,20 @@ def shared() -> Path:
     if not (SHARED / "golden").is_dir():
         pytest.skip("needs ../shared (golden outputs of the official code), which is not beside this checkout")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """A real language model of 135 million parameters, as a GGUF file; see ``tests/real_model.py``."""
+    try:
+        return real_model.gguf_file()
+    except RuntimeError as error:
+        if os.environ.get("GRIT_REQUIRE_REAL_MODEL"):
+            pytest.fail(str(error))
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as a model folder, made by this version."""
+    return unpacked(smollm2_gguf, tmp_path_factory.mktemp("models"))

@@ -20,7 +20,6 @@ INDEX = "model.safetensors.index.json"
 
 _LFS = b"version https://git-lfs"
 _POINTER = int.from_bytes(_LFS[:8], "little")  # taken for the length of a header
-_GGUF = "GGUF, llama.cpp's format, cannot be read: use the model's original Hugging Face checkpoint, or an MLX one."
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,6 @@ class Tensor:
 
 def file_error(path: Path) -> str:
     """What to say of a file that was named in the place of a model's folder."""
-    if path.suffix.lower() == ".gguf":
-        return f"{path} is a GGUF file. {_GGUF}"
     return f"{path} is a file. Name the folder that it is in, the one with config.json."
 
 
@@ -166,8 +163,6 @@ def _broken(path: Path, problem: str) -> str:
 
 def _not_a_model(folder: Path) -> str:
     """What to say of a folder without ``config.json``."""
-    if next(folder.glob("*.gguf"), None) or "gguf" in str(folder).lower():
-        return f"{folder} has no config.json. {_GGUF}"
     if (folder / "adapter_config.json").exists():
         return f"{folder} holds an adapter. Name the model it was trained on, and this folder as the adapter."
     return f"{folder} has no config.json, so it is not a model folder. Name a folder with a Hugging Face or MLX model."
@@ -180,6 +175,4 @@ def _no_weights(folder: Path) -> str:
             "Save it as safetensors: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder) "
             "with PyTorch and transformers."
         )
-    if next(folder.glob("*.gguf"), None):
-        return f"{folder} holds a GGUF file. {_GGUF}"
     return f"{folder} holds no model*.safetensors. Name a Hugging Face or MLX model folder."

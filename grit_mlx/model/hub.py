@@ -38,6 +38,7 @@ __all__ = [
     "default_model",
     "download",
     "download_errors",
+    "download_gguf",
     "embedded_model",
     "home",
     "identify",
@@ -83,6 +84,9 @@ ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_WEIGHTS = ("adapters.safetensors", "adapter_model.safetensors")  # mlx-lm's and PEFT's
 
 EMBEDDED = Path(__file__).parents[1] / "builtin" / "grit-tiny"
+
+# Files of a repository's own folder; those of vision encoders are no models.
+_GGUF = re.compile(r"(?!mmproj)[^/]+\.gguf", re.IGNORECASE)
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -211,8 +215,8 @@ def resolve(choice: ModelChoice) -> Path:
     """The folder of a model, downloaded first if need be.
 
     Args:
-        choice: names a folder, a hub id (``owner/name``), a short name of ``ALIASES``, or None for the default;
-            with ``trust_remote_code`` the repository's Python files are downloaded too.
+        choice: names a folder, a GGUF file, a hub id (``owner/name``), a short name of ``ALIASES``, or None for the
+            default; with ``trust_remote_code`` the repository's Python files are downloaded too.
 
     Raises:
         ModelNotFoundError: no such folder or repository; the message says what was tried.
@@ -225,13 +229,23 @@ def resolve(choice: ModelChoice) -> Path:
             "or choose a default: grit models use gritlm-7b"
         )
     place = identify(name)
-    if isinstance(place, Path):
+    if not isinstance(place, Path):
+        place = download(place, revision=choice.revision, code=choice.trust_remote_code)
+    return _unpacked(place)
+
+
+def _unpacked(place: Path) -> Path:
+    """The folder itself; of a GGUF file, or of a folder with nothing else, the folder that is made of it once."""
+    if place.is_dir() and (any(place.glob("model*.safetensors")) or not any(place.glob("*.gguf"))):
         return place
-    return download(place, revision=choice.revision, code=choice.trust_remote_code)
+    from grit_mlx.model.gguf.folder import gguf_in, unpacked  # brings NumPy and tokenizers
+
+    file = gguf_in(place)
+    return place if file is None else unpacked(file, models_folder())
 
 
 def identify(name: str | Path) -> Path | str:
-    """The folder, or else the id of the hub repository, that a name stands for; touches no network.
+    """The folder or GGUF file, or else the id of the hub repository, that a name stands for; touches no network.
 
     Raises:
         ModelNotFoundError: it can be neither; the message has the nearest name.
@@ -239,6 +253,8 @@ def identify(name: str | Path) -> Path | str:
     text = os.fspath(name)
     folder = Path(text).expanduser()
     if folder.is_dir():
+        return folder
+    if folder.suffix.lower() == ".gguf" and folder.is_file():
         return folder
     if folder.is_file():
         raise ModelNotFoundError(file_error(folder))
@@ -280,7 +296,36 @@ def download(repository: str, *, revision: str | None = None, code: bool = False
 
         _check_cache()
         patterns = list(model_files(code=code))
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+        if any(folder.glob("model*.safetensors")) or any(folder.glob("*.gguf")):
+            return folder
+        return download_gguf(repository, revision=revision) or folder
+
+
+def download_gguf(repository: str, *, revision: str | None = None) -> Path | None:
+    """The folder of a hub repository whose model is one GGUF file, in parts or not; None if it has no such file.
+
+    Raises:
+        ModelNotFoundError: it has several.
+        DownloadError: as ``download``.
+    """
+    with download_errors(repository, revision):
+        from huggingface_hub import list_repo_files, snapshot_download
+
+        try:
+            files = [name for name in list_repo_files(repository, revision=revision) if _GGUF.fullmatch(name)]
+        except OSError:  # offline: what else is missing is said by whoever reads the folder
+            return None
+        models = {re.sub(r"-\d{5}-of-\d{5}(?=\.gguf$)", "", name): name for name in files}
+        if not models:
+            return None
+        if len(models) > 1:
+            one = min(models.values(), key=lambda name: ("q4_k_m" not in name.lower(), name))
+            raise ModelNotFoundError(
+                f"{repository} holds {len(models)} GGUF models: {', '.join(sorted(models))}. Download one, such as: "
+                f"hf download {repository} {one}; then name the file."
+            )
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=files))
 
 
 def _check_cache() -> None:

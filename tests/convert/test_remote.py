@@ -16,6 +16,7 @@ from grit_mlx.convert import convert
 from tests import fake_hub
 from tests.convert.conftest import load_tensors, same_tensors, sharded
 from tests.fake_hub import FakeHub
+from tests.gguf_files import gguf_of
 
 # The client reads its settings from the environment when it is imported, so each run is a process of its own.
 CONVERT = """
@@ -126,6 +127,16 @@ def test_refusals(server: FakeHub, tmp_path: Path) -> None:
     assert gated[0] == "DownloadError" and "accept its terms" in gated[1]
     assert none[0] == "ModelNotFoundError" and "The hub has no model 'own/none'" in none[1]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_repository_of_a_gguf_file(server: FakeHub, tiny_mixtral: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    gguf_of(tiny_mixtral, folder / "Mixtral.gguf")
+    server.repositories["own/gguf"] = folder
+    assert json.loads(run(server, tmp_path, "own/gguf")[-1])[:3] == ["done", str(tmp_path / "out"), "Mixtral.gguf"]
+    local = convert(tiny_mixtral, tmp_path / "local", verify=False, **OPTIONS)
+    assert not same_tensors(load_tensors(tmp_path / "out"), load_tensors(local.folder))
 
 
 def test_offline(server: FakeHub, tmp_path: Path) -> None:

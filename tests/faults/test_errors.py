@@ -423,16 +423,15 @@ def test_a_model_cache_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.M
 def test_gguf(tmp_path: Path, model_copy: Callable[..., Path]) -> None:
     file = tmp_path / "model-Q4_K_M.gguf"
     file.write_bytes(b"GGUF" + b"\0" * 100)
-    with pytest.raises(ModelNotFoundError, match=r"is a GGUF file\. GGUF, llama.cpp's format, cannot be read: use"):
-        GritLM(file)
-    with pytest.raises(ConfigError, match=r"has no config.json\. GGUF, llama.cpp's format"):
-        GritLM(tmp_path)
+    for place in (file, tmp_path):
+        with pytest.raises(CheckpointError, match=r"Q4_K_M.gguf is .*(version 0|big-endian)"):
+            GritLM(place)
     folder = model_copy()
     (folder / "model.safetensors").unlink()
     shutil.copy(file, folder)
-    with pytest.raises(CheckpointError, match=r"holds a GGUF file\. GGUF, llama.cpp's format"):
+    with pytest.raises(CheckpointError, match=r"model-Q4_K_M.gguf is"):
         GritLM(folder)
-    refused(grit("generate", "hi", "--model", str(file)), "is a GGUF file")
+    refused(grit("generate", "hi", "--model", str(file)), "model-Q4_K_M.gguf is")
 
 
 def test_a_single_file_and_an_adapter(tiny_model: Path, tmp_path: Path) -> None:

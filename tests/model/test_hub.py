@@ -21,6 +21,7 @@ from grit_mlx.rag.fingerprint import fingerprint
 from grit_mlx.training.scratch import copy_tokenizer
 from tests import fake_hub
 from tests.fake_hub import COMMIT, FakeHub
+from tests.gguf_files import gguf_of
 
 # Says what a resolved folder holds, or which error came out. The client reads its settings from the environment
 # when it is imported, so each case is a process of its own, as it is for a user.
@@ -51,6 +52,25 @@ def server(tiny_model: Path, tmp_path: Path) -> Iterator[FakeHub]:
         running.repositories = {"own/tiny": folder, "own/gated": folder, "GritLM/GritLM-7B": folder}
         running.gated = {"own/gated"}
         yield running
+
+
+def test_repositories_of_gguf_files(server: FakeHub, tiny_model: Path, tmp_path: Path) -> None:
+    one, several = tmp_path / "one", tmp_path / "several"
+    for folder in (one, several):
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+    gguf_of(tiny_model, one / "Tiny.Q8_0.gguf")
+    (one / "mmproj-Tiny.gguf").write_bytes(b"x")
+    for name in ("Tiny.Q8_0.gguf", "Tiny.Q4_K_M.gguf"):
+        (several / name).write_bytes(b"x")
+    server.repositories |= {"own/one": one, "own/several": several}
+    home = tmp_path / "hf"
+    found, refused, _ = resolve(server.url, home, "own/one", "own/several", GRIT_HOME=str(tmp_path / "home"))
+    assert str(found[0]).endswith("models/tiny.q8_0") and "model.safetensors" in str(found[1])
+    assert refused[0] == "ModelNotFoundError" and "2 GGUF models: Tiny.Q4_K_M.gguf, Tiny.Q8_0.gguf" in str(refused[1])
+    assert "hf download own/several Tiny.Q4_K_M.gguf" in str(refused[1])
+    again = resolve(server.url, home, "own/one", GRIT_HOME=str(tmp_path / "home"), HF_HUB_OFFLINE="1")[0]
+    assert again == found
 
 
 def resolve(server_url: str, home: Path, *names: str, revision: str = "", **environment: str) -> list[list[object]]:
