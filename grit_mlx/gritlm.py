@@ -613,5 +613,5 @@ def _only(vectors: Any) -> Any:
     return vectors[0]
 
 
-def _shifted(progress: Progress, start: int, total: int | None, done: int) -> None:
+def _shifted(progress: Progress, start: int, total: int | None, done: float) -> None:
     progress(start + done, total)

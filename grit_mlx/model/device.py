@@ -2,7 +2,8 @@
 
 Metal and CUDA compute in the dtype that a model is stored in, quantised or not. On a CPU mlx has one fast dtype,
 float32: products in bfloat16 are about 20 times slower and 4-bit ones 50 times (measured, docs/performance.md),
-so there weights are widened when they are loaded, as far as memory allows.
+so there weights are widened when they are loaded, or as they are used where memory does not allow for that
+(``widening.py``).
 """
 
 from __future__ import annotations
