@@ -315,7 +315,7 @@ def token_measure(grit: GritLM | RemoteModel) -> Measure:
 
 def encode_options(embedding: EmbeddingOptions) -> dict[str, Any]:
     """The options of ``GritLM.encode`` that a command has flags for."""
-    return {name: getattr(embedding, name) for name in ("batch_size", "max_length", "long_texts")}
+    return {name: getattr(embedding, name) for name in ("batch_size", "batch_tokens", "max_length", "long_texts")}
 
 
 def embedded(

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grit_mlx.errors import MemoryLimitError, Option, TextError
-from grit_mlx.model import device, threads, widening
+from grit_mlx.model import device, threads, tuning, widening
 from grit_mlx.model.attention import decoder_of, not_finite, table_rows
 from grit_mlx.model.batching import halve, plan_batches
 from grit_mlx.model.caches import TextCache, split_rows
@@ -76,6 +76,7 @@ class Embedder:
         self._loaded = loaded
         self._tokenizer = loaded.tokenizer._tokenizer
         self._rows = table_rows(loaded.model)
+        self.fastest = tuning.kept(loaded.config)
         decoder: Any = decoder_of(loaded.model)
         self._widened = widening.size(decoder)
 
@@ -144,7 +145,7 @@ class Embedder:
             within: called within batches that take long, with how many of the batch's pieces the work done stands for.
         """
         lengths = [len(piece.ids) for piece in pieces]
-        budget = self._token_budget(max(lengths))
+        budget = self.token_budget(max(lengths), options.batch_tokens)
         plan = plan_batches(lengths, token_budget=budget, max_rows=options.batch_size)
         plan.reverse()  # taken from the end
 
@@ -262,7 +263,13 @@ class Embedder:
         mx.eval(vectors)
         return np.array(vectors), split_rows(caches, [len(piece.ids) for piece in batch]) if keep else []
 
-    def _token_budget(self, length: int) -> int:
+    def token_budget(self, length: int, fastest: int | None = None) -> int:
+        """Maximum number of tokens of a batch, padding included.
+
+        Args:
+            length: tokens of the longest text.
+            fastest: beyond how many tokens nothing gets faster; None for what was measured here, else what is usual.
+        """
         config = decoder_config(self._loaded.config)
         width = int(config.get("intermediate_size") or 4 * self._hidden)
         return device.token_budget(
@@ -270,6 +277,7 @@ class Embedder:
             intermediate=width * int(config.get("num_experts_per_tok") or 1),
             heads=int(config.get("num_attention_heads") or 1),
             length=length,
+            fastest=fastest or self.fastest,
         )
 
 
