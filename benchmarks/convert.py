@@ -20,12 +20,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from common import RESULTS, machine, save  # before mlx, to load the fast BLAS
+from checkpoints import SHAPES, make_checkpoint  # before mlx, to load the fast BLAS
+from common import RESULTS, machine, save
 
 # isort: split
 import mlx.core as mx
@@ -41,20 +40,6 @@ WAYS = {
 }
 PROOFS = {"proof": "grit", "proof_bundled": "grit_bundled"}
 GOAL_MB, GOAL_RATIO = 100, 3.0
-TOKENIZER = Path(__file__).parents[1] / "tests" / "golden" / "mistral"
-SHARD_BYTES = 400_000_000
-VOCABULARY = 32000
-SHAPES: dict[str, dict[str, Any]] = {
-    "mistral": {"hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 16, "num_key_value_heads": 4},
-    "mixtral": {
-        "hidden_size": 1024,
-        "intermediate_size": 3584,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 4,
-        "num_local_experts": 8,
-        "num_experts_per_tok": 2,
-    },
-}
 
 CHILD = """
 import json, resource, sys, time
@@ -78,75 +63,6 @@ convert(**options)
 result = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - worked}
 print(json.dumps({**result, "imports": imports, "peak": peak()}))
 """
-
-
-def tensors(kind: str, layers: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    shape = SHAPES[kind]
-    hidden, width = shape["hidden_size"], shape["intermediate_size"]
-    kv = hidden // shape["num_attention_heads"] * shape["num_key_value_heads"]
-    yield "model.embed_tokens.weight", (VOCABULARY, hidden)
-    for layer in range(layers):
-        prefix = f"model.layers.{layer}."
-        for name, rows in (("q", hidden), ("k", kv), ("v", kv), ("o", hidden)):
-            yield f"{prefix}self_attn.{name}_proj.weight", (rows, hidden)
-        if kind == "mistral":
-            for name, size in (("gate", (width, hidden)), ("up", (width, hidden)), ("down", (hidden, width))):
-                yield f"{prefix}mlp.{name}_proj.weight", size
-        else:
-            yield f"{prefix}block_sparse_moe.gate.weight", (shape["num_local_experts"], hidden)
-            for expert in range(shape["num_local_experts"]):
-                for name, size in (("w1", (width, hidden)), ("w2", (hidden, width)), ("w3", (width, hidden))):
-                    yield f"{prefix}block_sparse_moe.experts.{expert}.{name}.weight", size
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            yield f"{prefix}{name}.weight", (hidden,)
-    yield "model.norm.weight", (hidden,)
-    yield "lm_head.weight", (VOCABULARY, hidden)
-
-
-def make_checkpoint(folder: Path, kind: str, size: float) -> int:
-    """Write a checkpoint of about ``size`` bytes and return its exact size."""
-    folder.mkdir(parents=True)
-    for path in TOKENIZER.glob("tokenizer*"):
-        shutil.copy(path, folder)
-    fixed = sum(2 * int(np.prod(shape)) for _, shape in tensors(kind, 0))
-    layers = max(1, round((size - fixed) / (sum(2 * int(np.prod(shape)) for _, shape in tensors(kind, 1)) - fixed)))
-    config = {
-        "architectures": [f"{kind.capitalize()}ForCausalLM"],
-        "model_type": kind,
-        **SHAPES[kind],
-        "num_hidden_layers": layers,
-        "vocab_size": VOCABULARY,
-        "max_position_embeddings": 4096,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "tie_word_embeddings": False,
-        "torch_dtype": "bfloat16",
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    noise = (np.random.default_rng(0).normal(0, 0.02, 1 << 22).astype(np.float32).view(np.uint32) >> 16).astype(
-        np.uint16
-    )
-    groups: list[dict[str, tuple[int, ...]]] = [{}]
-    filled = 0
-    for name, shape in tensors(kind, layers):
-        nbytes = 2 * int(np.prod(shape))
-        if groups[-1] and filled + nbytes > SHARD_BYTES:
-            groups.append({})
-            filled = 0
-        groups[-1][name] = shape
-        filled += nbytes
-    total = 0
-    index = {}
-    for number, group in enumerate(groups, start=1):
-        name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        arrays = {key: mx.array(np.resize(noise, shape)).view(mx.bfloat16) for key, shape in group.items()}
-        mx.save_safetensors(str(folder / name), arrays, {"format": "pt"})
-        total += sum(array.nbytes for array in arrays.values())
-        index.update(dict.fromkeys(group, name))
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
-    return total
 
 
 def measure(source: Path, target: Path, way: str) -> dict[str, float]:
@@ -240,7 +156,7 @@ def main() -> None:
         for kind in arguments.kinds:
             for size in arguments.sizes:
                 folder = Path(temporary)
-                nbytes = make_checkpoint(folder / "source", kind, size * 1e9)
+                nbytes = make_checkpoint(folder / "source", kind, SHAPES[kind], size=size * 1e9)
                 row = {"kind": kind, "gb": round(nbytes / 1e9, 2), **measured(folder, arguments.repeat)}
                 print(json.dumps(row), file=sys.stderr, flush=True)
                 rows.append(row)

@@ -27,7 +27,6 @@ import numpy as np
 from common import CORPORA, corpus, machine, matmul_rate, median, peak_memory, random_model, save, seconds
 
 from grit_mlx import GritLM, embedding_prompt
-from grit_mlx.model import device
 from grit_mlx.model.batching import plan_batches
 from grit_mlx.model.passes import pad, pooled_tokens, represent
 from grit_mlx.model.prompts import tokenize_texts
@@ -66,7 +65,7 @@ def computed_tokens(lengths: list[int], batches: list[list[int]]) -> int:
 def compare(model: GritLM, name: str, texts: list[str], repeats: int) -> dict[str, Any]:
     instruction = embedding_prompt()
     lengths = [len(t.ids) for t in tokenize_texts(model.tokenizer, texts, instruction=instruction)]
-    budget = model.embedder._token_budget(max(lengths))
+    budget = model.embedder.token_budget(max(lengths))
     ours_plan = plan_batches(lengths, token_budget=budget)
     official_plan = [list(range(len(texts)))[i : i + OFFICIAL_ROWS] for i in range(0, len(texts), OFFICIAL_ROWS)]
     ours, official = [], []
@@ -100,8 +99,7 @@ def compare(model: GritLM, name: str, texts: list[str], repeats: int) -> dict[st
 
 def sweep(model: GritLM, texts: list[str]) -> None:
     for budget in (512, 1024, 2048, 4096, 8192, 16384):
-        device._LARGEST_BATCH[device.current_device().kind] = budget
-        took = seconds(lambda: model.encode(texts, instruction=embedding_prompt()))
+        took = seconds(lambda budget=budget: model.encode(texts, instruction=embedding_prompt(), batch_tokens=budget))
         print(f"budget {budget:6} tokens  {took:6.2f} s")
 
 

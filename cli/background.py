@@ -39,8 +39,11 @@ def stoppable(work: Callable[[Callable[[], None]], T], *, on_stop: Callable[[], 
             raise KeyboardInterrupt
 
     def run() -> None:
+        from grit_mlx.model.threads import stopped_by  # brings mlx
+
         try:
-            results.append(work(check))
+            with stopped_by(check):
+                results.append(work(check))
         except BaseException as error:
             errors.append(error)
         finally:

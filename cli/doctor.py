@@ -6,7 +6,6 @@ import os
 import platform
 import re
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -100,10 +99,11 @@ def _noting(problems: list[str], what: str = "") -> Iterator[None]:
 
 
 def _device(problems: list[str]) -> dict[str, Any]:
+    from grit_mlx.benchmarking.machine import matrix_rate
     from grit_mlx.model import device
 
     here = device.current_device()
-    gflops = _matmul_gflops()
+    gflops = matrix_rate(seconds=_MEASURED_SECONDS) / 1e9
     if here.blas_note:
         problems.append(f"Matrix products use mlx's slow BLAS: {here.blas_note}.")
     elif here.kind == "cpu" and gflops < _SLOW_GFLOPS:
@@ -118,26 +118,6 @@ def _device(problems: list[str]) -> dict[str, Any]:
         "blas": here.blas,
         "matmul_gflops": round(gflops, 1),
     }
-
-
-def _matmul_gflops() -> float:
-    """Speed of float32 matrix products, measured in a fraction of a second: the best of several."""
-    import mlx.core as mx
-
-    size = 512
-    operations = 2 * size**3
-    a, b = mx.random.normal((size, size)), mx.random.normal((size, size))
-    mx.eval(a @ b)
-    best, repeats = 0.0, 1
-    end = time.perf_counter() + _MEASURED_SECONDS
-    while time.perf_counter() < end:
-        started = time.perf_counter()
-        mx.eval([a @ b for _ in range(repeats)])
-        seconds = time.perf_counter() - started
-        best = max(best, repeats * operations / seconds / 1e9)
-        # A GPU is faster than the call: many products at once measure the GPU.
-        repeats = repeats * 2 if seconds < _MEASURED_SECONDS / 8 else repeats
-    return best
 
 
 def _place(default: str | None, problems: list[str]) -> str | None:

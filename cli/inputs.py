@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -226,7 +227,7 @@ class Sources:
 
     def with_total(self, progress: Progress) -> Progress:
         """Progress in texts, which adds how many there are about."""
-        return lambda done, _total: progress(done, None if self.expected is None else max(done, self.expected))
+        return lambda done, _total: progress(done, None if self.expected is None else max(ceil(done), self.expected))
 
     def _texts(self, name: str, reading: ReadingOptions, measure: Measure) -> Iterator[tuple[Text, str]]:
         """The texts of a file; one that cannot be read is named and passed over."""
@@ -314,7 +315,7 @@ def token_measure(grit: GritLM | RemoteModel) -> Measure:
 
 def encode_options(embedding: EmbeddingOptions) -> dict[str, Any]:
     """The options of ``GritLM.encode`` that a command has flags for."""
-    return {name: getattr(embedding, name) for name in ("batch_size", "max_length", "long_texts")}
+    return {name: getattr(embedding, name) for name in ("batch_size", "batch_tokens", "max_length", "long_texts")}
 
 
 def embedded(

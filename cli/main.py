@@ -56,6 +56,7 @@ COMMANDS = {
     "models pull": "Download a model and print its folder.",
     "models use": "Choose the model that commands use by default.",
     "doctor": "Check this machine, and say what to do about problems.",
+    "bench": "Measure how fast this machine runs a model.",
 }
 
 # The headings of grit's own help page, in their order.
@@ -64,7 +65,7 @@ SECTIONS = {
     "Files": ("rag",),
     "Models": ("models", "convert"),
     "Training": ("train", "fuse", "eval"),
-    "Machine": ("doctor",),
+    "Machine": ("doctor", "bench"),
 }
 
 # Functions and modules that are not named after their command.

@@ -46,7 +46,7 @@ def similarity(
         ),
     ] = None,
     model: ModelChoice,
-    embedding: Annotated[EmbeddingOptions, Use(without=("batch_size",))],
+    embedding: Annotated[EmbeddingOptions, Use(without=("batch_size", "batch_tokens"))],
     json_output: options.JsonFlag = False,
 ) -> None:
     """Compare the meaning of two texts or more.

@@ -198,7 +198,7 @@ class RemoteModel:
         grit = self._local()
         chosen = grit.embedding_options(**options)
 
-        def report(done: int) -> None:
+        def report(done: float) -> None:
             if progress is not None:
                 progress(start + done, None)
 

@@ -261,8 +261,8 @@ def _outputs(
 def _part(progress: Steps | None, number: int, parts: int) -> Progress:
     """What tells the progress of one of several equal parts as that of all."""
 
-    def report(done: int, total: int | None) -> None:
+    def report(done: float, total: int | None) -> None:
         if progress is not None and total:
-            progress(number * total + done, parts * total)
+            progress(number * total + int(done), parts * total)
 
     return report

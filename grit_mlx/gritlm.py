@@ -176,6 +176,7 @@ class GritLM:
         progress: Progress | bool | None = None,
         normalized: bool | None = None,
         truncate_dim: int | None = None,
+        batch_tokens: int | None = None,
         **other: Any,
     ) -> Any:
         """Embed texts; numbers equal the official package's.
@@ -203,6 +204,7 @@ class GritLM:
                 for many texts if stderr is a terminal.
             normalized: whether the vectors have length 1; None for what the model was loaded for.
             truncate_dim: keep so many numbers of each vector, its first; for models that were trained for it.
+            batch_tokens: maximum number of tokens per batch, padding included; None for what is fastest here.
             **other: arguments of the official package and of sentence-transformers; see docs/python.md.
 
         Returns:
@@ -231,6 +233,7 @@ class GritLM:
                 "progress": progress,
                 "normalized": normalized,
                 "truncate_dim": truncate_dim,
+                "batch_tokens": batch_tokens,
             }
             result = self.encode(sentences, **own | official.encode(other, own=own))
             return official.as_tensor(result) if other.get("convert_to_tensor") else result
@@ -247,6 +250,7 @@ class GritLM:
             long_texts=long_texts,
             normalized=normalized,
             truncate_dim=truncate_dim,
+            batch_tokens=batch_tokens,
         )
         if output_dtype not in DTYPES:
             raise ArgumentError(
@@ -613,5 +617,5 @@ def _only(vectors: Any) -> Any:
     return vectors[0]
 
 
-def _shifted(progress: Progress, start: int, total: int | None, done: int) -> None:
+def _shifted(progress: Progress, start: int, total: int | None, done: float) -> None:
     progress(start + done, total)

@@ -140,6 +140,8 @@ def check(group: Any) -> None:
             for one, where in _each(value):
                 _check_choices(field.name, one, spec_of(field).choices)
                 _check_range(field.name, one, spec_of(field), where)
+                if not _holds_anything(hints[field.name]):
+                    _check_count(field.name, one, spec_of(field), where)
         object.__setattr__(group, field.name, value)
 
 
@@ -194,6 +196,11 @@ def alternatives(hint: Any) -> list[Any]:
     """The types of a union, without None; of any other hint itself."""
     union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
     return [kind for kind in typing.get_args(hint) if kind is not type(None)] if union else [hint]
+
+
+def _holds_anything(hint: Any) -> bool:
+    """Whether a table's values are not this library's: what they count need not fit into 32 bits."""
+    return Any in typing.get_args(alternatives(hint)[0])
 
 
 def _allows_none(hint: Any) -> bool:
@@ -300,5 +307,8 @@ def _check_range(name: str, value: Any, spec: Spec, where: str) -> None:
             said = f"from {_spelled(spec.minimum)} to {_spelled(spec.maximum)}"
         said += "".join(f", or {_spelled(number)} {meaning}" for number, meaning in spec.also.items())
         raise ArgumentError(Option(name), f" must be {said}, not {value}{where}.")
+
+
+def _check_count(name: str, value: Any, spec: Spec, where: str) -> None:
     if isinstance(value, int) and value > _LARGEST_INT and spec.maximum is None and spec.parse is None:
         raise ArgumentError(Option(name), f" must be at most {_LARGEST_INT}, not {value}{where}.")

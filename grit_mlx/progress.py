@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Progress", "bar", "reporting"]
 
-# Called with how much is done and how much there is in all, None where that is unknown.
-Progress = Callable[[int, "int | None"], None]
+# Called with how much is done and how much there is in all, None where that is unknown. What takes long may be done in
+# part.
+Progress = Callable[[float, "int | None"], None]
 
 # Fewer texts are done before a bar could be read; the official package draws the same line.
 _LONG = 256
@@ -37,7 +38,7 @@ def bar(label: str, total: int | None, *, console: Console | None = None) -> Ite
     with Bars(*columns, *times, console=console or RichConsole(stderr=True), transient=True) as bars:
         task = bars.add_task(label, total=total)
 
-        def advance(done: int, known: int | None) -> None:
+        def advance(done: float, known: int | None) -> None:
             bars.update(task, completed=done, total=total if known is None else known)
 
         yield advance

@@ -39,7 +39,7 @@ and sentence-transformers are understood where they can mean one thing only, suc
 |---|---|
 | `GRIT_MODEL` | the default model; overrides the choice of `grit models use` |
 | `GRIT_STORE` | the default store of `grit rag` |
-| `GRIT_HOME` | the folder for the choices of `grit models use` and for models that `grit models pull` converts |
+| `GRIT_HOME` | the folder for what `grit models use` and `grit bench --tune` keep, and for converted models |
 | `GRIT_BLAS` | on Linux: `bundled` for mlx's own BLAS, or the name of a library to load instead |
 | `HF_HOME`, `HF_TOKEN`, `HF_HUB_OFFLINE` | the hub's cache; its access token; `1` to work offline |
 | `NO_COLOR`, `COLUMNS` | turns colours off; the width of tables |

@@ -237,7 +237,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
 
 def test_progress_reaches_the_end(model: GritLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("grit_mlx.model.batching.WINDOW_TEXTS", 16)
-    seen: list[tuple[int, int | None]] = []
+    seen: list[tuple[float, int | None]] = []
     model.encode(texts(40), 8, progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (40, 40) and [done for done, _ in seen] == sorted(done for done, _ in seen)
     seen = []

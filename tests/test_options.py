@@ -58,6 +58,7 @@ class Group:
         ("weights", {"x": 2, "y": "1e-1"}, {"x": 2.0, "y": 0.1}),
         ("extra", {"betas": [1, None]}, {"betas": [1, None]}),
         ("limit", None, None),
+        ("extra", {"parameters": 7_241_732_096}, {"parameters": 7_241_732_096}),
         ("plain", "anything", "anything"),
     ],
 )

@@ -14,7 +14,7 @@ def test_who_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
         def isatty(self) -> bool:
             return True
 
-    seen: list[int] = []
+    seen: list[float] = []
     with reporting(lambda done, _: seen.append(done), "x", 3) as report:
         assert report is not None
         report(2, None)

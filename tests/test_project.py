@@ -37,7 +37,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"evaluation"}),
     frozenset({"training"}),  # validates by evaluation
     frozenset({"grit_mlx"}),
-    frozenset({"convert", "server"}),
+    frozenset({"benchmarking", "convert", "server"}),
     frozenset({"integrations"}),
     frozenset({"cli"}),
 )

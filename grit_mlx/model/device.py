@@ -2,7 +2,8 @@
 
 Metal and CUDA compute in the dtype that a model is stored in, quantised or not. On a CPU mlx has one fast dtype,
 float32: products in bfloat16 are about 20 times slower and 4-bit ones 50 times (measured, docs/performance.md),
-so there weights are widened when they are loaded, as far as memory allows.
+so there weights are widened when they are loaded, or as they are used where memory does not allow for that
+(``widening.py``).
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ __all__ = [
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 # Tokens of a batch beyond which nothing gets faster, found with benchmarks/embed.py --sweep on a CPU: small
-# batches stay in the processor's cache. A GPU needs more rows to fill its cores.
+# batches stay in the processor's cache. A GPU needs more rows to fill its cores; its figures are estimates, which
+# ``grit bench --tune`` replaces by a measured one.
 _LARGEST_BATCH = {"cpu": 2048, "metal": 16384, "cuda": 65536}
 
 # Part of the free memory that one batch may take: room for other programs, and for what the estimate misses.
@@ -116,7 +118,7 @@ def available_memory() -> int:
     return max(0, limit - mx.get_active_memory())
 
 
-def token_budget(*, hidden: int, intermediate: int, heads: int, length: int) -> int:
+def token_budget(*, hidden: int, intermediate: int, heads: int, length: int, fastest: int | None = None) -> int:
     """Maximum number of tokens of a batch, padding included, that memory allows and that is still fast.
 
     Counts what one layer holds at its peak for a token: three rows of the feed-forward width, eight of the hidden
@@ -129,12 +131,13 @@ def token_budget(*, hidden: int, intermediate: int, heads: int, length: int) -> 
         intermediate: width of the feed-forward layer; for a mixture of experts, of all experts of a token.
         heads: H.
         length: L, tokens of the longest text.
+        fastest: beyond how many tokens nothing gets faster; None for what suits devices of this kind.
     """
     numbers = 8 * hidden + 3 * intermediate
     if _kind() == "cpu":
         numbers += 2 * heads * length
     affordable = int(_MEMORY_FRACTION * available_memory() / (numbers * 4))
-    return max(length, min(affordable, _LARGEST_BATCH[_kind()]))
+    return max(length, min(affordable, fastest or _LARGEST_BATCH[_kind()]))
 
 
 @contextmanager

@@ -9,17 +9,19 @@ Shapes: N texts, B batch, L length, E embedding size.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
 from grit_mlx.errors import MemoryLimitError, Option, TextError
-from grit_mlx.model import device, threads
-from grit_mlx.model.attention import not_finite, table_rows
+from grit_mlx.model import device, threads, tuning, widening
+from grit_mlx.model.attention import decoder_of, not_finite, table_rows
 from grit_mlx.model.batching import halve, plan_batches
 from grit_mlx.model.caches import TextCache, split_rows
 from grit_mlx.model.checkpoint import decoder_config
@@ -29,6 +31,7 @@ from grit_mlx.model.options import EmbeddingOptions
 from grit_mlx.model.passes import pad, pooled_tokens, represent
 from grit_mlx.model.pooling import AVERAGING
 from grit_mlx.model.prompts import tokenize_texts, unknown_token
+from grit_mlx.model.widening import watched
 
 __all__ = ["Embedder", "Piece", "Step"]
 
@@ -73,6 +76,9 @@ class Embedder:
         self._loaded = loaded
         self._tokenizer = loaded.tokenizer._tokenizer
         self._rows = table_rows(loaded.model)
+        self.fastest = tuning.kept(loaded.config)
+        decoder: Any = decoder_of(loaded.model)
+        self._widened = widening.size(decoder)
 
     def embed(
         self,
@@ -80,7 +86,7 @@ class Embedder:
         options: EmbeddingOptions,
         *,
         first_index: int = 0,
-        progress: Callable[[int], None] | None = None,
+        progress: Callable[[float], None] | None = None,
     ) -> tuple[NDArray[np.float32], list[TextCache]]:
         """Vectors of texts that fit into memory together.
 
@@ -88,7 +94,8 @@ class Embedder:
             texts: at least one.
             options: how; ``max_length`` must be set.
             first_index: index of the first text among all of the caller's, for messages.
-            progress: called with the number of texts done, after each batch.
+            progress: called with the number of texts done, after each batch; where layers take long, with a part of the
+                batch as well.
 
         Returns:
             ``(N, E)``, or as many columns as ``options`` keep, and the cache of each text if they ask for them.
@@ -99,8 +106,13 @@ class Embedder:
             MemoryLimitError: one text alone does not fit into memory.
         """
         pieces = self.pieces(texts, options, first_index)
-        steps = self.steps(pieces, len(texts), options, first_index=first_index)
         done = 0
+
+        def report(within: float) -> None:
+            if progress is not None:
+                progress((done + within) * len(texts) / len(pieces))
+
+        steps = self.steps(pieces, len(texts), options, first_index=first_index, within=report)
         with device.wired():
             while True:
                 try:
@@ -119,6 +131,7 @@ class Embedder:
         *,
         first_index: int = 0,
         limit: Callable[[], int | None] | None = None,
+        within: Callable[[float], None] | None = None,
     ) -> Generator[Step, None, tuple[NDArray[np.float32], list[TextCache]]]:
         """As ``embed``, a batch at a time, for programs that do something else between two batches.
 
@@ -129,9 +142,10 @@ class Embedder:
             first_index: see ``embed``.
             limit: asked before each batch for the most tokens that it may have, None for what fits into memory. A piece
                 that is longer is a batch of its own.
+            within: called within batches that take long, with how many of the batch's pieces the work done stands for.
         """
         lengths = [len(piece.ids) for piece in pieces]
-        budget = self._token_budget(max(lengths))
+        budget = self.token_budget(max(lengths), options.batch_tokens)
         plan = plan_batches(lengths, token_budget=budget, max_rows=options.batch_size)
         plan.reverse()  # taken from the end
 
@@ -147,7 +161,7 @@ class Embedder:
                 plan[-1:] = _limited(plan[-1], lengths, limit())
             batch = [pieces[i] for i in plan[-1]]
             try:
-                with device.wired(), through_numpy():
+                with device.wired(), through_numpy(), self._watched(len(batch), within):
                     computed, kept = threads.run(partial(self._compute, batch, keep=options.get_cache))
             except (RuntimeError, MemoryError) as error:
                 if not device.is_out_of_memory(error):
@@ -168,6 +182,22 @@ class Embedder:
             # The eps of 1e-12 is PyTorch's.
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return vectors, caches
+
+    @contextmanager
+    def _watched(self, pieces: int, within: Callable[[float], None] | None) -> Iterator[None]:
+        """Report how far a batch is, where its weights are widened layer by layer."""
+        if within is None or not self._widened:
+            yield
+            return
+        done = 0
+
+        def advance(size: int) -> None:
+            nonlocal done
+            done += size
+            within(pieces * min(1.0, done / self._widened))
+
+        with watched(advance):
+            yield
 
     def pieces(self, texts: Sequence[str], options: EmbeddingOptions, first_index: int = 0) -> list[Piece]:
         """The sequences to compute: one for each text, or several for long ones that are averaged.
@@ -233,7 +263,13 @@ class Embedder:
         mx.eval(vectors)
         return np.array(vectors), split_rows(caches, [len(piece.ids) for piece in batch]) if keep else []
 
-    def _token_budget(self, length: int) -> int:
+    def token_budget(self, length: int, fastest: int | None = None) -> int:
+        """Maximum number of tokens of a batch, padding included.
+
+        Args:
+            length: tokens of the longest text.
+            fastest: beyond how many tokens nothing gets faster; None for what was measured here, else what is usual.
+        """
         config = decoder_config(self._loaded.config)
         width = int(config.get("intermediate_size") or 4 * self._hidden)
         return device.token_budget(
@@ -241,6 +277,7 @@ class Embedder:
             intermediate=width * int(config.get("num_experts_per_tok") or 1),
             heads=int(config.get("num_attention_heads") or 1),
             length=length,
+            fastest=fastest or self.fastest,
         )
 
 

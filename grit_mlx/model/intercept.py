@@ -16,15 +16,16 @@ import mlx.nn as nn
 __all__ = ["intercept", "rebind"]
 
 
-def intercept(layers: Iterable[nn.Module], around: Callable[..., Any]) -> None:
+def intercept(layers: Iterable[nn.Module], around: Callable[..., Any], *, method: str = "__call__") -> None:
     """Let layers compute by a function.
 
     Args:
         layers: which.
-        around: called with the layer, its own ``__call__`` and the arguments of a call; returns the result.
+        around: called with the layer, its own method and the arguments of a call; returns the result.
+        method: which of their methods.
     """
     layers = list(layers)
-    subclasses = {kind: _subclass(kind, around) for kind in set(map(type, layers))}
+    subclasses = {kind: _subclass(kind, around, method) for kind in set(map(type, layers))}
     for layer in layers:
         layer.__class__ = subclasses[type(layer)]
 
@@ -58,8 +59,8 @@ def _rebound(kind: type, name: str, around: Callable[..., Any]) -> type:
     return type(kind.__name__, (kind,), {"__call__": call})
 
 
-def _subclass(kind: type, around: Callable[..., Any]) -> type:
+def _subclass(kind: type, around: Callable[..., Any], method: str) -> type:
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return around(self, partial(kind.__call__, self), *args, **kwargs)
+        return around(self, partial(getattr(kind, method), self), *args, **kwargs)
 
-    return type(kind.__name__, (kind,), {"__call__": call})
+    return type(kind.__name__, (kind,), {method: call})

@@ -32,7 +32,7 @@ from grit_mlx.errors import (
     TokenizerError,
     first_line,
 )
-from grit_mlx.model import device, hub, numpy_attention, numpy_linear, threads
+from grit_mlx.model import device, hub, numpy_attention, numpy_linear, threads, widening
 from grit_mlx.model.adapters import Adapter, attach, check_base, read_adapter
 from grit_mlx.model.attention import broadcast_masks, check_both_modes
 from grit_mlx.model.checkpoint import decoder_config, read_config, read_header, read_headers, refuse_pointer
@@ -151,7 +151,9 @@ def _load(
     hidden_size = None
     if mode != "generative":
         try:
-            hidden_size = check_both_modes(model, vocabulary_size=_vocabulary_size(config, tokenizer))
+            briefly = widening.is_widened(model)
+            size = _vocabulary_size(config, tokenizer)
+            hidden_size = check_both_modes(model, vocabulary_size=size, briefly=briefly)
         except NonFiniteError as error:
             raise _damaged_tensor(model, folder, tuning) or error from error
     return LoadedModel(
@@ -321,11 +323,12 @@ def _cast(model: nn.Module, target: mx.Dtype | None, *, lookups_only: bool = Fal
         needed, free = 4 * get_total_parameters(model), device.available_memory()
         if needed > _WIDENING_FRACTION * free:
             logger.warning(
-                "The weights stay as they are stored, which computes slowly on a CPU: as float32 they need %.1f GB "
-                "and %.1f GB are free.",
+                "As float32, the fast dtype on a CPU, the weights need %.1f GB and %.1f GB are free: each layer widens "
+                "its own while it computes, which is slower.",
                 needed / 1e9,
                 free / 1e9,
             )
+            widening.prepare(model)
             return
         if quantized:
             logger.log(

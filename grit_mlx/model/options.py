@@ -94,6 +94,13 @@ class EmbeddingOptions:
     batch_size: int | None = option(
         None, "Maximum number of texts per batch. Default: what fits into memory.", minimum=1, metavar="TEXTS"
     )
+    batch_tokens: int | None = option(
+        None,
+        "Maximum number of tokens per batch, padding included, as far as memory allows. Default: what 'grit bench "
+        "--tune' found to be fastest here, else what suits most devices of this kind.",
+        minimum=1,
+        metavar="TOKENS",
+    )
     instruction: str | None = option(None, "Text put before each text.", flags=None)
     embed_instruction: bool = option(False, "Include the instruction's tokens in the mean.", flags=None)
     get_cache: bool = option(False, "Also return keys and values.", flags=None)

@@ -19,7 +19,7 @@ import queue
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial, wraps
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -27,7 +27,7 @@ import mlx.core as mx
 
 from grit_mlx.errors import ModelError
 
-__all__ = ["arrays_of", "check_process", "computes", "run", "settle", "steps"]
+__all__ = ["arrays_of", "check_process", "computes", "pulse", "run", "settle", "steps", "stopped_by"]
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -36,6 +36,25 @@ _END: Final = object()
 
 # Seconds that a caller waits for a generator to be closed.
 _PATIENCE: Final = 5.0
+
+
+# Called by work that takes long, again and again; raises once it is to stop.
+_pulse: contextvars.ContextVar[Callable[[], None]] = contextvars.ContextVar("pulse", default=lambda: None)
+
+
+@contextmanager
+def stopped_by(check: Callable[[], None]) -> Iterator[None]:
+    """Let long work in this thread, and what it hands to the one that computes, stop where a function raises."""
+    token = _pulse.set(check)
+    try:
+        yield
+    finally:
+        _pulse.reset(token)
+
+
+def pulse() -> Callable[[], None]:
+    """What long work is to call every few milliseconds, from any thread: it raises once the work is to stop."""
+    return _pulse.get()
 
 
 class _Worker:
@@ -191,6 +210,10 @@ def settle(arrays: Any) -> None:
         mx.eval(arrays)
 
 
+class _CancelledError(Exception):
+    """Nobody wants the next item any more."""
+
+
 def steps(generator: Generator[T, None, None], cancelled: threading.Event) -> Iterator[T]:
     """The same items; each is computed, and the generator closed, by the worker.
 
@@ -207,8 +230,17 @@ def steps(generator: Generator[T, None, None], cancelled: threading.Event) -> It
     worker = _process.the_worker()
     worker.generators.add(generator)
     item: Any = None
+
+    def check() -> None:
+        if cancelled.is_set():
+            raise _CancelledError
+
     try:
-        while (item := worker.call(lambda: next(generator, _END))) is not _END:
+        while True:
+            with stopped_by(check):
+                item = worker.call(lambda: next(generator, _END))
+            if item is _END:
+                return
             yield item
     finally:
         cancelled.set()

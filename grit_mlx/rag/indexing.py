@@ -344,9 +344,9 @@ class PassageWriter:
         self._done = self._read_to
         self._progress(self._done, self._total)
 
-    def _embedded(self, done: int, total: int | None) -> None:
+    def _embedded(self, done: float, total: int | None) -> None:
         """Report how far the passages that wait are embedded, as a part of the bytes that they come from."""
-        self._progress(self._done + (self._read_to - self._done) * done // max(1, total or 1), self._total)
+        self._progress(self._done + int((self._read_to - self._done) * done / max(1, total or 1)), self._total)
 
     def _flush(self) -> None:
         self._table.add(self._unwritten)

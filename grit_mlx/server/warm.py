@@ -147,7 +147,7 @@ def _encode(model: GritLM, body: Mapping[str, Any], emit: Emit) -> None:
 def _encode_many(model: GritLM, body: Mapping[str, Any], emit: Emit) -> None:
     """The vectors of a window of texts, as ``GritLM.encode_iter`` gives them."""
 
-    def report(done: int) -> None:
+    def report(done: float) -> None:
         emit({"done": done})
 
     options = model.embedding_options(**body["options"])

@@ -68,7 +68,7 @@ def test_patterns_that_take_no_file_are_named(grit: Grit, notes: Path) -> None:
 def test_how_many_texts_there_are_is_estimated(notes: Path) -> None:
     sources = Sources([str(notes)], ReadingOptions(), WalkOptions())
     sources.check()
-    seen: list[tuple[int, int | None]] = []
+    seen: list[tuple[float, int | None]] = []
     advance = sources.with_total(lambda done, total: seen.append((done, total)))
     advance(0, None)
     for done, _ in enumerate(sources.read(len), start=1):

@@ -1,0 +1,135 @@
+"""Models of GritLM's own sizes on this machine: conversion with its proof, embedding, generating, a LoRA step.
+
+    python benchmarks/seed_sizes.py [--kinds mistral mixtral] [--layers N] [--folder DIR]
+
+A checkpoint with random bfloat16 weights of Mistral-7B's shape (14.5 GB), and one of Mixtral-8x7B's as far as the disk
+goes, are made and removed again. Each command of ``grit`` runs in a process of its own, whose peak resident memory is
+noted. On a machine without a GPU and with less memory than the weights take in float32, layers widen their weights
+while they compute (``grit_mlx/model/widening.py``). Ctrl-C and SIGTERM are sent in the middle of a batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from checkpoints import count, make_checkpoint
+from common import machine, save
+
+GRIT = Path(sys.executable).with_name("grit")
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "mistral": {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8},
+    "mixtral": {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+    },
+}
+LAYERS = 32
+# Part of the free disk space that a checkpoint and its conversion may take.
+DISK_FRACTION = 0.8
+# What 4 bits with their scales add to a checkpoint in bfloat16.
+CONVERTED = 0.32
+
+TEXTS = "Wind leans on the sails of a ship while bread rises.\nThe keel keeps it upright.\n"
+QUESTION = "What keeps a ship upright?"
+NEW_TOKENS = 4
+ROWS = [
+    *({"query": f"what is {name}", "pos": [f"{name} is a thing"], "neg": ["bread rises"]} for name in ("wind", "rope")),
+    {"prompt": "What is a keel?", "completion": "The lowest part of a ship."},
+]
+
+
+def run(arguments: list[str], *, stop: tuple[float, int] | None = None) -> dict[str, Any]:
+    """A command's seconds and peak memory; with ``stop`` those from a signal, sent so late, to its end."""
+    began = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen([str(GRIT), *arguments], stdout=output, stderr=subprocess.STDOUT)
+        if stop is not None:
+            time.sleep(stop[0])
+            if process.poll() is not None:
+                sys.exit(f"grit {' '.join(arguments)} ended before it could be interrupted")
+            process.send_signal(stop[1])
+            began = time.perf_counter()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)  # or Popen would wait for it again
+        taken = time.perf_counter() - began
+        output.seek(0)
+        said = output.read()
+    expected = 0 if stop is None else {signal.SIGINT: 130, signal.SIGTERM: 143}[signal.Signals(stop[1])]
+    if process.returncode != expected:
+        sys.exit(f"grit {' '.join(arguments)} ended with {process.returncode}:\n{said}")
+    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    row = {"seconds": round(taken, 2), "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1)}
+    row["peak_mb"] = round(peak / 1e6)
+    print(f"grit {' '.join(arguments[:1])} {row}", file=sys.stderr, flush=True)
+    return row
+
+
+def measured(kind: str, layers: int, folder: Path) -> dict[str, Any]:
+    """All that is measured on one checkpoint."""
+    source, model = folder / "source", folder / "model"
+    nbytes = make_checkpoint(source, kind, SHAPES[kind], layers=layers)
+    row: dict[str, Any] = {
+        "kind": kind,
+        "layers": layers,
+        "parameters": count(kind, SHAPES[kind], layers),
+        "gb": round(nbytes / 1e9, 2),
+        "convert": run(["convert", str(source), "-o", str(model), "--q-bits", "4"]),
+    }
+    shutil.rmtree(source)
+    row["converted_gb"] = round(sum(path.stat().st_size for path in model.glob("*.safetensors")) / 1e9, 2)
+    texts, rows = folder / "texts.txt", folder / "rows.jsonl"
+    texts.write_text(TEXTS)
+    rows.write_text("".join(json.dumps(one) + "\n" for one in ROWS))
+    embed = ["embed", str(texts), "--model", str(model), "--output", str(folder / "vectors.npy"), "--no-server"]
+    row["embed"] = run(embed)
+    for name, number in (("ctrl_c", signal.SIGINT), ("sigterm", signal.SIGTERM)):
+        row[name] = run(embed, stop=(0.75 * row["embed"]["seconds"], number))
+    answer = ["generate", QUESTION, "--model", str(model), "--max-tokens", str(NEW_TOKENS), "--no-server"]
+    row["generate"] = run(answer)
+    options = {"iters": 1, "batch-size": 2, "generative-batch-size": 1, "val-rows": 0, "warmup": 0}
+    flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    train = ["train", "--model", str(model), "--data", str(rows), "--adapter-path", str(folder / "adapter"), *flags]
+    row["train"] = run(train)
+    return row
+
+
+def affordable(kind: str, folder: Path) -> int:
+    """How many layers of a checkpoint the disk has room for."""
+    room = DISK_FRACTION * shutil.disk_usage(folder).free / (1 + CONVERTED) / 2
+    fixed, layer = count(kind, SHAPES[kind], 0), count(kind, SHAPES[kind], 1) - count(kind, SHAPES[kind], 0)
+    return max(1, min(LAYERS, int((room - fixed) / layer)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kinds", nargs="+", choices=list(SHAPES), default=list(SHAPES))
+    parser.add_argument("--layers", type=int, help="layers (default: 32, or as many as the disk has room for)")
+    parser.add_argument("--folder", type=Path, help="folder for the checkpoints (default: a temporary one)")
+    options = parser.parse_args()
+    rows: list[Mapping[str, Any]] = []
+    for kind in options.kinds:
+        with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
+            folder = Path(temporary)
+            rows.append(measured(kind, options.layers or affordable(kind, folder), folder))
+            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    save(f"seed_sizes-{machine()['device']}", {"texts": 2, "new_tokens": NEW_TOKENS, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
