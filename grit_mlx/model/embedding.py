@@ -9,9 +9,10 @@ Shapes: N texts, B batch, L length, E embedding size.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -29,6 +30,7 @@ from grit_mlx.model.options import EmbeddingOptions
 from grit_mlx.model.passes import pad, pooled_tokens, represent
 from grit_mlx.model.pooling import AVERAGING
 from grit_mlx.model.prompts import tokenize_texts, unknown_token
+from grit_mlx.model.settings import Settings
 from grit_mlx.model.team import Team
 
 __all__ = ["Embedder", "Piece", "Step"]
@@ -231,16 +233,19 @@ class Embedder:
             raise ArgumentError("A model that is split among processes keeps no caches of texts.")
         if team is None or keep:
             return [self._compute(batch, keep=keep) for batch in batches]
-        with team.doing("embed", batches=[[(piece.ids, piece.skipped) for piece in batch] for batch in batches]):
+        sent = [[(piece.ids, piece.skipped) for piece in batch] for batch in batches]
+        with team.doing("embed", batches=sent, settings=asdict(self.settings)):
             return self._with_others(batches, team)
 
-    def follow(self, batches: Sequence[Sequence[tuple[list[int], int]]]) -> None:
+    def follow(self, batches: Sequence[Sequence[tuple[list[int], int]]], settings: Mapping[str, Any]) -> None:
         """Compute what this process's leader computes, or another part of it.
 
         Args:
             batches: of each sequence its tokens, and how many of them are left out of the pool.
+            settings: the leader's.
         """
         assert self._team is not None
+        self.settings = Settings(**settings)
         self._with_others([[Piece(0, ids, skipped) for ids, skipped in batch] for batch in batches], self._team)
 
     def _with_others(self, batches: Sequence[Sequence[Piece]], team: Team) -> list[_Computed]:

@@ -142,9 +142,9 @@ def _padded(value: mx.array, axis: int, groups: int, wanted: int) -> mx.array:
 
 
 def _split_layers(model: Any, group: mx.distributed.Group) -> None:
-    decoder, size, rank = getattr(model, "model", None), group.size(), group.rank()
-    if _architecture(model) not in _LOOPS or getattr(decoder, "swa_idx", None) is not None:
+    if _architecture(model) not in _LOOPS or getattr(model.model, "swa_idx", None) is not None:
         raise _refused(model, "pipeline", "tensor")
+    decoder, size, rank = model.model, group.size(), group.rank()
     count = len(decoder.layers)
     if count < size:
         raise ArchitectureError(f"A model of {count} layers cannot be a pipeline of {size} processes: start fewer.")

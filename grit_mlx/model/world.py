@@ -135,9 +135,9 @@ class World:
             raise failure
         for rank, other in enumerate(failures):
             if other is not None:
-                error = ProcessError(f"Process {rank} of {self.size} cannot go on: {other}")
-                error.told = not self.is_first
-                raise error
+                refused = ProcessError(f"Process {rank} of {self.size} cannot go on: {other}")
+                refused.told = not self.is_first
+                raise refused
         return result
 
     def _all_sum(self, value: mx.array) -> mx.array:

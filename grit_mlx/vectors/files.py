@@ -107,7 +107,7 @@ class VectorWriter(ABC):
     """
 
     keeps_scales: ClassVar = True
-    columns: ClassVar = ("text", "source", "line", "end_line", "embedding", "scale")
+    columns: ClassVar[Sequence[str]] = ("text", "source", "line", "end_line", "embedding", "scale")
 
     def __init__(self, file: BinaryIO, *, name: str, dtype: str, keep: Kept = ()) -> None:
         self.rows = 0

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -110,7 +111,7 @@ def test_a_journal_of_other_texts_or_settings_is_not_used(tmp_path: Path) -> Non
     assert same.done == 4 and [vector[0] for vector in same.vectors()] == [0, 3, 0, -3]
     same.close()
     folder = tmp_path / ".v.npz.part"
-    damage = {
+    damage: dict[str, Callable[[bytes], bytes]] = {
         "parts.u32": lambda content: content[:-1],  # killed before the checksum was complete
         "vectors.f32": lambda content: content[:-1] + b"\1",  # as a machine leaves it that lost its power
     }
