@@ -23,9 +23,9 @@ import numpy as np
 
 from grit_mlx.datasets.tokens import TokenizedText
 from grit_mlx.model.settings import Settings
+from grit_mlx.model.world import World
 from grit_mlx.training import TrainingSettings
 from grit_mlx.training.data import EmbeddingBatch
-from grit_mlx.training.distributed import World
 from grit_mlx.training.scratch import random_model
 from grit_mlx.training.step import Trainee, TrainingStep
 

@@ -25,10 +25,10 @@ from grit_mlx.evaluation.plots import plot_curves
 from grit_mlx.evaluation.scoring import evaluate_set
 from grit_mlx.evaluation.sets import load_set
 from grit_mlx.gritlm import GritLM
+from grit_mlx.model.world import World
 from grit_mlx.options import from_mapping
 from grit_mlx.training import TrainingSettings, train
 from grit_mlx.training.callbacks import Callback, StepReport, TrainingPlan, ValidationReport, read_log
-from grit_mlx.training.distributed import World
 from grit_mlx.training.preparation import prepare_data, prepare_model
 from grit_mlx.training.settings import read_yaml
 from grit_mlx.training.validation import held_out_losses

@@ -24,10 +24,10 @@ from mlx_lm.utils import quantize_model
 from grit_mlx.datasets.tokens import TokenizedChat, TokenizedText
 from grit_mlx.model import device
 from grit_mlx.model.settings import Settings
+from grit_mlx.model.world import World
 from grit_mlx.training import TrainingSettings
 from grit_mlx.training.adapters import AdapterLayout, attach_adapter, choose_keys, unfreeze_for_full
 from grit_mlx.training.data import EmbeddingBatch
-from grit_mlx.training.distributed import World
 from grit_mlx.training.memory import estimate
 from grit_mlx.training.optimizers import make_optimizer, make_schedule
 from grit_mlx.training.recompute import checkpoint_layers

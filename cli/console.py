@@ -36,6 +36,7 @@ __all__ = [
     "dumps",
     "error",
     "error_console",
+    "failed",
     "finish",
     "flush",
     "for_a_person",
@@ -75,6 +76,7 @@ class _State:
     quiet: bool = False
     verbose: bool = False
     json: bool = False
+    failed: bool = False
     afterwards: list[Callable[[], None]] = field(default_factory=list)
     flags: Mapping[str, str] = field(default_factory=dict)  # of the running command, by Python's names
 
@@ -84,7 +86,7 @@ _state = _State()
 
 def reset() -> None:
     """Undo ``set_up``; only tests run more than one command in a process."""
-    _state.quiet = _state.verbose = _state.json = False
+    _state.quiet = _state.verbose = _state.json = _state.failed = False
     _state.flags, _state.afterwards = {}, []
     _console.cache_clear()
     error_console.cache_clear()
@@ -272,7 +274,13 @@ def error(failure: GritError) -> None:
     """Say why the command failed, in one line; with --verbose also where in the code."""
     if _state.verbose:
         sys.stderr.write("".join(traceback.format_exception(failure)))
+    _state.failed = True
     _say("error", "bold red", *failure.parts)
+
+
+def failed() -> bool:
+    """Whether an error was shown."""
+    return _state.failed
 
 
 def usage_error(failure: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from grit_mlx.cli import console, options
+from grit_mlx.cli import console, launch, options
 from grit_mlx.cli.inputs import CutTexts, Inputs, embedded, token_measure
 from grit_mlx.cli.loader import load_model
 from grit_mlx.cli.options import Use
 from grit_mlx.cli.warm import ServerUse
 from grit_mlx.cli.wording import number_of, one_line
-from grit_mlx.errors import ArgumentError
-from grit_mlx.model.options import EmbeddingOptions, ModelChoice
+from grit_mlx.errors import ArgumentError, DocumentError, NonFiniteError, Option
+from grit_mlx.model.options import EmbeddingOptions, ModelChoice, Sharding
 from grit_mlx.options import check, option
 from grit_mlx.text.options import ReadingOptions
 from grit_mlx.text.splitting import STDIN, Text
@@ -50,7 +50,6 @@ _SHOWN_NUMBERS = 5
 _WIDE_COLUMNS = 90  # of a terminal that has room for all of them
 _PATH_COLUMNS = 30
 _WRITTEN_TEXTS = 256  # written to a file or pipe at once
-_NOTED_TEXTS = 1024  # computed between two states to which an interrupted run can return
 
 
 @dataclass(frozen=True)
@@ -67,9 +66,14 @@ class VectorOutput:
         metavar="FILE",
     )
     no_overwrite: bool = option(False, "Refuse to replace an existing file.")
+    id: str | None = option(
+        None,
+        "Write this field of JSON, CSV or Parquet rows as id. JSON lines have a field id or _id in any case.",
+        metavar="FIELD",
+    )
     keep: list[str] = option(
         [],
-        "Also write this field of JSON, CSV or Parquet rows; repeatable. JSON lines always have the id.",
+        "Also write this field of JSON, CSV or Parquet rows; repeatable.",
         metavar="FIELD",
     )
     precision: str = option(
@@ -81,6 +85,13 @@ class VectorOutput:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.id is not None and "id" in self.keep and self.id != "id":
+            raise ArgumentError(Option("id", self.id), " and ", Option("keep", "id"), " would both be the id.")
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """Fields of rows that are written, by the names that they are written under."""
+        return {**({} if self.id is None else {"id": self.id}), **{name: name for name in self.keep}}
 
 
 @options.command
@@ -106,16 +117,22 @@ def embed(
     ] = False,
     model: ModelChoice,
     server: ServerUse,
+    sharding: Sharding,
     embedding: EmbeddingOptions,
     target: VectorOutput,
 ) -> None:
     """Turn texts into vectors.
 
     Without --output a terminal shows a table of the first texts; a pipe gets JSON lines with index, source,
-    line, end_line, text and embedding. Any number of texts takes the same memory.
+    line, end_line, text and embedding. Any number of texts takes the same memory. The next run with the same --output
+    resumes an interrupted one.
     """
     if query and instruction is not None:
         raise typer.BadParameter("--query brings its own instruction: omit one of the two.", param_hint="--query")
+    if STDIN in files:
+        launch.refuse_stdin()
+    if launch.led() and target.output is None:
+        raise ArgumentError("Several processes write to a file: name one with ", Option("output"), ".")
     inputs = Inputs(files, reading)
     total = inputs.check()
     in_table = target.output is None and console.stdout_is_terminal()
@@ -127,10 +144,10 @@ def embed(
 
             # Opened before the model is loaded: a path that cannot be written costs no waiting.
             opened = open_writer(
-                target.output, dtype=target.precision, overwrite=not target.no_overwrite, keep=target.keep
+                target.output, dtype=target.precision, overwrite=not target.no_overwrite, keep=target.fields
             )
             writer = stack.enter_context(opened)
-        grit = load_model(model, mode="embedding", server=server)
+        grit = load_model(model, mode="embedding", server=server, split=sharding.shard)
         texts: Iterable[Text] = inputs.read(token_measure(grit))
         if in_table:
             texts = islice(texts, _SHOWN_TEXTS)
@@ -146,8 +163,12 @@ def embed(
         if target.output is None or not again:  # a pipe is read once
             pairs = compute(texts, advance)
         else:
-            used = [reading, embedding, role, instruction]
+            loaded = replace(model, model=None, adapter=None)  # they are told by their weights, not by their names
+            used = [reading, embedding, loaded, sharding, role, instruction]
             journal = stack.enter_context(_journal(Path(target.output), files, grit, used))
+            if journal.changed:
+                changed = ", the ".join(journal.changed)
+                console.note(f"starting anew: since the interrupted run of {target.output} changed the {changed}")
             if journal.done:
                 console.note(f"resuming: {number_of(journal.done, 'text')} embedded already")
             pairs = _resumed(iter(texts), journal, compute, advance)
@@ -170,18 +191,20 @@ def _refuse_to_replace_an_input(output: str, files: Iterable[str]) -> None:
 @contextmanager
 def _journal(output: Path, files: Iterable[str], grit: GritLM, options: Sequence[object]) -> Iterator[Journal]:
     """What an interrupted run of the same command has done; kept if this one is interrupted, too."""
+    from grit_mlx import __version__
     from grit_mlx.vectors.journal import Journal
 
     folders = [grit.folder, *([grit.adapter] if grit.adapter else [])]
     weights = [path for folder in folders for path in sorted(folder.glob("*.safetensors"))]
     identity = {
-        "files": [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in [*map(Path, files), *weights]],
-        "options": [str(option) for option in (*options, grit.settings)],
+        "texts": list(map(_state, map(Path, files))),
+        "model": list(map(_state, weights)),
+        "options": [__version__, *(str(option) for option in (*options, grit.settings))],
     }
     journal = Journal(output, identity, grit.embedding_size)
     try:
         yield journal
-    except Exception:
+    except (DocumentError, ArgumentError, NonFiniteError):
         journal.remove()  # the same would happen again
         raise
     except BaseException:
@@ -190,19 +213,27 @@ def _journal(output: Path, files: Iterable[str], grit: GritLM, options: Sequence
     journal.remove()
 
 
+def _state(path: Path) -> list[object]:
+    return [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
+
+
 def _resumed(
     texts: Iterator[Text], journal: Journal, compute: Callable[[Iterable[Text], Progress], Pairs], progress: Progress
 ) -> Pairs:
     """Each text with its vector: those of the journal, then those that are computed, which it notes."""
-    for vector in journal.vectors():
-        yield next(texts), vector
+    import numpy as np
+
+    from grit_mlx.vectors.journal import PART_TEXTS
+
+    for vector, text in zip(journal.vectors(), texts, strict=False):
+        yield text, vector
     done = journal.done
-    while block := list(islice(texts, _NOTED_TEXTS)):
-        for text, vector in compute(block, partial(_shifted, progress, done)):
-            journal.append(vector)
-            yield text, vector
-        journal.flush()
-        done += len(block)
+    while part := list(islice(texts, PART_TEXTS)):
+        pairs = list(compute(part, partial(_shifted, progress, done)))
+        if len(part) == PART_TEXTS:
+            journal.append(np.stack([vector for _, vector in pairs]))
+        yield from pairs
+        done += len(part)
 
 
 def _shifted(progress: Progress, before: int, done: int, total: int | None) -> None:
@@ -224,7 +255,7 @@ def _write(pairs: Pairs, target: VectorOutput, writer: Any) -> int:
         if writer is not None:
             writer.write(vectors, texts)
         else:
-            for line in json_lines(compress(vectors, target.precision), texts, first=count, keep=target.keep):
+            for line in json_lines(compress(vectors, target.precision), texts, first=count, keep=target.fields):
                 console.write(line)
             console.flush()
         count += len(group)

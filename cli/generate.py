@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from grit_mlx.cli import console, options
+from grit_mlx.cli import console, launch, options
 from grit_mlx.cli.loader import load_model, model_name
 from grit_mlx.cli.options import Use
 from grit_mlx.cli.warm import ServerUse
 from grit_mlx.cli.wording import size_of
 from grit_mlx.errors import ArgumentError, DocumentError, unreadable
-from grit_mlx.model.options import GenerationOptions, ModelChoice
+from grit_mlx.model.options import GenerationOptions, ModelChoice, Sharding
 from grit_mlx.text.options import ReadingOptions
 from grit_mlx.text.reading import read_lines, read_texts
 from grit_mlx.text.splitting import STDIN, split_file
@@ -36,6 +36,12 @@ Examples:
   grit generate "Name a colour." --temperature 1 --seed 7 --json
   grit generate "Describe Rome." --schema city.json
 """
+
+
+_SHARD = (
+    "Under mlx.launch: split the model among the processes, each layer (tensor, the default) or layer by layer "
+    "(pipeline)."
+)
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,7 @@ def generate(
     sampling: GenerationOptions,
     model: Annotated[ModelChoice, Use(without=("pooling", "attn"))],
     server: ServerUse,
+    sharding: Annotated[Sharding, Use(helps={"shard": _SHARD})],
     json_output: Annotated[
         bool, typer.Option("--json", rich_help_panel=options.OUTPUT, help="Print the answer and its timings as JSON.")
     ] = False,
@@ -96,6 +103,8 @@ def generate(
     """Answer a prompt."""
     if [prompt, *(files or ())].count(STDIN) > 1:
         raise ArgumentError("Standard input (-) can be read only once.")
+    if STDIN in [prompt, *(files or ())]:
+        launch.refuse_stdin()
     prompt = _from_stdin() if prompt == STDIN else prompt
     if not prompt.strip():
         raise ArgumentError("The prompt is empty.")
@@ -104,7 +113,8 @@ def generate(
         raise typer.BadParameter("A raw prompt has no system message: put it into the prompt.", param_hint="--system")
     if schema is not None:
         sampling = replace(sampling, schema=_schema(schema))
-    grit = load_model(model, mode="generative", server=server)
+    shard = sharding.shard or ("tensor" if launch.led() else None)
+    grit = load_model(model, mode="generative", server=server, split=shard)
     messages = [{"role": "system", "content": system}] if system else []
     given = prompt if raw else [*messages, {"role": "user", "content": prompt}]
     responses = grit.stream_responses(given, raw=raw, **asdict(sampling))

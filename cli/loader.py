@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grit_mlx.cli import console
+from grit_mlx.cli import console, launch
+from grit_mlx.errors import ArgumentError, Option
 from grit_mlx.model import hub
 from grit_mlx.model.catalogue import recommended
 from grit_mlx.model.options import ModelChoice
@@ -22,13 +23,14 @@ __all__ = ["EMBEDDED", "load_model", "model_name", "note_embedded", "remote_mode
 EMBEDDED = "this is grit-tiny, the small English model that comes with grit."
 
 
-def load_model(choice: ModelChoice, *, mode: str, server: ServerUse | None = None) -> Any:
+def load_model(choice: ModelChoice, *, mode: str, server: ServerUse | None = None, split: str | None = None) -> Any:
     """The model, downloaded first if need be (with the hub's own progress bar).
 
     Args:
         choice: which, and how.
         mode: see ``GritLM``.
         server: whether one that a running server has in memory will do; None for a command that cannot use it.
+        split: how it is split among the processes that mlx.launch started; None if each has all of it.
 
     Returns:
         A ``GritLM``; with ``server`` perhaps a ``RemoteModel``.
@@ -36,6 +38,10 @@ def load_model(choice: ModelChoice, *, mode: str, server: ServerUse | None = Non
     Raises:
         GritError: as ``GritLM``.
     """
+    if launch.led():
+        return launch.load(hub.settled(choice), mode=mode, split=split)
+    if split is not None:
+        raise ArgumentError(Option("shard", split), " needs several processes: mlx.launch -n 2 grit COMMAND ...")
     choice = _resolved(choice)
     return _remote(choice, mode, server) or _loaded(choice, mode)
 

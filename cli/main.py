@@ -23,8 +23,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from grit_mlx.cli import console, options, peers
-from grit_mlx.errors import GritError, impossible_path, lost_working_folder
+from grit_mlx.cli import console, launch, options, peers
+from grit_mlx.errors import GritError, impossible_path, lost_process, lost_working_folder
 
 __all__ = ["COMMANDS", "app", "main"]
 
@@ -109,6 +109,8 @@ class Command(TyperCommand):
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         """The context of the real command, in which it parses its arguments and runs."""
+        if not _commands(self.path):
+            launch.enter(self.path)
         return self.loaded().make_context(info_name, args, parent, **extra)
 
     def loaded(self) -> Any:
@@ -212,11 +214,13 @@ class Commands(TyperGroup):
                 sys.stderr.write("\n")  # below the ^C
             raise typer.Exit(_INTERRUPTED) from error
         except (OSError, RuntimeError) as error:
-            lost = lost_working_folder() if isinstance(error, FileNotFoundError) else None
+            lost = lost_working_folder() if isinstance(error, FileNotFoundError) else lost_process(error)
             if (cause := lost or impossible_path(error)) is None:
                 raise
             console.error(cause)
             raise typer.Exit(1) from error
+        finally:
+            launch.leave()
         return result
 
 
@@ -271,4 +275,5 @@ def main() -> None:
 
 
 def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
+    launch.stopped()
     raise SystemExit(128 + number)

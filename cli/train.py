@@ -98,7 +98,7 @@ def train(
         _convert_adapter(settings, export_peft, import_peft)
         return
     # Here, because they bring mlx and transformers.
-    from grit_mlx.training.distributed import World
+    from grit_mlx.model.world import World
     from grit_mlx.training.trainer import train as run
 
     if not World().is_first:

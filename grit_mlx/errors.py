@@ -22,6 +22,7 @@
     ├── ServerError                       a server cannot start, is stopping, or does not answer
     │   └── BusyError                     it has as many requests as it takes
     ├── OutputError                       a result cannot be written
+    ├── ProcessError                      another process of the run has ended, or cannot be reached
     └── DependencyError (ImportError)     an optional package is not installed
 
 Each message is one or two plain sentences: what is wrong, where, and what to do about it. Options are mentioned in
@@ -58,6 +59,7 @@ __all__ = [
     "NonFiniteError",
     "Option",
     "OutputError",
+    "ProcessError",
     "Sentence",
     "ServerError",
     "StoreBusyError",
@@ -66,6 +68,7 @@ __all__ = [
     "TokenizerError",
     "first_line",
     "impossible_path",
+    "lost_process",
     "lost_working_folder",
     "unreadable",
     "unwritable",
@@ -226,6 +229,16 @@ class OutputError(GritError):
     """A result cannot be written."""
 
 
+class ProcessError(GritError):
+    """Another process of a run under ``mlx.launch`` has ended, or cannot be reached.
+
+    Attributes:
+        told: whether another process says so.
+    """
+
+    told = False
+
+
 class DependencyError(GritError, ImportError):
     """An optional package is not installed."""
 
@@ -291,6 +304,13 @@ def impossible_path(error: BaseException) -> GritError | None:
         return ConfigError(unreadable(os.fsdecode(error.filename), error))
     if isinstance(error, RuntimeError) and "home directory" in str(error):  # pathlib's
         return ConfigError("A path begins with ~ and the name of a user that this machine does not have.")
+    return None
+
+
+def lost_process(error: BaseException) -> ProcessError | None:
+    """The error of a process whose peers under ``mlx.launch`` have ended; None for any other error."""
+    if isinstance(error, RuntimeError) and "connection to a peer" in str(error):  # mlx's
+        return ProcessError("Another process of this run has ended, so this one stops too.")
     return None
 
 

@@ -6,8 +6,8 @@ Shapes: N texts, E embedding size, B batch, L length.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -27,6 +27,7 @@ from grit_mlx.model.checkpoint import decoder_config
 from grit_mlx.model.embedding import Embedder
 from grit_mlx.model.generation import PromptCache
 from grit_mlx.model.options import EmbeddingOptions, GenerationOptions, ModelChoice
+from grit_mlx.model.team import Team
 from grit_mlx.model.writers import only_embeds
 from grit_mlx.options import check_unicode, from_mapping
 from grit_mlx.progress import Progress, reporting
@@ -104,9 +105,9 @@ class GritLM:
         self.embed_eos = embed_eos
 
     @classmethod
-    def from_choice(cls, choice: ModelChoice, *, mode: str = "unified") -> GritLM:
-        """As the constructor, from one value."""
-        self = cls.from_loaded(loading.load(choice, mode=mode), mode=mode)
+    def from_choice(cls, choice: ModelChoice, *, mode: str = "unified", team: Team | None = None) -> GritLM:
+        """As the constructor, from one value; ``team`` are processes that compute together, which all call this."""
+        self = cls.from_loaded(loading.load(choice, mode=mode, team=team), mode=mode)
         self._warns = not self.trained_to_embed
         return self
 
@@ -509,8 +510,31 @@ class GritLM:
         tokens = self.prompt_tokens(prompt, raw=raw, continues=continues)
         held = cache[0].offset if continues and cache else 0  # type: ignore[index]
         within = self.within_context(chosen, held + len(tokens))
-        responses = generation.stream_responses(self.model, self._engine_tokenizer, tokens, within, cache=cache)
+        if (team := self._loaded.team) is None or team.split is None:
+            responses = generation.stream_responses(self.model, self._engine_tokenizer, tokens, within, cache=cache)
+        else:
+            if cache is not None:
+                raise ArgumentError("A model that is split among processes does not reuse what it computed before.")
+            responses = self._leading(team, tokens, within)
         return responses if within is chosen else self._noted(responses)
+
+    def _leading(self, team: Team, tokens: Sequence[int], options: GenerationOptions) -> Iterator[GenerationResponse]:
+        with team.doing("generate", tokens=tokens, options=asdict(options)):
+            yield from self._together(tokens, options)
+
+    def _together(self, tokens: Sequence[int], options: GenerationOptions) -> Iterator[GenerationResponse]:
+        model, team = self.model, self._loaded.team
+        return generation.stream_responses(model, self._engine_tokenizer, tokens, options, team=team)
+
+    @property
+    def jobs(self) -> dict[str, Callable[..., object]]:
+        """What a process that follows its team's leader computes, for ``Team.follow``."""
+
+        def generate(tokens: list[int], options: dict[str, Any]) -> None:
+            for _ in self._together(tokens, GenerationOptions(**options)):
+                pass
+
+        return {"generate": generate} | ({} if self._embedder is None else {"embed": self._embedder.follow})
 
     def generate_batch(
         self,

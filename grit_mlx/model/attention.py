@@ -273,7 +273,9 @@ def _check_modes(model: nn.Module, layers: int, tokens: mx.array) -> int:
     try:
         causal = states_of(tokens, cache=embedding_caches(layers, causal=True))[:, 0].astype(mx.float32)
         both = states_of(tokens, cache=embedding_caches(layers))[:, 0].astype(mx.float32)
-        mx.eval(causal, both)
+        # One after the other: processes that share a model have to send and receive in one order.
+        mx.eval(causal)
+        mx.eval(both)
     except (AttributeError, IndexError, KeyError, NotImplementedError, TypeError, ValueError) as error:
         # A hybrid or recurrent model trips over a cache that keeps no state of its own kind.
         raise ArchitectureError(_refusal(model, f"it does not run with these caches ({error})")) from error
@@ -316,7 +318,8 @@ def _check_batches(model: nn.Module, layers: int, vocabulary_size: int) -> None:
                 for tokens in (ids, np.where(real, ids, ids + 1), np.where(last, ids + 1, ids))
             )
             firsts = [states[:, 0].astype(mx.float32) for states in (plain, padded, changed)]
-            mx.eval(firsts)
+            for first in firsts:
+                mx.eval(first)
         except (AttributeError, IndexError, TypeError, ValueError) as error:
             raise ArchitectureError(_refusal(model, f"it cannot compute texts of unequal lengths ({error})")) from error
         scale = _largest(firsts[0])

@@ -9,9 +9,9 @@ Shapes: N texts, B batch, L length, E embedding size.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from grit_mlx.errors import MemoryLimitError, Option, TextError
+from grit_mlx.errors import ArgumentError, MemoryLimitError, Option, TextError
 from grit_mlx.model import device, threads, tuning, widening
 from grit_mlx.model.attention import decoder_of, not_finite, table_rows
 from grit_mlx.model.batching import halve, plan_batches
@@ -31,11 +31,16 @@ from grit_mlx.model.options import EmbeddingOptions
 from grit_mlx.model.passes import pad, pooled_tokens, represent
 from grit_mlx.model.pooling import AVERAGING
 from grit_mlx.model.prompts import tokenize_texts, unknown_token
+from grit_mlx.model.settings import Settings
+from grit_mlx.model.team import Team
 from grit_mlx.model.widening import watched
 
 __all__ = ["Embedder", "Piece", "Step"]
 
 logger = logging.getLogger("grit_mlx")
+
+# Vectors (B, E) of a batch, and the caches of its rows if they are kept.
+_Computed = tuple[NDArray[np.float32], list[TextCache]]
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ class Embedder:
         self._hidden = loaded.hidden_size
         self.settings = loaded.settings
         self._loaded = loaded
+        self._team = loaded.team
         self._tokenizer = loaded.tokenizer._tokenizer
         self._rows = table_rows(loaded.model)
         self.fastest = tuning.kept(loaded.config)
@@ -159,24 +165,26 @@ class Embedder:
         while plan:
             if limit is not None:
                 plan[-1:] = _limited(plan[-1], lengths, limit())
-            batch = [pieces[i] for i in plan[-1]]
+            abreast = 1 if self._team is None or options.get_cache else self._team.abreast
+            batches = [[pieces[i] for i in batch] for batch in plan[: -1 - abreast : -1]]
             try:
-                with device.wired(), through_numpy(), self._watched(len(batch), within):
-                    computed, kept = threads.run(partial(self._compute, batch, keep=options.get_cache))
+                with self._watched(len(batches[0]), within):
+                    results = threads.run(partial(self._computed, batches, keep=options.get_cache))
             except (RuntimeError, MemoryError) as error:
                 if not device.is_out_of_memory(error):
                     raise
                 plan = _smaller(plan, lengths)
                 continue
-            for row, piece in enumerate(batch):
-                if not np.isfinite(computed[row]).all():
-                    raise not_finite(f"The vector of text {first_index + piece.text} holds NaN or infinity")
-                vectors[piece.text] += computed[row] * (piece.pooled / shares[piece.text])
-                if kept:
-                    caches[piece.text] = kept[row]
-            plan.pop()
+            for batch, (computed, kept) in zip(batches, results, strict=True):
+                for row, piece in enumerate(batch):
+                    if not np.isfinite(computed[row]).all():
+                        raise not_finite(f"The vector of text {first_index + piece.text} holds NaN or infinity")
+                    vectors[piece.text] += computed[row] * (piece.pooled / shares[piece.text])
+                    if kept:
+                        caches[piece.text] = kept[row]
+                plan.pop()
+                yield Step(len(batch), len(batch) * max(len(piece.ids) for piece in batch))
             device.free_cached_memory()
-            yield Step(len(batch), len(batch) * max(len(piece.ids) for piece in batch))
         vectors = vectors[:, : options.truncate_dim]
         if self.settings.normalized if options.normalized is None else options.normalized:
             # The eps of 1e-12 is PyTorch's.
@@ -248,8 +256,51 @@ class Embedder:
             )
         return pieces
 
-    def _compute(self, batch: Sequence[Piece], *, keep: bool) -> tuple[NDArray[np.float32], list[TextCache]]:
+    def _computed(self, batches: Sequence[Sequence[Piece]], *, keep: bool) -> list[_Computed]:
+        """What ``_compute`` gives for each batch; a team computes them at the same time."""
+        team = self._team
+        if team is not None and team.split is not None and keep:
+            raise ArgumentError("A model that is split among processes keeps no caches of texts.")
+        if team is None or keep:
+            return [self._compute(batch, keep=keep) for batch in batches]
+        sent = [[(piece.ids, piece.skipped) for piece in batch] for batch in batches]
+        with team.doing("embed", batches=sent, settings=asdict(self.settings)):
+            return self._with_others(batches, team)
+
+    def follow(self, batches: Sequence[Sequence[tuple[list[int], int]]], settings: Mapping[str, Any]) -> None:
+        """Compute what this process's leader computes, or another part of it.
+
+        Args:
+            batches: of each sequence its tokens, and how many of them are left out of the pool.
+            settings: the leader's.
+        """
+        assert self._team is not None
+        self.settings = Settings(**settings)
+        self._with_others([[Piece(0, ids, skipped) for ids, skipped in batch] for batch in batches], self._team)
+
+    def _with_others(self, batches: Sequence[Sequence[Piece]], team: Team) -> list[_Computed]:
+        if team.split is not None:
+            return [self._compute(batch, keep=False) for batch in batches]
+        rank, rows = team.world.rank, max(map(len, batches))
+        own = np.zeros((rows + 1, self.size), dtype=np.float32)  # the last row says whether memory ran out
+        if rank < len(batches):
+            try:
+                own[: len(batches[rank])], _ = self._compute(batches[rank], keep=False)
+            except (RuntimeError, MemoryError) as error:
+                if not device.is_out_of_memory(error):
+                    raise
+                own[rows] = 1
+        parts = team.world.arrays_from_all(own)
+        if parts[:, rows].any():
+            raise MemoryError
+        return [(part[: len(batch)], []) for part, batch in zip(parts, batches, strict=False)]
+
+    def _compute(self, batch: Sequence[Piece], *, keep: bool) -> _Computed:
         """Pooled vectors ``(B, E)`` of one batch, and the caches of its rows."""
+        with device.wired(), through_numpy():
+            return self._pass(batch, keep=keep)
+
+    def _pass(self, batch: Sequence[Piece], *, keep: bool) -> _Computed:
         ids, real = pad([piece.ids for piece in batch], rows=self._rows)
         vectors, caches = represent(
             self._loaded.model,

@@ -15,7 +15,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx_lm.generate import GenerationResponse, batch_generate, generate_step
+from mlx_lm.generate import GenerationResponse, batch_generate, generate_step, generation_stream
 from mlx_lm.models.cache import KVCache, can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
 from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
@@ -27,6 +27,7 @@ from grit_mlx.model.detokenizing import Detokenizer
 from grit_mlx.model.device import is_out_of_memory
 from grit_mlx.model.options import GenerationOptions
 from grit_mlx.model.structured import Constraint, constraint, is_constrained
+from grit_mlx.model.team import Team
 
 __all__ = [
     "PromptCache",
@@ -152,6 +153,7 @@ def stream_responses(
     options: GenerationOptions,
     *,
     cache: PromptCache | TextCache | None = None,
+    team: Team | None = None,
 ) -> Iterator[GenerationResponse]:
     """Generate from tokens, piece by piece.
 
@@ -162,6 +164,7 @@ def stream_responses(
         options: how to sample.
         cache: a ``PromptCache``, which is brought up to date; or a document's keys and values, which are
             continued and left as they are.
+        team: the processes that the model is split among, all of which call this; the first one chooses the tokens.
 
     Returns:
         mlx-lm's ``GenerationResponse``, one a token: ``text`` is the next piece; the last one has a
@@ -179,7 +182,7 @@ def stream_responses(
     threads.settle([model.parameters(), [(layer.keys, layer.values) for layer in held.base]])
     form = constraint(options, tokenizer._tokenizer, tokenizer.eos_token_ids)
     cancelled = threading.Event()
-    return threads.steps(_answer(model, tokenizer, tokens, options, held, cancelled, form), cancelled)
+    return threads.steps(_answer(model, tokenizer, tokens, options, held, cancelled, form, team), cancelled)
 
 
 def _answer(
@@ -190,10 +193,11 @@ def _answer(
     cache: PromptCache,
     cancelled: threading.Event,
     form: Constraint | None,
+    team: Team | None,
 ) -> Generator[GenerationResponse, None, None]:
     turn = cache.begin(model, tokens, options)
     try:
-        with closing(_responses(model, tokenizer, turn, options, cancelled, form)) as responses:
+        with closing(_responses(model, tokenizer, turn, options, cancelled, form, team)) as responses:
             yield from _stopped(responses, options.stop)
     except GeneratorExit:
         turn.end()
@@ -207,6 +211,8 @@ def _answer(
         ) from error
     else:
         turn.end()  # not after an exception: layers may disagree on how far they came
+        if team is not None:
+            mx.synchronize(generation_stream)  # the engine runs ahead: other processes wait for what it still sends
 
 
 def _responses(
@@ -216,6 +222,7 @@ def _responses(
     options: GenerationOptions,
     cancelled: threading.Event,
     form: Constraint | None,
+    team: Team | None,
 ) -> Generator[GenerationResponse, None, None]:
     """What mlx-lm's ``stream_generate`` yields, with text that is right for every tokenizer."""
     computed = turn.tokens[turn.reused :]
@@ -229,7 +236,7 @@ def _responses(
         kv_group_size=options.kv_group_size,
         quantized_kv_start=options.quantized_kv_start,
         prompt_progress_callback=lambda *_: _check(cancelled),
-        **sampling(options, len(tokenizer._tokenizer), turn.tokens[: turn.reused], form),
+        **sampling(options, len(tokenizer._tokenizer), turn.tokens[: turn.reused], form, team),
     )
     text = form.detokenizer() if form else Detokenizer(tokenizer._tokenizer)
     start = time.perf_counter()
@@ -343,7 +350,11 @@ def batch_tokens(
 
 
 def sampling(
-    options: GenerationOptions, vocabulary_size: int, reused: Sequence[int] = (), form: Constraint | None = None
+    options: GenerationOptions,
+    vocabulary_size: int,
+    reused: Sequence[int] = (),
+    form: Constraint | None = None,
+    team: Team | None = None,
 ) -> dict[str, Any]:
     """The sampler and the processors of logits, as mlx-lm's functions take them.
 
@@ -352,6 +363,7 @@ def sampling(
         vocabulary_size: V.
         reused: tokens before those that mlx-lm is given, which are penalised like these.
         form: what the answer may be.
+        team: processes that all sample.
     """
     processors = make_logits_processors(
         repetition_penalty=None if options.repetition_penalty == 1 else options.repetition_penalty,
@@ -364,16 +376,22 @@ def sampling(
 
     if reused:
         processors = [after_head(processor) for processor in processors]
+    sampler = make_sampler(
+        temp=options.temperature,
+        top_p=options.top_p,
+        # mlx-lm refuses a top_k of the whole vocabulary, which only means "all".
+        top_k=options.top_k if options.top_k < vocabulary_size else 0,
+        min_p=options.min_p,
+    )
     return {
-        "sampler": make_sampler(
-            temp=options.temperature,
-            top_p=options.top_p,
-            # mlx-lm refuses a top_k of the whole vocabulary, which only means "all".
-            top_k=options.top_k if options.top_k < vocabulary_size else 0,
-            min_p=options.min_p,
-        ),
+        "sampler": sampler if team is None else _of_first(team, sampler),
         "logits_processors": [*processors, form] if form else processors,
     }
+
+
+def _of_first(team: Team, sampler: Callable[[mx.array], mx.array]) -> Callable[[mx.array], mx.array]:
+    """A sampler that takes what the first process's takes: others may round otherwise, and draw other numbers."""
+    return lambda logprobs: team.world.number_from_first(sampler(logprobs))
 
 
 def _started(steps: Iterator[_Step]) -> Iterator[_Step]:

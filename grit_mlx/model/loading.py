@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ from grit_mlx.model.options import MODES, ModelChoice
 from grit_mlx.model.prompts import has_grit_format, limit_vocabulary
 from grit_mlx.model.sentence_transformers import dense_layers, read_modules
 from grit_mlx.model.settings import FILE_NAME, Settings, read_settings, says_trained
+from grit_mlx.model.sharding import split
+from grit_mlx.model.team import Team
 
 __all__ = [
     "LoadedModel",
@@ -79,6 +82,7 @@ class LoadedModel:
         projection: the optional linear map from E to P that vectors go through.
         adapter: the folder of the adapter that was put on the model, if any.
         trained_to_embed: whether it says so; GritLM's own checkpoints are known by their shape and chat.
+        team: the processes that compute together.
     """
 
     model: nn.Module
@@ -90,6 +94,7 @@ class LoadedModel:
     projection: nn.Linear | None
     adapter: Path | None = None
     trained_to_embed: bool = True
+    team: Team | None = None
 
     @property
     def embedding_size(self) -> int | None:
@@ -97,13 +102,14 @@ class LoadedModel:
         return self.hidden_size if self.projection is None else int(self.projection.weight.shape[0])
 
 
-def load(choice: ModelChoice, *, mode: str = "unified") -> LoadedModel:
+def load(choice: ModelChoice, *, mode: str = "unified", team: Team | None = None) -> LoadedModel:
     """Load a model by name.
 
     Args:
         choice: which, and how.
         mode: ``"unified"``; ``"embedding"`` leaves the language-model head out of memory; ``"generative"`` skips
             the proof of both attention modes, so that any mlx-lm model loads.
+        team: the processes that compute together, all of which call this.
 
     Raises:
         ModelError: one of its kinds, naming the file or tensor at fault.
@@ -120,8 +126,9 @@ def load(choice: ModelChoice, *, mode: str = "unified") -> LoadedModel:
     place = adapter if adapter is not None and own_settings else folder
     found = read_settings(place)
     settings = found.override(pooling=choice.pooling, normalized=choice.normalized, attn=choice.attn)
-    loaded: LoadedModel = threads.run(_load, folder, adapter, tuning, settings, choice, mode)
-    return replace(loaded, trained_to_embed=says_trained(place, found) or is_gritlm(loaded.config, loaded.tokenizer))
+    loaded: LoadedModel = threads.run(_load, folder, adapter, tuning, settings, choice, mode, team)
+    trained = says_trained(place, found) or is_gritlm(loaded.config, loaded.tokenizer)
+    return replace(loaded, trained_to_embed=trained, team=team)
 
 
 def is_gritlm(config: Mapping[str, Any], tokenizer: Any) -> bool:
@@ -130,20 +137,20 @@ def is_gritlm(config: Mapping[str, Any], tokenizer: Any) -> bool:
 
 
 def _load(
-    folder: Path, adapter: Path | None, tuning: Adapter | None, settings: Settings, choice: ModelChoice, mode: str
+    folder: Path,
+    adapter: Path | None,
+    tuning: Adapter | None,
+    settings: Settings,
+    choice: ModelChoice,
+    mode: str,
+    team: Team | None,
 ) -> LoadedModel:
     """What ``load`` found, by the thread that computes."""
-    target = device.compute_dtype(choice.dtype)
     # A model that only embeds need not have a head.
     needed = "embedding" if mode == "unified" and not settings.generates else mode
-    model, config = _load_weights(folder, needed, trust=choice.trust_remote_code)
-    if mode == "embedding" and "lm_head" in model:
-        model.pop("lm_head")  # never evaluated so far, so it was never read from the file either
-    broadcast_masks(model)
-    _cast(model, target, lookups_only=mode == "embedding")
-    if tuning is not None:
-        check_base(tuning, model, config)
-        attach(model, tuning)
+    prepare = partial(_prepared, folder, tuning, choice, needed, team)
+    # From then on processes that share a model wait for each other.
+    model, config = prepare() if team is None or team.split is None else team.world.together(prepare)
     model.eval()
     _materialize(model)
 
@@ -166,6 +173,28 @@ def _load(
         projection=load_projection(adapter, folder),
         adapter=adapter,
     )
+
+
+def _prepared(
+    folder: Path, tuning: Adapter | None, choice: ModelChoice, mode: str, team: Team | None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The model as it will be computed with, or this process's part of it, and its corrected config; not read yet."""
+    model, config = _load_weights(folder, mode, trust=choice.trust_remote_code)
+    if mode == "embedding" and "lm_head" in model:
+        model.pop("lm_head")  # never evaluated so far, so it was never read from the file either
+    broadcast_masks(model)
+    _cast(model, device.compute_dtype(choice.dtype), lookups_only=mode == "embedding")
+    if tuning is not None:
+        check_base(tuning, model, config)
+        attach(model, tuning)
+    if team is not None and team.split is not None:
+        if tuning is not None and team.split == "tensor":
+            raise AdapterError(
+                "An adapter cannot be divided with its model: fuse it first (grit fuse), or split by ",
+                *(Option("shard", "pipeline"), "."),
+            )
+        split(model, team.split, team.world.group)
+    return model, config
 
 
 def load_lazily(choice: ModelChoice) -> nn.Module:

@@ -12,13 +12,25 @@ from grit_mlx.errors import ArgumentError, Option, first_line
 from grit_mlx.model.settings import ATTENTION, POOLING, ROLES
 from grit_mlx.options import check, check_unicode, option
 
-__all__ = ["DTYPES", "LONG_TEXTS", "MODES", "EmbeddingOptions", "GenerationOptions", "ModelChoice"]
+__all__ = [
+    "DTYPES",
+    "LONG_TEXTS",
+    "MODES",
+    "SPLITS",
+    "EmbeddingOptions",
+    "GenerationOptions",
+    "ModelChoice",
+    "Sharding",
+]
 
 # "embedding" leaves the language-model head out of memory; "generative" skips the proof of both attention modes.
 MODES = ("unified", "embedding", "generative")
 
 # "auto": float32 on a CPU, as stored on a GPU.
 DTYPES = ("auto", "stored", "float32", "float16", "bfloat16")
+
+# How one model is split among processes: each of its layers, or layer by layer.
+SPLITS = ("tensor", "pipeline")
 
 # What to do with a text of more than max_length tokens.
 LONG_TEXTS = ("truncate", "average")
@@ -116,6 +128,23 @@ class EmbeddingOptions:
             raise ArgumentError(
                 Option("get_cache"), " keeps one pass over a text: use ", Option("long_texts", "truncate"), " with it."
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharding:
+    """How one model is split among processes; see ``sharding``."""
+
+    heading: ClassVar[str] = "Model"
+
+    shard: str | None = option(
+        None,
+        "Under mlx.launch: split the model among the processes, each layer (tensor) or layer by layer (pipeline). "
+        "Default: each process has the whole model and embeds its share.",
+        choices=SPLITS,
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from grit_mlx.model import device
 from grit_mlx.model.adapters import attach, check_base, complete, keys_of, read_adapter
 from grit_mlx.model.loading import LoadedModel, load
 from grit_mlx.model.options import ModelChoice
+from grit_mlx.model.world import World
 from grit_mlx.training import adapters
 from grit_mlx.training.adapters import AdapterLayout
 from grit_mlx.training.data import (
@@ -28,7 +29,6 @@ from grit_mlx.training.data import (
     load_files,
     split_files,
 )
-from grit_mlx.training.distributed import World
 from grit_mlx.training.optimizers import Schedule, make_optimizer, make_schedule
 from grit_mlx.training.recompute import checkpoint_layers
 from grit_mlx.training.router import Routers, find_routers

@@ -24,10 +24,10 @@ from grit_mlx.model.batching import plan_batches
 from grit_mlx.model.passes import pad, pooled_tokens, represent
 from grit_mlx.model.pooling import AVERAGING
 from grit_mlx.model.settings import Settings
+from grit_mlx.model.world import World
 from grit_mlx.training import losses
 from grit_mlx.training.arrays import number
 from grit_mlx.training.data import EmbeddingBatch
-from grit_mlx.training.distributed import World
 from grit_mlx.training.gradcache import Gradients, add_gradients, cached_gradients, vector_jacobian
 from grit_mlx.training.router import Routers, expert_sums
 from grit_mlx.training.settings import TrainingSettings

@@ -23,21 +23,21 @@ from mlx.utils import tree_unflatten
 from grit_mlx.datasets.examples import EMBEDDING, GENERATIVE
 from grit_mlx.errors import (
     ArgumentError,
-    GritError,
     MemoryLimitError,
     ModelError,
     NonFiniteError,
     Option,
+    lost_process,
     unwritable,
 )
 from grit_mlx.evaluation.sets import AnswerSet, load_set
 from grit_mlx.model import device
 from grit_mlx.model.adapters import check_base, fingerprint, read_adapter
 from grit_mlx.model.settings import write_settings
+from grit_mlx.model.world import World
 from grit_mlx.training import adapters
 from grit_mlx.training.arrays import named_arrays, number
 from grit_mlx.training.callbacks import Callback, JsonLog, StepReport, TrainingPlan, ValidationReport, make_reporters
-from grit_mlx.training.distributed import World
 from grit_mlx.training.memory import advice, estimate
 from grit_mlx.training.preparation import Data, Preparation, data_folder, prepare_data, prepare_model
 from grit_mlx.training.run_folder import Position, RunFolder
@@ -117,8 +117,8 @@ def train(settings: TrainingSettings, callbacks: Sequence[Callback] = ()) -> Tra
     try:
         return _begun(settings, world, sets, list(callbacks) if world.is_first else []).run()
     except RuntimeError as error:
-        if world.size > 1 and "connection to a peer" in str(error):
-            raise GritError("Another process of this run has ended, so this one stops too.") from error
+        if lost := lost_process(error):
+            raise lost from error
         raise
 
 

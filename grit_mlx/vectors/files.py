@@ -24,7 +24,7 @@ import json
 import os
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from os import PathLike, fspath
 from pathlib import Path
@@ -34,7 +34,7 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 import numpy as np
 import numpy.typing as npt
 
-from grit_mlx.errors import ArgumentError, OutputError
+from grit_mlx.errors import ArgumentError, Option, OutputError
 from grit_mlx.files.atomic import atomic_write, output_errors
 from grit_mlx.text.rows import failure, missing
 from grit_mlx.text.splitting import Text
@@ -43,6 +43,9 @@ from grit_mlx.vectors.compression import CompressedVectors, check_dtype, compres
 __all__ = ["VectorWriter", "fields_of", "json_lines", "open_writer"]
 
 Stored = npt.NDArray[Any] | CompressedVectors
+
+# Fields of rows that are written beside vectors: their names, or by the names that they are written under.
+Kept = Sequence[str] | Mapping[str, str]
 
 _COMPRESSED: Final = ("int8", "binary")
 _ROW_GROUP_ROWS: Final = 4096
@@ -55,7 +58,7 @@ _UNICODE_LIMIT_BYTES: Final = 4 << 30
 
 @contextmanager
 def open_writer(
-    path: str | PathLike[str], *, dtype: str = "float32", overwrite: bool = True, keep: Sequence[str] = ()
+    path: str | PathLike[str], *, dtype: str = "float32", overwrite: bool = True, keep: Kept = ()
 ) -> Iterator[VectorWriter]:
     """Lends a writer for the format that the suffix of a path names.
 
@@ -66,7 +69,7 @@ def open_writer(
         path: ends in .npy, .npz, .jsonl, .jsonl.gz or .parquet.
         dtype: the storage precision, see `grit_mlx.vectors.compression`.
         overwrite: whether an existing file may be replaced.
-        keep: names of fields of the texts' rows to write beside the vectors.
+        keep: names of fields of the texts' rows to write beside the vectors, or by the names to write them under.
 
     Yields:
         The writer, to which vectors are handed in batches.
@@ -85,6 +88,9 @@ def open_writer(
         raise ArgumentError(f"A .npy file cannot keep the scales of {dtype} vectors. Write {kept}.")
     if keep and writer_class is _NpyWriter:
         raise ArgumentError("A .npy file holds vectors only, and no fields. Write .npz, .jsonl or .parquet.")
+    for column in _named(keep):
+        if column in writer_class.columns:
+            raise ArgumentError(f"The file has a column {column!r} of its own: leave it out of ", Option("keep"), ".")
     with (
         atomic_write(name, overwrite=overwrite) as file,
         writer_class(file, name=name, dtype=dtype, keep=keep) as writer,
@@ -101,10 +107,11 @@ class VectorWriter(ABC):
     """
 
     keeps_scales: ClassVar = True
+    columns: ClassVar[Sequence[str]] = ("text", "source", "line", "end_line", "embedding", "scale")
 
-    def __init__(self, file: BinaryIO, *, name: str, dtype: str, keep: Sequence[str] = ()) -> None:
+    def __init__(self, file: BinaryIO, *, name: str, dtype: str, keep: Kept = ()) -> None:
         self.rows = 0
-        self._keep = tuple(keep)
+        self._keep = _named(keep)
         self._file = file
         self._name = name
         self._dtype = dtype
@@ -196,6 +203,8 @@ class _NpyWriter(VectorWriter):
 class _NpzWriter(VectorWriter):
     """A zip of arrays. Each begins with its shape, so rows are kept in temporary files until it is known."""
 
+    columns: ClassVar = ("texts", "sources", "lines", "end_lines", "vectors", "scales", "dimensions")
+
     def _begin(self) -> None:
         self._spooled_values = self._spool()
         self._spooled_scales = self._spool()
@@ -268,6 +277,8 @@ class _NpzWriter(VectorWriter):
 
 
 class _JsonlWriter(VectorWriter):
+    columns: ClassVar = ("index", *VectorWriter.columns, "dtype", "dimensions")
+
     def _begin(self) -> None:
         self._sink: BinaryIO | gzip.GzipFile = self._file
 
@@ -360,7 +371,7 @@ _NUMBER_FORMATS: Final = {"float32": "%.9g", "float16": "%.5g", "int8": "%d", "u
 
 
 def json_lines(
-    vectors: Stored, texts: Sequence[Text] | None = None, *, first: int = 0, keep: Sequence[str] = ()
+    vectors: Stored, texts: Sequence[Text] | None = None, *, first: int = 0, keep: Kept = ()
 ) -> Iterator[str]:
     """One JSON object per vector, without line ends: the contents of a .jsonl file.
 
@@ -368,7 +379,7 @@ def json_lines(
         vectors: (n, E), as `grit_mlx.vectors.compression.compress` gives them.
         texts: the n texts they stand for; None leaves their keys out.
         first: the index of the first vector.
-        keep: names of fields of the texts' rows; an id is kept in any case.
+        keep: as for `open_writer`; an id is kept in any case.
     """
     values = _values(vectors)
     number = _NUMBER_FORMATS[values.dtype.name]
@@ -388,21 +399,26 @@ def json_lines(
         yield f'{json.dumps(entry, ensure_ascii=False)[:-1]}, "embedding": [{numbers}]}}'
 
 
-def fields_of(text: Text, keep: Sequence[str] = ()) -> dict[str, object]:
+def fields_of(text: Text, keep: Kept = ()) -> dict[str, object]:
     """The fields of a text's row that stand beside it in JSON: its id, and those named.
 
     Raises:
         DocumentError: the row has no field of a name.
     """
     ids = {name: text.fields[name] for name in ("id", "_id") if name in text.fields} if text.fields else {}
-    return {**ids, **_kept(text, keep)}
+    return {**ids, **_kept(text, _named(keep))}
 
 
-def _kept(text: Text, keep: Sequence[str]) -> dict[str, object]:
-    for name in keep:
+def _named(keep: Kept) -> dict[str, str]:
+    """Names of fields by the names that they are written under."""
+    return dict(keep) if isinstance(keep, Mapping) else {name: name for name in keep}
+
+
+def _kept(text: Text, keep: Mapping[str, str]) -> dict[str, object]:
+    for name in keep.values():
         if text.fields is None or name not in text.fields:
             raise failure(text.source, text.line, missing([name], text.fields or ()))
-    return {name: text.fields[name] for name in keep} if text.fields else {}
+    return {name: text.fields[field] for name, field in keep.items()} if text.fields else {}
 
 
 def _as_text(value: object) -> str | None:

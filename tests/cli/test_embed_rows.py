@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from grit_mlx.errors import OutputError
 from grit_mlx.vectors.journal import Journal
 from tests.cli.conftest import run
 
@@ -75,7 +77,7 @@ def test_a_run_that_was_stopped_is_continued(tiny_model: Path, tmp_path: Path, h
     many = texts(tmp_path, 2500)
     code = "import sys; from grit_mlx.cli.main import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "embed", str(many), "-m", str(tiny_model), "-o", "v.npy"]
-    journal = tmp_path / ".v.npy.part" / "vectors.f32"
+    journal = tmp_path / ".v.npy.part" / "parts.u32"
     process = subprocess.Popen(command, cwd=tmp_path, env={**os.environ}, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
     while not (journal.exists() and journal.stat().st_size) and process.poll() is None and time.monotonic() < deadline:
@@ -89,22 +91,37 @@ def test_a_run_that_was_stopped_is_continued(tiny_model: Path, tmp_path: Path, h
     assert not journal.parent.exists()
     whole = subprocess.run([*command[:-1], "w.npy"], cwd=tmp_path, capture_output=True, timeout=300, check=False)
     assert whole.returncode == 0
-    np.testing.assert_allclose(np.load(tmp_path / "v.npy"), np.load(tmp_path / "w.npy"), atol=1e-6)
+    assert (tmp_path / "v.npy").read_bytes() == (tmp_path / "w.npy").read_bytes()
 
 
 def test_a_journal_of_other_texts_or_settings_is_not_used(tmp_path: Path) -> None:
-    output = tmp_path / "v.npz"
-    first = Journal(output, {"files": 1}, 3)
-    first.append(np.ones(3, np.float32))
-    first.append(np.zeros(3, np.float32))
+    output, vectors = tmp_path / "v.npz", np.arange(6, dtype=np.float32).reshape(2, 3)
+
+    def opened(texts: int) -> Journal:
+        return Journal(output, {"texts": texts}, 3, part=2)
+
+    first = opened(1)
+    assert (first.done, first.changed) == (0, [])
+    with pytest.raises(OutputError, match="is writing to"):
+        opened(1)
+    first.append(vectors)
+    first.append(-vectors)
     first.close()
-    same = Journal(output, {"files": 1}, 3)
-    assert same.done == 2 and [vector.tolist() for vector in same.vectors()] == [[1, 1, 1], [0, 0, 0]]
+    same = opened(1)
+    assert same.done == 4 and [vector[0] for vector in same.vectors()] == [0, 3, 0, -3]
     same.close()
-    with (tmp_path / ".v.npz.part" / "vectors.f32").open("ab") as file:
-        file.write(b"12345")  # cut off
-    assert Journal(output, {"files": 1}, 3).done == 2
-    other = Journal(output, {"files": 2}, 3)
-    assert other.done == 0
+    folder = tmp_path / ".v.npz.part"
+    damage: dict[str, Callable[[bytes], bytes]] = {
+        "parts.u32": lambda content: content[:-1],  # killed before the checksum was complete
+        "vectors.f32": lambda content: content[:-1] + b"\1",  # as a machine leaves it that lost its power
+    }
+    for name, change in damage.items():
+        (folder / name).write_bytes(change((folder / name).read_bytes()))
+        again = opened(1)
+        assert again.done == 2 and [vector[0] for vector in again.vectors()] == [0, 3]
+        again.append(-vectors)
+        again.close()
+    other = opened(2)
+    assert (other.done, other.changed) == (0, ["texts"])
     other.close()
-    assert not (tmp_path / ".v.npz.part").exists()
+    assert not folder.exists()

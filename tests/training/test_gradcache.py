@@ -15,11 +15,11 @@ from grit_mlx.datasets.tokens import TokenizedText
 from grit_mlx.model.loading import load
 from grit_mlx.model.options import ModelChoice
 from grit_mlx.model.settings import Settings
+from grit_mlx.model.world import World
 from grit_mlx.training import TrainingSettings
 from grit_mlx.training.adapters import AdapterLayout, attach_adapter
 from grit_mlx.training.arrays import named_arrays, number
 from grit_mlx.training.data import EmbeddingBatch
-from grit_mlx.training.distributed import World
 from grit_mlx.training.gradcache import cached_gradients, vector_jacobian
 from grit_mlx.training.losses import contrastive_loss
 from grit_mlx.training.recompute import checkpoint_layers

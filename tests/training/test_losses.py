@@ -17,10 +17,10 @@ from grit_mlx.errors import ArgumentError
 from grit_mlx.model.loading import load
 from grit_mlx.model.options import ModelChoice
 from grit_mlx.model.settings import Settings
+from grit_mlx.model.world import World
 from grit_mlx.training import TrainingSettings, losses
 from grit_mlx.training.arrays import named_arrays, number
 from grit_mlx.training.data import EmbeddingBatch
-from grit_mlx.training.distributed import World
 from grit_mlx.training.recompute import checkpoint_layers
 from grit_mlx.training.router import Routers, expert_sums
 from grit_mlx.training.step import StepResult, Trainee, TrainingStep, merged

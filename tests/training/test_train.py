@@ -295,7 +295,7 @@ def test_two_processes_equal_one(settings: Make, tiny_mixtral: Path, tmp_path: P
     # The second process has a folder of its own, as on a second machine, and no checkpoint to go on from.
     script.write_text(
         "import yaml\nfrom dataclasses import replace\nfrom grit_mlx.training import *\n"
-        "from grit_mlx.training.distributed import World\n"
+        "from grit_mlx.model.world import World\n"
         f"one = TrainingSettings(**yaml.safe_load(open({str(tmp_path / 's.yaml')!r})))\n"
         "one = replace(one, adapter_path=one.adapter_path + '-other' * World().rank)\n"
         "train(replace(one, iters=2))\n"

@@ -1,0 +1,191 @@
+"""``grit`` under ``mlx.launch``: which commands run in several processes, and how.
+
+mlx.launch starts the same command in every process. Of a command that computes together, the first process runs it as
+if it were alone; the others follow (``grit_mlx.model.team``). A run of training is the same in all of them. What each
+machine may do for itself, such as downloading a model, each process does. Everything else is refused: several
+processes would write the same files.
+
+mlx.launch passes standard input on, but never ends it, and may cut characters of standard output in two.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import typer
+
+from grit_mlx.cli import console
+from grit_mlx.errors import ArgumentError, GritError, ProcessError
+from grit_mlx.model.options import ModelChoice
+
+if TYPE_CHECKING:
+    from grit_mlx.gritlm import GritLM
+    from grit_mlx.model.team import Team
+
+__all__ = ["enter", "leave", "led", "load", "refuse_stdin", "stopped"]
+
+
+@dataclass
+class _State:
+    team: Team | None = None
+
+
+_state = _State()
+
+_FOLLOWED: Final = ("embed", "generate", "rag index")
+_EACH: Final = ("train", "doctor", "models list", "models info", "models pull", "models use")
+
+
+def led() -> bool:
+    """Whether this process leads others."""
+    return _size() > 1
+
+
+def enter(path: str) -> None:
+    """Begin a command, which ``path`` names; in a process that follows, do all of it and exit.
+
+    Raises:
+        ArgumentError: it does not run in several processes.
+        typer.Exit: it is done.
+    """
+    if _size() == 1 or path in _EACH:
+        return
+    if path not in _FOLLOWED:
+        if _rank():
+            raise typer.Exit(1)  # the first process says why
+        raise ArgumentError(
+            f"'grit {path}' runs in one process: start it without mlx.launch. Several processes can run "
+            f"{', '.join(f'grit {one}' for one in _FOLLOWED)} and grit train."
+        )
+    if _rank():
+        _follow()
+    _team()
+
+
+def leave() -> None:
+    """Let the others end, at the end of a command, whether it succeeded or not."""
+    if _state.team is not None and not _rank():
+        with suppress(GritError):  # one of them is gone
+            _state.team.end()
+
+
+def load(choice: ModelChoice, *, mode: str, split: str | None) -> GritLM:
+    """Load a model in all processes, from the one that leads.
+
+    Raises:
+        GritError: a process cannot load it, or has another model of this name.
+    """
+    with _team().doing("load", choice=_plain(choice), mode=mode, split=split):
+        return _load(choice, mode, split)
+
+
+def refuse_stdin() -> None:
+    """Refuse to read standard input where it never ends.
+
+    Raises:
+        ArgumentError: several processes run.
+    """
+    if _size() > 1:
+        raise ArgumentError("Under mlx.launch standard input never ends: write it to a file, and name that.")
+
+
+def stopped() -> None:
+    """Say why this process ends, if it was asked to."""
+    if _size() > 1 and not _rank() and not console.failed():
+        console.error(ProcessError("mlx.launch stops this process, because another one has ended."))
+
+
+def _follow() -> NoReturn:
+    # Whatever stops this process may do so in the middle of a computation: it keeps nothing.
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+    console.set_up(quiet=True, verbose=False)
+    try:
+        jobs: dict[str, Any] = {}
+        jobs["load"] = lambda choice, **how: jobs.update(_load(ModelChoice(**choice), **how).jobs)
+        _team().follow(jobs)
+    except GritError as error:
+        if not getattr(error, "told", False):
+            console.error(GritError(f"process {_rank()} of {_size()}: ", *error.parts))
+        raise typer.Exit(1) from error
+    # mlx complains in every process whose neighbour ends before it: the one that a person reads is to be the first.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    with suppress(GritError):
+        _team().world.from_first(None)
+    os._exit(0)
+
+
+def _load(choice: ModelChoice, mode: str, split: str | None) -> GritLM:
+    from grit_mlx.gritlm import GritLM
+    from grit_mlx.rag.fingerprint import digest, fingerprint
+
+    team = _team()
+    team.split = split
+    if split is not None:
+        grit = GritLM.from_choice(choice, mode=mode, team=team)
+    else:
+        grit = team.world.together(lambda: GritLM.from_choice(choice, mode=mode, team=team))
+    found = team.world.from_all(digest(fingerprint(grit)))
+    team.world.together(lambda: _check_equal(found))
+    return grit
+
+
+def _check_equal(fingerprints: Sequence[str]) -> None:
+    """Refuse models of the processes that only have the same name.
+
+    Raises:
+        ProcessError: names the first that is another one.
+    """
+    for rank, one in enumerate(fingerprints):
+        if one != fingerprints[0]:
+            raise ProcessError(
+                f"Process {rank} of {len(fingerprints)} has another model of this name than the first one. "
+                "Copy the model's folder to all machines."
+            )
+
+
+def _plain(choice: ModelChoice) -> dict[str, Any]:
+    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(choice).items()}
+
+
+def _team() -> Team:
+    """The processes, which wait here until all have started."""
+    if _state.team is None:
+        from grit_mlx.model.team import Team
+        from grit_mlx.model.world import World
+
+        _state.team = Team(World())
+    return _state.team
+
+
+def _rank() -> int:
+    """Of this process, as the launcher says."""
+    return int(next((value for name in _RANKS if (value := os.environ.get(name))), 0))
+
+
+@cache
+def _size() -> int:
+    """The number of processes, as the launcher says; without loading mlx."""
+    for name in _SIZES:
+        if value := os.environ.get(name):
+            return int(value)
+    for name in _LISTS:
+        try:
+            return max(1, len(json.loads(Path(os.environ[name]).read_text(encoding="utf-8"))))
+        except (KeyError, OSError, ValueError):  # a single process has an empty file
+            continue
+    return 1
+
+
+# What mlx.launch sets for its backends (ring, jaccl, nccl), and mpirun.
+_RANKS: Final = ("MLX_RANK", "OMPI_COMM_WORLD_RANK")
+_SIZES: Final = ("MLX_WORLD_SIZE", "OMPI_COMM_WORLD_SIZE")
+_LISTS: Final = ("MLX_HOSTFILE", "MLX_IBV_DEVICES")

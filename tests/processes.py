@@ -1,0 +1,64 @@
+"""Running a program in several processes, as ``mlx.launch`` does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+__all__ = ["finished", "grit", "launch"]
+
+ROOT = Path(__file__).parents[1]
+
+# What stands for the command: the ``grit`` of this checkout.
+GRIT = ("-c", "import sys; from grit_mlx.cli.main import main; sys.exit(main())")
+
+_ports = count(20_000 + os.getpid() * 16 % 20_000)
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Of processes that compute: one thread each, and this checkout's modules."""
+    one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, **one, "PYTHONPATH": path, **more}
+
+
+def launch(size: int, *arguments: object, cwd: Path | None = None) -> subprocess.Popen[str]:
+    """Start Python with some arguments in several processes.
+
+    Returns:
+        The launcher, whose stdout and stderr are pipes.
+    """
+    try:
+        from mlx._distributed_utils import launch as _
+    except ImportError:
+        pytest.skip("this mlx has no launcher")
+    port = next(_ports)
+    for _ in range(size):
+        next(_ports)
+    start = "from mlx._distributed_utils.launch import main; main()"
+    command = [sys.executable, "-c", start, "-n", size, "-p", port, "--", sys.executable, *arguments]
+    return subprocess.Popen(
+        list(map(str, command)),
+        cwd=cwd,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finished(launcher: subprocess.Popen[str], timeout: float = 240) -> tuple[str, str]:
+    """Its stdout and stderr once it has ended; mlx's own complaints are left out."""
+    out, err = launcher.communicate(timeout=timeout)
+    return out, "".join(line for line in err.splitlines(keepends=True) if not line.startswith(("[ring]", "\x1b[33m")))
+
+
+def grit(size: int, *arguments: object, cwd: Path | None = None) -> tuple[str, str]:
+    """What ``grit`` says in several processes: stdout and stderr."""
+    return finished(launch(size, *GRIT, *arguments, cwd=cwd))
