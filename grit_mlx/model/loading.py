@@ -413,7 +413,20 @@ def load_tokenizer(folder: Path, config: Mapping[str, Any], *, trust: bool) -> A
             "they belong to different models."
         )
     limit_vocabulary(tokenizer._tokenizer, size)
+    _forget_texts(tokenizer._tokenizer)
     return tokenizer
+
+
+def _forget_texts(tokenizer: Any) -> None:
+    """Keep no texts in memory: tokenizers remembers the tokens of every word.
+
+    Without a pre-tokenizer, as in Mistral's tokenizer, a word is a whole text. The next one is another, so remembering
+    it saves nothing, and takes up to 100 MB.
+    """
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    resize = getattr(getattr(fast, "model", None), "_resize_cache", None)
+    if resize is not None and fast.pre_tokenizer is None:
+        resize(0)
 
 
 def _vocabulary_size(config: Mapping[str, Any], tokenizer: Any) -> int:

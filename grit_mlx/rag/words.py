@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 _LONGEST: Final = 64  # characters of a term; what is longer is cut
+_REMEMBERED: Final = 1 << 14  # words whose terms and pieces are kept: four times as many save no time, but take 40 MB
 _PIECE: Final = 4  # letters
 _PIECE_OF_CONSONANTS: Final = 3  # in scripts that leave out vowels, where a root has three letters
 _BEGINNING, _SHORT = 3, 5  # of words of up to five letters the first three: endings are long beside them
@@ -115,7 +116,7 @@ def _folded(text: str) -> str:
     return _DIGIT.sub(lambda digit: str(unicodedata.digit(digit[0])), text)
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=_REMEMBERED)
 def _terms(chunk: str) -> tuple[str, ...]:
     if _PLAIN.fullmatch(chunk):
         return (chunk.lower()[:_LONGEST],)
@@ -173,7 +174,7 @@ def parts_of(text: str) -> list[str]:
     return [*_MEANINGFUL.findall(folded), *chain.from_iterable(map(_pieces, words))]
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=_REMEMBERED)
 def _pieces(word: str) -> tuple[str, ...]:
     size = _PIECE_OF_CONSONANTS if _CONSONANTS.match(word) else _PIECE
     beginning = (word[:_BEGINNING],) if size > _BEGINNING <= len(word) <= _SHORT else ()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -393,3 +395,33 @@ def test_quantised_weights_are_the_same_for_every_job() -> None:
     texts = ["what keeps a ship upright?", "The keel is the lowest part of a boat."]
     embedding, unified = (GritLM(hub.embedded_model(), mode=mode).encode(texts) for mode in ("embedding", "unified"))
     np.testing.assert_array_equal(embedding, unified)
+
+
+TOKENIZED = """
+import sys
+from pathlib import Path
+from grit_mlx import GritLM
+
+tokenizer = GritLM(sys.argv[1]).tokenizer
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+def tokenize(numbers):
+    for number in numbers:
+        tokenizer.encode(f"{number} is the number of this text, which is " + f"not {number * 7} " * 12)
+
+tokenize(range(500))
+before = resident()
+tokenize(range(500, 10_000))
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_tokenized_texts_are_not_kept(tiny_model: Path) -> None:
+    """A tokenizer without a pre-tokenizer takes each text for a word, and would remember it."""
+    command = [sys.executable, "-c", TOKENIZED, str(tiny_model)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=True)
+    assert int(result.stdout) < 10_000_000
