@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grit_mlx.errors import CheckpointError, unreadable
+from grit_mlx.model import sentence_transformers
 from grit_mlx.model.checkpoint import INDEX, Tensor, read_headers
 from grit_mlx.model.hub import model_files
 
@@ -41,7 +42,10 @@ DTYPES: dict[str, tuple[type[np.generic], mx.Dtype]] = {
 }
 
 # Files of a checkpoint that the converter writes itself, or that hold weights.
-_NOT_COPIED = {"config.json", "grit.json", "README.md", "hf_quant_config.json", "projection.safetensors", INDEX}
+_NOT_COPIED = {
+    *("config.json", "grit.json", "README.md", "hf_quant_config.json", "projection.safetensors", INDEX),
+    *sentence_transformers.FILES,
+}
 
 
 class Source:
