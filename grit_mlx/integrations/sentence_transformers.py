@@ -232,7 +232,7 @@ class GritEncoder:
 
     def supports(self, modality: Any) -> bool:
         """Whether texts of this kind can be embedded: only ``"text"``."""
-        return modality == "text"
+        return bool(modality == "text")
 
     def eval(self) -> GritEncoder:
         """Itself: nothing is trained here."""

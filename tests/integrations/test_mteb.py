@@ -30,7 +30,7 @@ def boats() -> Any:
     from datasets import Dataset
     from mteb.abstasks import AbsTaskRetrieval
 
-    class Boats(AbsTaskRetrieval):  # type: ignore[misc]
+    class Boats(AbsTaskRetrieval):
         loads = 0
         metadata = mteb.TaskMetadata(
             **{"name": "BoatsRetrieval", "description": "boats", "reference": None, "type": "Retrieval"},
