@@ -104,6 +104,18 @@ class Program:
         output = subprocess.run(["ps", "-o", "rss=", "-p", str(self.process.pid)], capture_output=True, check=True)
         return int(output.stdout) * 1024
 
+    def cpu(self) -> float:
+        """Seconds of all cores so far, ended threads included."""
+        status = Path(f"/proc/{self.process.pid}/stat")
+        if status.exists():
+            counts = status.read_text().rpartition(")")[2].split()
+            return (int(counts[11]) + int(counts[12])) / os.sysconf("SC_CLK_TCK")
+        output = subprocess.run(["ps", "-o", "time=", "-p", str(self.process.pid)], capture_output=True, check=True)
+        seconds = 0.0
+        for part in output.stdout.decode().strip().replace("-", ":").split(":"):  # hours, minutes and seconds
+            seconds = 60 * seconds + float(part)
+        return seconds
+
     def stop(self) -> None:
         self.process.terminate()
         self.process.wait(30)
@@ -162,14 +174,16 @@ def embeddings(ours: Program, rounds: int) -> dict[str, Any]:
     return row
 
 
-def completions(program: Program, count: int, tokens: int, number: int) -> tuple[float, float, int]:
-    """Tokens a second, the median of the seconds to the first, and how many tokens in all."""
+def completions(program: Program, count: int, tokens: int, number: int) -> tuple[float, float, float]:
+    """Tokens a second, the median of the seconds to the first, and milliseconds of the CPU for each token."""
     # Prompts that no round has in common with another: what is cached is measured elsewhere.
     prompts = [f"Round {number}, story {i}. Wind leans on the sails of a ship. " * 8 for i in range(count)]
     body = {"max_tokens": tokens, "temperature": 0.0}
+    before = program.cpu()
     seconds, answers = at_once(count, lambda i: program.stream("/v1/completions", {**body, "prompt": prompts[i]}))
     written = sum(got for _, got in answers)
-    return written / seconds, statistics.median(first for first, _ in answers), written
+    used = 1000 * (program.cpu() - before) / written
+    return written / seconds, statistics.median(first for first, _ in answers), used
 
 
 @contextlib.contextmanager
@@ -196,16 +210,16 @@ def generation(ours: Program, theirs: Program, second: Program, rounds: int, tok
     rows = []
     for mixed in (False, True):
         for count in (1, 4, 16):
-            found: dict[str, list[tuple[float, float, float]]] = {"ours": [], "theirs": []}
+            found: dict[str, list[tuple[float, float, float, float]]] = {"ours": [], "theirs": []}
             for i in range(rounds + 1):
                 sides = [("ours", ours, ours), ("theirs", theirs, second)]
                 for name, program, embedder in sides if i % 2 else reversed(sides):
                     start = time.perf_counter()
                     with embedding(embedder) if mixed else contextlib.nullcontext(lambda: 0) as embedded:
-                        speed, first, _ = completions(program, count, tokens, 1000 * count + i + 100_000 * mixed)
+                        speed, first, used = completions(program, count, tokens, 1000 * count + i + 100_000 * mixed)
                         texts = embedded() / (time.perf_counter() - start)
                     if i:
-                        found[name].append((speed, first, texts))
+                        found[name].append((speed, first, texts, used))
             middle = {
                 name: [statistics.median(column) for column in zip(*runs, strict=True)] for name, runs in found.items()
             }
@@ -219,6 +233,10 @@ def generation(ours: Program, theirs: Program, second: Program, rounds: int, tok
                 "first_token_seconds": round(middle["ours"][1], 4),
                 "mlx_lm_first_token_seconds": round(middle["theirs"][1], 4),
             }
+            if not mixed:
+                row |= {"cpu_ms_per_token": round(middle["ours"][3], 2)}
+                row |= {"mlx_lm_cpu_ms_per_token": round(middle["theirs"][3], 2)}
+                row |= {"cpu_ratio": round(statistics.median(a[3] / b[3] for a, b in pairs), 3)}
             if mixed:
                 row |= {"texts_per_second": round(middle["ours"][2], 1)}
                 row |= {"second_process_texts_per_second": round(middle["theirs"][2], 1)}

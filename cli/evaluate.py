@@ -37,6 +37,9 @@ Examples:
 
 _SYSTEMS = "What is scored"
 
+# Whose published scores stand beside others.
+_PUBLISHED = "GritLM-7B"
+
 
 @dataclass(frozen=True)
 class EvaluationOptions:
@@ -47,6 +50,12 @@ class EvaluationOptions:
         "Also score a task of MTEB, which is downloaded, with E5's instruction for it (extra 'mteb'). Repeatable.",
         metavar="TASK",
         heading=options.INPUT,
+    )
+    mteb_results: str | None = option(
+        None,
+        "Keep MTEB's results in a folder of its own format, and resume from what is there.",
+        metavar="FOLDER",
+        heading=options.OUTPUT,
     )
     lm_eval: Sequence[str] = option(
         (),
@@ -89,6 +98,11 @@ class EvaluationOptions:
     depth: int = option(
         10, "k of nDCG@k and the like.", minimum=1, flags=("--depth", "-k"), metavar="COUNT", heading=_SYSTEMS
     )
+    published: bool = option(
+        False,
+        "Also show the scores of GritLM-7B in its paper, where there are any; alone, all of them.",
+        heading=_SYSTEMS,
+    )
     instruction: Sequence[str] = option(
         (),
         "Instruction to embed queries with; SET=TEXT for that set only (for pairs: for both sentences). Repeatable. "
@@ -130,6 +144,9 @@ def evaluate(
     begun = datetime.now(timezone.utc)
     _check_output(scored)
     if not paths and not scored.mteb and not scored.lm_eval:
+        if scored.published:
+            _show(list(_published_rows()))
+            return
         message = "Name a set to score, a task of MTEB with --mteb, or one of lm-evaluation-harness with --lm-eval."
         raise typer.BadParameter(message, param_hint="SET")
     sets = _load_sets(paths or [], scored.limit)
@@ -142,8 +159,8 @@ def evaluate(
         writes = scored.lm_eval or any(data.kind == "answers" for data in sets.values())
         mode = "unified" if writes else "embedding"
         systems = _systems(scored, model, mode, {"instruction": default, **used})
-        further = [*_mteb(scored.mteb, used), *_harness(scored)]
-    report = _Report(begun, sets)
+        further = [*_mteb(scored, used), *_harness(scored)]
+    report = _Report(begun, sets, published=scored.published)
     scores = scoring.evaluate(
         systems,
         list(sets.values()),
@@ -174,6 +191,11 @@ def evaluate(
 
 def _check_output(scored: EvaluationOptions) -> None:
     """Refuse before minutes of work what could not be written after them."""
+    if scored.mteb_results is not None:
+        if not scored.mteb:
+            raise ArgumentError(Option("mteb_results"), " needs a task: ", Option("mteb", "NAME"), ".")
+        if Path(scored.mteb_results).expanduser().is_file():
+            raise OutputError(unwritable(scored.mteb_results, OSError(errno.ENOTDIR, "")))
     for path in filter(None, (scored.json, scored.plot)):
         folder = Path(path).is_dir()
         if folder or not Path(path).absolute().parent.is_dir():
@@ -232,19 +254,20 @@ def _systems(
     return systems + [partial(SentenceTransformerSystem, name) for name in scored.sentence_transformers]
 
 
-def _mteb(names: Sequence[str], used: Mapping[str, Any]) -> list[Callable[[System], Iterator[Score]]]:
+def _mteb(scored: EvaluationOptions, used: Mapping[str, Any]) -> list[Callable[[System], Iterator[Score]]]:
     """What scores a system on tasks of MTEB, if there are any."""
     from grit_mlx.evaluation.systems import GritSystem
 
-    if not names:
+    if not scored.mteb:
         return []
     from grit_mlx.evaluation.mteb import GritEncoder, find_tasks, score_tasks
 
-    tasks = find_tasks(names)
+    tasks = find_tasks(scored.mteb)
+    kept = {} if scored.mteb_results is None else {"results": Path(scored.mteb_results).expanduser()}
 
     def score(system: System) -> Iterator[Score]:
         if isinstance(system, GritSystem):
-            yield from score_tasks(GritEncoder(system.model, **used), tasks, name=system.name)
+            yield from score_tasks(GritEncoder(system.model, **used), tasks, name=system.name, **kept)
 
     return [score]
 
@@ -304,6 +327,7 @@ class _Report:
 
     begun: datetime
     sets: Mapping[str, LabelledSet]
+    published: bool = False
     scores: list[Score] = field(default_factory=list)
     settings: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -323,21 +347,8 @@ class _Report:
     def show(self) -> None:
         """Print it: drawn on a terminal, tab-separated in a pipe."""
         systems = list(dict.fromkeys(score.system for score in self.scores))
-        rows = list(self._all_scores() if len(systems) == 1 else self._main_scores(systems))
-        if not console.stdout_is_terminal():
-            for row in rows:
-                console.write("\t".join(console.visible(cell) for cell in row))
-            return
-        from rich import box
-        from rich.table import Table
-
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for number, name in enumerate(rows[0]):
-            table.add_column(console.visible(name), justify="left" if number < 2 else "right", overflow="fold")
-        for row in rows[1:]:
-            style = "bold" if row[0] == "mean" else ""
-            table.add_row(*map(console.visible, row), style=style)
-        console.show(table)
+        single = len(systems) == 1 and not self.published
+        _show(list(self._all_scores() if single else self._main_scores(systems)))
 
     def write(self, path: str, arguments: Mapping[str, Any]) -> None:
         """Write everything as JSON."""
@@ -356,19 +367,31 @@ class _Report:
                 for one in self.scores
             ],
             "means": self.means(),
+            **({"published": {_PUBLISHED: self.targets()}} if self.published else {}),
         }
         with atomic_write(path) as file:
             file.write(f"{console.dumps(record, indent=2)}\n".encode())
 
     def _main_scores(self, systems: Sequence[str]) -> Iterator[list[str]]:
         """A row for each set, a column for each system."""
-        yield ["set", "score", *systems]
+        target = self.targets() if self.published else None
+        more = [] if target is None else [f"{_PUBLISHED}, published"]
+        yield ["set", "score", *systems, *more]
         for data in dict.fromkeys(score.set for score in self.scores):
             here = {score.system: score for score in self.scores if score.set == data}
             main = next(iter(here.values())).main
-            yield [data, main, *(_shown(here[name].values[main]) if name in here else "" for name in systems)]
+            cells = [_shown(here[name].values[main]) if name in here else "" for name in systems]
+            yield [data, main, *cells, *(_shown(target[data]) if target and data in target else "" for _ in more)]
         for metric, means in self.means().items():
-            yield ["mean", metric, *(_shown(means[name]) if name in means else "" for name in systems)]
+            cells = [_shown(means[name]) if name in means else "" for name in systems]
+            yield ["mean", metric, *cells, *("" for _ in more)]
+
+    def targets(self) -> dict[str, float]:
+        """The published scores of the sets that have one."""
+        from grit_mlx.evaluation.published import published
+
+        found = {score.set: published(score.set, score.main, _PUBLISHED) for score in self.scores}
+        return {name: value for name, value in found.items() if value is not None}
 
     def _all_scores(self) -> Iterator[list[str]]:
         """A row for each set, a column for each kind of score."""
@@ -382,6 +405,35 @@ class _Report:
         for metric, means in self.means().items():
             for mean in means.values():
                 yield ["mean", "", *(_shown(mean) if name == metric else "" for name in metrics), ""]
+
+
+def _published_rows() -> Iterator[list[str]]:
+    from grit_mlx.evaluation.published import FIGURES, MODELS
+
+    yield ["table", "set", *MODELS]
+    for figure in FIGURES:
+        yield [
+            figure.group,
+            figure.name,
+            *(_shown(figure.scores[name] / 100) if name in figure.scores else "" for name in MODELS),
+        ]
+
+
+def _show(rows: Sequence[Sequence[str]]) -> None:
+    """Print a table: drawn on a terminal, tab-separated in a pipe."""
+    if not console.stdout_is_terminal():
+        for row in rows:
+            console.write("\t".join(console.visible(cell) for cell in row))
+        return
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, name in enumerate(rows[0]):
+        table.add_column(console.visible(name), justify="left" if number < 2 else "right", overflow="fold")
+    for row in rows[1:]:
+        table.add_row(*map(console.visible, row), style="bold" if row[0] == "mean" else "")
+    console.show(table)
 
 
 def _shown(value: float) -> str:

@@ -21,6 +21,7 @@ import mlx.core as mx
 
 from grit_mlx.convert.adapters import deltas_of
 from grit_mlx.convert.card import upload, write_card
+from grit_mlx.convert.modules import write_modules
 from grit_mlx.convert.options import MODES, ConversionOptions
 from grit_mlx.convert.plan import ConversionPlan, make_plan
 from grit_mlx.convert.quantization import Quantization, base_of, chosen_by
@@ -39,7 +40,7 @@ from grit_mlx.model.adapters import read_adapter
 from grit_mlx.model.loading import load_lazily, load_tokenizer, with_base
 from grit_mlx.model.options import ModelChoice
 from grit_mlx.model.sentence_transformers import dense_layers, read_modules
-from grit_mlx.model.settings import FILE_NAME, read_settings, write_settings
+from grit_mlx.model.settings import FILE_NAME, Settings, read_settings, write_settings
 from grit_mlx.options import from_mapping
 
 __all__ = ["convert", "convert_source", "default_output"]
@@ -157,7 +158,7 @@ def convert_source(
             advice = ("Make room, choose another ", Option("output"), ", or fewer bits.")
             require_space(target, missing + source.pending_bytes + _SPARE_BYTES, *advice)
             write_shards(folder, shards, Stream(plan, source, model, deltas), tell)
-            _write_rest(folder, source, plan, shards, choice)
+            _write_rest(folder, source, plan, shards, choice, settings)
             write_settings(folder, settings)  # the proof heeds them
             drift = _proof(folder, values, choice, options, tell)
             seconds = time.monotonic() - began
@@ -286,14 +287,24 @@ def _identity(source: Source, plan: ConversionPlan, shards: Sequence[Shard], ada
 
 
 def _write_rest(
-    folder: Path, source: Source, plan: ConversionPlan, shards: Sequence[Shard], choice: ModelChoice
+    folder: Path,
+    source: Source,
+    plan: ConversionPlan,
+    shards: Sequence[Shard],
+    choice: ModelChoice,
+    settings: Settings,
 ) -> None:
     """The small files; ``config.json`` last, for without it a folder is not a model."""
     for path in side_files(source.folder, code=choice.trust_remote_code):
         shutil.copyfile(path, folder / path.name)
     _write_projection(folder, source, plan.projection, choice)
     write_index(folder, shards, plan.parameters)
-    write_json(folder / "config.json", plan.output_config())
+    config = plan.output_config()
+    if reason := write_modules(folder, settings, config):
+        logger.info("sentence-transformers cannot open the result: %s.", reason)
+    else:
+        config.setdefault("is_causal", True)
+    write_json(folder / "config.json", config)
 
 
 def _write_projection(folder: Path, source: Source, stored: Mapping[str, str], choice: ModelChoice) -> None:

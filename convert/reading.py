@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grit_mlx.errors import CheckpointError, unreadable
+from grit_mlx.model import sentence_transformers
 from grit_mlx.model.checkpoint import INDEX, Tensor, read_headers
 from grit_mlx.model.gguf.folder import NOTE, read_model, write_small_files
 from grit_mlx.model.gguf.tensors import GgufTensor
@@ -54,7 +55,10 @@ DTYPES: dict[str, tuple[type[np.generic], mx.Dtype]] = {
 }
 
 # Files of a checkpoint that the converter writes itself, or that hold weights.
-_NOT_COPIED = {"config.json", "grit.json", NOTE, "README.md", "hf_quant_config.json", "projection.safetensors", INDEX}
+_NOT_COPIED = {
+    *("config.json", "grit.json", NOTE, "README.md", "hf_quant_config.json", "projection.safetensors", INDEX),
+    *sentence_transformers.FILES,
+}
 
 
 class Source:

@@ -11,19 +11,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from grit_mlx.errors import ArgumentError, DownloadError, GritError, first_line
+from grit_mlx.errors import ArgumentError, DownloadError, GritError, OutputError, first_line, unwritable
 from grit_mlx.evaluation.instructions import instruction_for
 from grit_mlx.evaluation.scoring import Score
 from grit_mlx.gritlm import GritLM
 from grit_mlx.optional import optional
 from grit_mlx.options import nearest
+from grit_mlx.rag.fingerprint import fingerprint
 from grit_mlx.vectors.compression import FloatVectors, cosine, unit
 
 __all__ = ["GritEncoder", "find_tasks", "score_tasks"]
@@ -101,6 +107,17 @@ class GritEncoder:
         first, second = (unit(np.asarray(side, dtype=np.float32)) for side in (embeddings1, embeddings2))
         return np.asarray(np.sum(first * second, axis=-1))
 
+    @cached_property
+    def revision(self) -> str:
+        """What the vectors depend on, as 12 hexadecimal digits: weights, settings, instructions and options."""
+        known = fingerprint(self.model)
+        used = {key: known[key] for key in known if key not in {"model", "folder", "adapter_folder"}}
+        # Not the size of a batch, which changes nothing.
+        options = {name: value for name, value in self._options.items() if name not in {"batch_size", "progress"}}
+        chosen = asdict(self.model.embedding_options(**options))
+        parts = [used, asdict(replace(self.model.settings, about={})), dict(self._instructions), chosen]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
     @property
     def mteb_model_meta(self) -> Any:
         """What is known of the model, as MTEB's ``ModelMeta``."""
@@ -112,7 +129,7 @@ class GritEncoder:
         return meta.ModelMeta(
             **dict.fromkeys(unknown.split()),
             name=self._name,
-            revision="local",
+            revision=self.revision,
             max_tokens=self.model.settings.max_length,
             embed_dim=self.model.embedding_size,
             framework=["GritLM"],
@@ -139,24 +156,30 @@ def find_tasks(names: Sequence[str]) -> list[Any]:
     return found
 
 
-def score_tasks(encoder: GritEncoder, tasks: Sequence[Any], *, name: str | None = None) -> Iterator[Score]:
+def score_tasks(
+    encoder: GritEncoder, tasks: Sequence[Any], *, name: str | None = None, results: Path | None = None
+) -> Iterator[Score]:
     """Run tasks of MTEB, and yield the main score of each.
 
     Args:
         encoder: the model.
         tasks: from ``find_tasks``, or tasks of your own.
         name: what to call the model in the scores; None for its folder's name.
+        results: a folder for MTEB's own results, ``results/OWNER__NAME/REVISION/TASK.json``, which ``mteb.ResultCache``
+            reads; splits that are there, of the same vectors, are not computed again. None to keep nothing.
 
     Raises:
         DownloadError: a task's data cannot be downloaded.
         DependencyError: mteb is not installed.
+        OutputError: the folder cannot be written.
     """
     mteb = optional("mteb", extra="mteb", purpose="A task of MTEB")
+    # Not MTEB's usual cache: a score must be that of these weights.
+    cache = None if results is None else _cache(mteb, results)
     for task in tasks:
         started = perf_counter()
         try:
-            # Not from MTEB's cache: the score must be that of these weights.
-            (result,) = mteb.evaluate(encoder, task, cache=None, show_progress_bar=False).task_results
+            (result,) = mteb.evaluate(encoder, task, cache=cache, show_progress_bar=False).task_results
         except GritError:
             raise
         except OSError as error:  # all failures of the hub and of the network
@@ -166,3 +189,11 @@ def score_tasks(encoder: GritEncoder, tasks: Sequence[Any], *, name: str | None 
         values = {metric: float(result.get_score())}
         system = encoder.model.folder.name if name is None else name
         yield Score(task.metadata.name, "mteb", system, values, 0, perf_counter() - started)
+
+
+def _cache(mteb: Any, folder: Path) -> Any:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(unwritable(folder, error)) from error
+    return mteb.ResultCache(folder)

@@ -10,7 +10,8 @@
       2_Dense/config.json, model.safetensors
       3_Normalize/
 
-This is the one reader of them. ``grit.json`` goes before them, and whatever this project writes has one.
+This is the one reader of them. ``grit.json`` goes before them, and whatever this project writes has one. The converter
+writes them (``convert/modules.py``).
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from grit_mlx.model.checkpoint import decoder_config, read_header
 if TYPE_CHECKING:
     import mlx.core as mx
 
-__all__ = ["Modules", "dense_layers", "read_modules", "settings_of"]
+__all__ = ["FILES", "Modules", "dense_layers", "read_modules", "settings_of"]
 
 logger = logging.getLogger("grit_mlx")
 
-_MODULES, _PROMPTS, _LENGTH = "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"
+FILES = _MODULES, _PROMPTS, _LENGTH = "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"
 
 # Their poolings, and ours.
 _POOLING = {

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial, wraps
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from starlette.applications import Starlette
@@ -34,6 +34,8 @@ from grit_mlx.server.work import Work, chat_work, chosen_logprobs, echoed, promp
 __all__ = ["Endpoints", "application", "routes"]
 
 logger = logging.getLogger("grit_mlx")
+
+T = TypeVar("T")
 
 Handler = Callable[..., Awaitable[Response]]
 
@@ -410,43 +412,66 @@ async def _completion_events(
 ) -> AsyncGenerator[bytes, None]:
     """Pieces of several texts as they come."""
     name = openai.identifier("cmpl")
-    arrived: asyncio.Queue[Any] = asyncio.Queue()
-
-    async def follow(index: int, work: Work) -> None:
-        choice = partial(openai.completion_choice, index)
-        tokens = work.tokens()
-        try:
-            if asked.echo:
-                await arrived.put(choice(echoed(work), None))
-            shown = _Logprobs(work.lane.model)
-            async for token in tokens:
-                if asked.logprobs is not None:
-                    shown = _Logprobs(work.lane.model)
-                    shown.add(token.id, token.logprob, token.top)
-                told = shown.openai if asked.logprobs is not None else None
-                if token.text or told or token.finish_reason:
-                    await arrived.put(choice(token.text, token.finish_reason, told))
-            await arrived.put(None)
-        except Exception as error:
-            await arrived.put(error)
-        finally:
-            await tokens.aclose()
-
-    tasks = [asyncio.create_task(follow(i, work)) for i, work in enumerate(works)]
+    choices = [_completion_choices(i, work, asked) for i, work in enumerate(works)]
+    together = choices[0] if len(choices) == 1 else _merged(choices)
     try:
-        left = len(tasks)
-        while left:
-            item = await arrived.get()
-            if isinstance(item, Exception):
-                yield event(_told(item).openai)
-                return
-            if item is None:
-                left -= 1
-            else:
-                yield event(openai.completion_reply(name, model, [item], None))
+        async for choice in together:
+            yield event(openai.completion_reply(name, model, [choice], None))
         if asked.with_usage:
             yield event(openai.completion_reply(name, model, [], _summed(works)))
         yield DONE
+    except Exception as error:
+        yield event(_told(error).openai)
+    finally:
+        await together.aclose()
+
+
+async def _completion_choices(
+    index: int, work: Work, asked: openai.CompletionRequest
+) -> AsyncGenerator[dict[str, Any], None]:
+    """Pieces of one text."""
+    choice = partial(openai.completion_choice, index)
+    tokens = work.tokens()
+    try:
+        if asked.echo:
+            yield choice(echoed(work), None)
+        async for token in tokens:
+            told = None
+            if asked.logprobs is not None:
+                shown = _Logprobs(work.lane.model)
+                shown.add(token.id, token.logprob, token.top)
+                told = shown.openai
+            if token.text or told or token.finish_reason:
+                yield choice(token.text, token.finish_reason, told)
+    finally:
+        await tokens.aclose()
+
+
+async def _merged(streams: list[AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
+    """The items of several streams as they come; all end where one fails."""
+    arrived: asyncio.Queue[Any] = asyncio.Queue()
+
+    async def follow(stream: AsyncGenerator[T, None]) -> None:
+        try:
+            async for item in stream:
+                await arrived.put((item, None))
+            await arrived.put((None, None))
+        except Exception as error:
+            await arrived.put((None, error))
+        finally:
+            await stream.aclose()
+
+    tasks = [asyncio.create_task(follow(stream)) for stream in streams]
+    try:
+        left = len(tasks)
+        while left:
+            item, error = await arrived.get()
+            if error is not None:
+                raise error
+            if item is None:
+                left -= 1
+            else:
+                yield item
     finally:
         for task in tasks:
             task.cancel()

@@ -242,7 +242,7 @@ class Decoder:
             answer = self._answers.get(response.uid)
             if answer is None:
                 continue
-            if not answer.written and not np.isfinite(np.max(np.array(response.logprobs.tolist()))):
+            if not answer.written and not np.isfinite(np.max(np.array(response.logprobs.astype(mx.float32)))):
                 del self._answers[response.uid]
                 self._generator.remove([response.uid])
                 delivered.append((answer, not_finite("The next token's probabilities are NaN or infinity")))

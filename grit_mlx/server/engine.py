@@ -54,8 +54,10 @@ logger = logging.getLogger("grit_mlx")
 _STEP_SECONDS: Final = 0.08
 _FIRST_STEP: Final = 256
 
-# Seconds for which answers are written before the engine looks at what else there is.
+# Seconds for which a model's answers are written before another model's turn. Alone it goes on until a request arrives:
+# a turn more costs two changes of threads.
 _TURN_SECONDS: Final = 0.05
+_ALONE_SECONDS: Final = 1.0
 
 # Requests with more texts are batches of their own: they can be abandoned when nobody wants them any more.
 _SHARED_TEXTS: Final = 256
@@ -410,10 +412,12 @@ class Engine:
             if task.step():
                 self._tasks.append(task)
             self._owed = time.perf_counter() - begun
-        for lane in list(self._lanes):
-            if lane.decoder is not None and len(lane.decoder):
+        writing = [lane for lane in self._lanes if lane.decoder is not None and len(lane.decoder)]
+        turn = _ALONE_SECONDS if len(writing) == 1 else _TURN_SECONDS
+        for lane in writing:
+            if lane.decoder is not None:
                 begun = time.perf_counter()
-                seconds = min(max(self._owed, 0.0), _STEP_SECONDS) if self._tasks else _TURN_SECONDS
+                seconds = min(max(self._owed, 0.0), _STEP_SECONDS) if self._tasks else turn
                 self.counts.written_tokens += lane.decoder.step(seconds, lambda: not self._inbox.empty())
                 self._owed -= time.perf_counter() - begun
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final, TypeVar
@@ -73,47 +74,47 @@ class EventStream(Response):
         super().__init__()
         self._events = events
         self._on_close = on_close
+        # Since when nothing was sent, or a piece has not been taken.
+        self._since, self._is_stuck = time.monotonic(), False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send them."""
+        """Send them. A single task does so, whatever their number; this one looks after it."""
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+        headers.append((b"x-accel-buffering", b"no"))
         gone = asyncio.create_task(_left(receive))
+        sending: asyncio.Task[None] | None = None
         try:
-            headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
-            await send(
-                {"type": "http.response.start", "status": 200, "headers": [*headers, (b"x-accel-buffering", b"no")]}
-            )
-            await self._send(send, gone)
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            sending = asyncio.create_task(self._send(send))
+            while not (sending.done() or gone.done()):
+                await asyncio.wait({sending, gone}, timeout=_SILENCE, return_when=asyncio.FIRST_COMPLETED)
+                silent = time.monotonic() - self._since
+                if self._is_stuck and silent > _SLOWEST:
+                    return
+                if not (self._is_stuck or sending.done() or gone.done()) and silent >= _SILENCE:
+                    await self._pass_on(send, b": keep-alive\n\n")
+            if sending.done():
+                sending.result()
+        except OSError:
+            return
         finally:
-            gone.cancel()
+            for task in (gone, sending):
+                if task is not None and not task.done():
+                    task.cancel()
+                    with suppress(asyncio.CancelledError, Exception):
+                        await task
             await self._events.aclose()
             self._on_close()
 
-    async def _send(self, send: Send, gone: asyncio.Task[None]) -> None:
-        following: asyncio.Task[bytes] | None = None
-        try:
-            while True:
-                following = following or asyncio.ensure_future(anext(self._events))
-                await asyncio.wait({following, gone}, timeout=_SILENCE, return_when=asyncio.FIRST_COMPLETED)
-                if gone.done():
-                    return
-                body, more = b": keep-alive\n\n", True
-                if following.done():
-                    try:
-                        body = following.result()
-                    except StopAsyncIteration:
-                        body, more = b"", False
-                    following = None
-                message = {"type": "http.response.body", "body": body, "more_body": more}
-                await asyncio.wait_for(send(message), _SLOWEST)
-                if not more:
-                    return
-        except (OSError, asyncio.TimeoutError):
-            return
-        finally:
-            if following is not None:
-                following.cancel()
-                with suppress(asyncio.CancelledError, Exception):
-                    await following
+    async def _send(self, send: Send) -> None:
+        async for body in self._events:
+            await self._pass_on(send, body)
+        await self._pass_on(send, b"", more=False)
+
+    async def _pass_on(self, send: Send, body: bytes, *, more: bool = True) -> None:
+        self._since, self._is_stuck = time.monotonic(), True
+        await send({"type": "http.response.body", "body": body, "more_body": more})
+        self._since, self._is_stuck = time.monotonic(), False
 
 
 async def _left(receive: Receive) -> None:

@@ -139,6 +139,7 @@ def test_long_texts_are_told_once(grit: Grit, beir: Path, tmp_path: Path) -> Non
             1,
             "error: A chart needs matplotlib: pip install 'grit-mlx[plots]'.\n",
         ),
+        (["--mteb-results", "kept"], 1, "error: --mteb-results needs a task: --mteb NAME.\n"),
         (["--mteb", "NFCorpus"], 1, "error: A task of MTEB needs mteb: pip install 'grit-mlx[mteb]'.\n"),
         (["{}/boats", "--sentence-transformers", "x"], 1, "error: A sentence-transformers model needs sentence_transf"),
     ],
@@ -155,3 +156,23 @@ def test_what_cannot_work(
     assert run.code == code
     assert message.replace("{}", str(tmp_path)) in run.err
     assert run.err.count("\n") == 1 or code == 2
+
+
+def test_published_scores_stand_beside_ours(grit: Grit, beir: Path, pairs: Path, tmp_path: Path) -> None:
+    beir.rename(tmp_path / "scifact")
+    run = grit("eval", tmp_path / "scifact", pairs, "--published", "--json", tmp_path / "scores.json")
+    assert (run.code, run.err) == (0, "")
+    head, *rows = cells(run.out)
+    assert head == ["set", "score", "mistral", "GritLM-7B, published"]
+    assert [(row[0], row[3]) for row in rows] == [("scifact", "0.792"), ("pairs", "")]
+    assert json.loads((tmp_path / "scores.json").read_text())["published"] == {"GritLM-7B": {"scifact": 0.792}}
+    other = grit("eval", tmp_path / "scifact", "--published", "-k", 3)
+    assert cells(other.out)[1][3] == "", "nDCG@3 is another score"
+
+
+def test_all_published_scores(grit: Grit) -> None:
+    run = grit("eval", "--published")
+    assert (run.code, run.err) == (0, "")
+    head, *rows = cells(run.out)
+    assert head == ["table", "set", "GritLM-7B", "GritLM-8x7B"]
+    assert ["generation", "HumanEval", "0.328", ""] in rows and ["MTEB, means", "all 56 sets", "0.668", "0.657"] in rows

@@ -1,4 +1,4 @@
-"""The adapter to MTEB: its instructions and vectors, and, where mteb is installed, a task of local data."""
+"""The adapter to MTEB: its instructions and vectors. MTEB itself is tested with in tests/integrations."""
 
 from __future__ import annotations
 
@@ -10,13 +10,9 @@ import numpy as np
 import pytest
 
 from grit_mlx import GritLM, embedding_prompt
-from grit_mlx.errors import ArgumentError
 from grit_mlx.evaluation.instructions import instruction_for
-from grit_mlx.evaluation.mteb import GritEncoder, find_tasks, score_tasks
-from grit_mlx.evaluation.scoring import evaluate_set
-from grit_mlx.evaluation.sets import load_set
+from grit_mlx.evaluation.mteb import GritEncoder
 from grit_mlx.model.settings import Settings
-from tests.evaluation.conftest import DOCUMENTS, GAINS, QUERIES
 
 SETTINGS = Settings(
     query_instruction="own query", document_instruction="own document", similarity_instruction="own text"
@@ -92,37 +88,14 @@ def test_vectors(tiny_model: Path) -> None:
     np.testing.assert_allclose(np.diag(cosines), encoder.similarity_pairwise(found, found), atol=1e-6)
 
 
-def test_a_task_of_local_data(tiny_model: Path, beir: Path) -> None:
-    mteb = pytest.importorskip("mteb", reason="needs the extra mteb")
-    from datasets import Dataset
-    from mteb.abstasks import AbsTaskRetrieval
-
-    class Boats(AbsTaskRetrieval):  # type: ignore[misc]
-        metadata = mteb.TaskMetadata(
-            **{"name": "BoatsRetrieval", "description": "boats", "reference": None, "type": "Retrieval"},
-            **{"dataset": {"path": "local", "revision": "1"}, "category": "t2t", "modalities": ["text"]},
-            **{"eval_splits": ["test"], "eval_langs": ["eng-Latn"], "main_score": "ndcg_at_10", "bibtex_citation": ""},
-            **dict.fromkeys(("date", "domains", "task_subtypes", "license", "annotations_creators", "dialect")),
-            sample_creation=None,
-        )
-
-        def load_data(self, num_proc: int | None = None, **options: Any) -> None:
-            split = {
-                "corpus": Dataset.from_list([{"id": i, "title": "", "text": text} for i, text in DOCUMENTS.items()]),
-                "queries": Dataset.from_list([{"id": i, "text": QUERIES[i]} for i in GAINS]),
-                "relevant_docs": GAINS,
-                "top_ranked": None,
-            }
-            self.dataset = {"default": {"test": split}}
-            self.data_loaded = True
-
+def test_the_revision_is_that_of_the_vectors(tiny_model: Path, tiny_mixtral: Path) -> None:
     model = GritLM(tiny_model, mode="embedding")
-    encoder = GritEncoder(model)
-    from mteb.models import EncoderProtocol
-
-    assert isinstance(encoder, EncoderProtocol)
-    (score,) = score_tasks(encoder, [Boats()], name="tiny")
-    assert (score.set, score.system, score.main) == ("BoatsRetrieval", "tiny", "ndcg_at_10")
-    assert score.values["ndcg_at_10"] == pytest.approx(evaluate_set(model, load_set(beir)), abs=1e-4)
-    with pytest.raises(ArgumentError, match="MTEB has no task 'NFCorpis': did you mean 'NFCorpus'"):
-        find_tasks(["NFCorpis"])
+    first = GritEncoder(model).revision
+    assert GritEncoder(GritLM(tiny_model), name="owner/other").revision == first
+    others = [
+        GritEncoder(model, instructions={"Mine": "Find boats"}),
+        GritEncoder(model, options={"max_length": 64}),
+        GritEncoder(GritLM(tiny_model, mode="embedding", pooling_method="cls")),
+        GritEncoder(GritLM(tiny_mixtral, mode="embedding")),
+    ]
+    assert len({first, *(one.revision for one in others)}) == 5
