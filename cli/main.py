@@ -50,11 +50,12 @@ COMMANDS = {
     "rag verify": "Check a store for changed files and damaged rows and caches.",
     "serve": "Serve models and stores to other programs, over HTTP.",
     "mcp": "Give programs that speak MCP tools to search, read and ask what is indexed.",
-    "models": "List, describe, download and choose models.",
+    "models": "List, describe, download, choose and remove models.",
     "models list": "List the models on this machine, with the default marked.",
     "models info": "Show a model's architecture, size, precision and settings.",
     "models pull": "Download a model and print its folder.",
     "models use": "Choose the model that commands use by default.",
+    "models remove": "Delete a model that was pulled or converted.",
     "doctor": "Check this machine, and say what to do about problems.",
     "bench": "Measure how fast this machine runs a model.",
 }

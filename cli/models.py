@@ -1,4 +1,4 @@
-"""``grit models``: list, describe, download and choose models."""
+"""``grit models``: list, describe, download, choose and remove models."""
 
 from __future__ import annotations
 
@@ -38,10 +38,12 @@ __all__ = [
     "INFO_EXAMPLES",
     "LIST_EXAMPLES",
     "PULL_EXAMPLES",
+    "REMOVE_EXAMPLES",
     "USE_EXAMPLES",
     "info",
     "list_models",
     "pull",
+    "remove",
     "use",
 ]
 
@@ -68,6 +70,11 @@ Examples:
   grit models pull gritlm-7b
   grit models pull gritlm-7b --bits 4
   grit models pull GritLM/GritLM-7B --revision main
+"""
+REMOVE_EXAMPLES = """
+Examples:
+  grit models remove gritlm-7b-4bit
+  grit models remove GritLM/GritLM-7B --yes
 """
 USE_EXAMPLES = """
 Examples:
@@ -229,6 +236,32 @@ def use(
         console.warn(f"GRIT_MODEL is set to {now} and overrides it. Unset it to use the choice.")
     elif isinstance(place, str) and place.lower() not in {model.name.lower() for model in hub.local_models()}:
         console.note(f"it is not on this machine yet; the first use fetches it, or now: grit models pull {name}")
+
+
+@options.command
+def remove(
+    *,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A model that grit models list shows.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete a model that was pulled or converted.
+
+    Folders of your own and the built-in model stay.
+    """
+    folder = _local_folder(name)
+    model = next((one for one in hub.local_models() if one.folder == folder), None)
+    if model is None:
+        raise ModelNotFoundError(f"{folder} is a folder of your own: delete it with rm -r.")
+    was_default = hub.default_model() in (model.name, str(model.folder))
+    if not yes and model.folder != hub.embedded_model():
+        if not console.stdin_is_terminal():
+            raise typer.BadParameter("Nobody can be asked here: add --yes to delete it.", param_hint="--yes")
+        if not typer.confirm(f"Delete {model.name} ({size_of(model.nbytes)} in {model.folder})?", err=True):
+            raise typer.Exit(1)
+    hub.remove(model)
+    console.note(f"{model.name} is deleted; {size_of(model.nbytes)} are free again")
+    if was_default:
+        console.note(f"it was the default, which is now {hub.default_model() or 'unset'}")
 
 
 # What there is

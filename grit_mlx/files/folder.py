@@ -21,7 +21,7 @@ from grit_mlx.errors import CheckpointError, NonFiniteError, Option, OutputError
 from grit_mlx.files.atomic import output_errors
 from grit_mlx.files.lock import writing
 
-__all__ = ["atomic_folder", "require_space", "resumable_folder", "sweep"]
+__all__ = ["atomic_folder", "discard", "require_space", "resumable_folder", "sweep"]
 
 logger = logging.getLogger("grit_mlx")
 
@@ -113,6 +113,17 @@ def sweep(parent: Path) -> None:
         _restore(parent / path.name[1:].removesuffix(_REPLACED))
     for path in parent.glob(".*.unfinished*"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def discard(folder: Path) -> None:
+    """Delete a folder: it is gone by one renaming, and what an interruption leaves of it, ``sweep`` removes.
+
+    Raises:
+        OSError: it cannot be renamed; then all of it is still there.
+    """
+    doomed = folder.with_name(f".{folder.name}.unfinished-removal")
+    folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def require_space(target: Path, nbytes: int, *advice: str | Option) -> None:

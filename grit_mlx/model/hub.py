@@ -25,6 +25,7 @@ from grit_mlx.errors import (
     unwritable,
 )
 from grit_mlx.files.atomic import atomic_write
+from grit_mlx.files.folder import discard
 from grit_mlx.model.catalogue import converted_name, named
 from grit_mlx.model.checkpoint import file_error
 from grit_mlx.model.options import ModelChoice
@@ -48,6 +49,7 @@ __all__ = [
     "models_folder",
     "name_of",
     "ready_made",
+    "remove",
     "resolve",
     "set_default_model",
     "settled",
@@ -445,3 +447,32 @@ def local_models() -> Iterator[LocalModel]:
         newest = max(repository.revisions, key=lambda r: r.last_modified, default=None)
         if repository.repo_type == "model" and newest and (newest.snapshot_path / "config.json").exists():
             yield LocalModel(repository.repo_id, newest.snapshot_path, newest.size_on_disk)
+
+
+def remove(model: LocalModel) -> None:
+    """Delete a model that was pulled or converted on this machine, and forget it as the default.
+
+    The folder disappears by one renaming, so that no half of a model is left if this is interrupted.
+
+    Raises:
+        ModelNotFoundError: it is the embedded one, or in a folder of the user's own.
+        OutputError: it cannot be deleted.
+    """
+    if model.folder == embedded_model():
+        raise ModelNotFoundError(f"{model.name} is part of grit-mlx and cannot be removed.")
+    try:
+        if model.folder.parent == models_folder():
+            discard(model.folder)
+        elif model.folder.parent.name == "snapshots":
+            from huggingface_hub import scan_cache_dir
+
+            cached = next((one for one in scan_cache_dir().repos if one.repo_id == model.name), None)
+            if cached is not None:
+                revisions = (revision.commit_hash for revision in cached.revisions)
+                scan_cache_dir().delete_revisions(*revisions).execute()
+        else:
+            raise ModelNotFoundError(f"{model.folder} is a folder of your own: delete it with rm -r.")
+    except OSError as error:
+        raise OutputError(unwritable(model.folder, error)) from error
+    if _choices().get("model") in (model.name, str(model.folder)):
+        set_default_model(None)

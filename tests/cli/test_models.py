@@ -151,6 +151,66 @@ def test_pull_then_use_from_a_hub(tiny_model: Path, tmp_path: Path) -> None:
     assert json.loads(grit("models", "info", "--json").stdout)["architecture"] == "mistral"
 
 
+def test_remove(grit: Grit, model_copy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> None:
+    monkeypatch.delenv("GRIT_MODEL")
+    monkeypatch.setattr(hub, "models_folder", lambda: tmp_path / "models")
+    pulled = tmp_path / "models" / "tiny-4bit"
+    shutil.copytree(tiny_model, pulled)
+    own = model_copy()
+    grit("models", "use", "tiny-4bit")
+    refused = grit("models", "remove", "tiny-4bit")  # nobody can be asked in a pipe
+    assert refused.code == 2 and "add --yes" in refused.err and pulled.exists()
+    run = grit("models", "rm", "tiny-4bit", "--yes")
+    assert (run.code, run.out) == (0, "") and not list((tmp_path / "models").iterdir())
+    assert "note: tiny-4bit is deleted; " in run.err and "it was the default, which is now" in run.err
+    assert "tiny-4bit" not in grit("models", "list").out
+    assert grit("models", "remove", "tiny-4bit", "--yes").code == 1
+    for name, message in ((str(own), "is a folder of your own: delete it with rm -r."), ("grit-tiny", "cannot be")):
+        run = grit("models", "remove", name, "--yes")
+        assert run.code == 1 and message in run.err, run
+        assert (own / "config.json").exists()
+
+
+def test_remove_asks_on_a_terminal(
+    grit: Grit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path
+) -> None:
+    monkeypatch.setattr(hub, "models_folder", lambda: tmp_path / "models")
+    shutil.copytree(tiny_model, tmp_path / "models" / "tiny-4bit")
+    monkeypatch.setattr("grit_mlx.cli.console.stdin_is_terminal", lambda: True)
+    asked: list[str] = []
+    monkeypatch.setattr("typer.confirm", lambda text, err: asked.append(text))
+    assert grit("models", "remove", "tiny-4bit").code == 1
+    assert asked[0].startswith("Delete tiny-4bit (") and (tmp_path / "models" / "tiny-4bit").exists()
+
+
+def test_a_removal_that_was_interrupted_leaves_no_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path
+) -> None:
+    monkeypatch.setattr(hub, "models_folder", lambda: tmp_path)
+    shutil.copytree(tiny_model, tmp_path / "tiny-4bit")
+    monkeypatch.setattr("shutil.rmtree", lambda *args, **options: None)
+    hub.remove(hub.LocalModel("tiny-4bit", tmp_path / "tiny-4bit", 1))
+    assert [model.name for model in hub.local_models() if model.folder.parent == tmp_path] == []
+
+
+def test_remove_of_a_model_in_the_cache_of_the_hub(tiny_model: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    shutil.copytree(tiny_model, repository)
+    with fake_hub.running() as server:
+        server.repositories = {"own/tiny": repository}
+        own = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
+
+        def grit(*args: str) -> subprocess.CompletedProcess[str]:
+            command = [sys.executable, "-c", "from grit_mlx.cli.main import main; main()", *args]
+            environment = {**os.environ, **own}
+            return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+        folder = Path(grit("models", "pull", "own/tiny").stdout.strip())
+        assert (folder / "model.safetensors").exists()
+        assert grit("models", "remove", "own/tiny", "--yes").returncode == 0
+    assert not folder.exists() and not list((tmp_path / "hf").rglob("blobs/*"))
+
+
 def test_pull_of_a_folder(grit: Grit, tiny_model: Path) -> None:
     run = grit("models", "pull", tiny_model)
     assert (run.code, run.err) == (1, f"error: {tiny_model} is a folder on this machine already.\n")

@@ -120,9 +120,8 @@ def test_a_folder_called_4_is_no_number_of_bits(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["ps"], "No such command 'ps'. Models are in memory only while a command runs"),
+        (["ps"], "No such command 'ps'. Models are in memory while grit serve or a command runs"),
         (["query", "x"], "To search files: grit search QUERY FOLDER"),
-        (["models", "rm", "x"], "hf cache rm NAME"),
         (["rag", "serve"], "grit rag chat"),
         (["generate", "x", "-ngl", "99"], "There is no -ngl here. All layers are on the GPU"),
         (["generate", "x", "--ctx_size=99"], "A model's context is as long as its config says"),
