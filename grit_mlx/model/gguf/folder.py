@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from grit_mlx.errors import ArchitectureError, CheckpointError, ModelNotFoundError, NonFiniteError
@@ -31,6 +32,8 @@ logger = logging.getLogger("grit_mlx")
 
 # Beside the files of a folder that was made of a GGUF file: which.
 NOTE = "gguf.json"
+# What this module makes of a file; a folder of another number is made anew.
+_FORMAT = 1
 
 # Numbers that are read, unpacked and written at a time.
 _BLOCK = 4 << 20
@@ -38,6 +41,9 @@ _SPARE_BYTES = 64 << 20
 
 # Vectors that are part of the config; those of other names belong to no weight.
 _ROTATION = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
+
+# Of the model card, under the names that the hub gives them.
+_CARD = {"general.license": "license", "general.languages": "language", "general.tags": "tags"}
 
 _SAMPLING = {
     "general.sampling.temp": "temperature",
@@ -185,6 +191,9 @@ def write_small_files(model: GgufModel, folder: Path) -> None:
     }
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
+    card = {name: metadata[key] for key, name in _CARD.items() if key in metadata}
+    if card:
+        (folder / "README.md").write_text(f"---\n{yaml.safe_dump(card, allow_unicode=True)}---\n", encoding="utf-8")
 
 
 def unpacked(path: Path, models: Path) -> Path:
@@ -202,17 +211,16 @@ def unpacked(path: Path, models: Path) -> Path:
     stats = [[one.name, one.stat().st_size, one.stat().st_mtime_ns] for one in files]
     place = files[0].absolute()  # not where a link leads: the hub's cache names those by hashes
     folder = _folder_of(place, models)
-    if _note(folder).get("files") == stats:
+    note = {"format": _FORMAT, "file": str(place), "files": stats}
+    if _note(folder) == note:
         return folder
     model = read_model(path)
     size = sum(_nbytes(tensor, model.config["torch_dtype"]) for tensor in model.tensors.values())
-    models.mkdir(parents=True, exist_ok=True)
     require_space(folder, size + _SPARE_BYTES, "Make room, or set GRIT_HOME to a folder on another disk.")
     logger.info("Unpacking %s once, to %s.", model.place, folder)
     with atomic_folder(folder) as unfinished:
         write_small_files(model, unfinished)
         _write_weights(model, unfinished / "model.safetensors")
-        note = {"file": str(place), "files": stats}
         (unfinished / NOTE).write_text(json.dumps(note), encoding="utf-8")
     return folder
 
