@@ -258,6 +258,8 @@ def identify(name: str | Path) -> Path | str:
         return folder
     if folder.is_file():
         raise ModelNotFoundError(file_error(folder))
+    if folder.suffix.lower() == ".gguf":
+        raise ModelNotFoundError(f"There is no file {folder}.")
     embedded = embedded_model()
     if embedded is not None and text.lower() == embedded.name:
         return embedded

@@ -260,7 +260,7 @@ def test_k_quants_keep_every_code(kind: Kind, tmp_path: Path) -> None:
     finish(writer)
     entry = read_header(tmp_path / "one.gguf").entries["output.weight"]
     packed, scales, biases = (mx.array(one.read(0, 12)) for one in tensors_of("lm_head.weight", [entry]).values())
-    form = {"group_size": 32, "bits": AFFINE[kind].bits}
+    form: dict[str, Any] = {"group_size": 32, "bits": AFFINE[kind].bits}
     expected = gguf.dequantize(octets, kind)
     wide = np.array(mx.dequantize(packed, scales, biases, **form))
     np.testing.assert_allclose(wide, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
