@@ -26,6 +26,7 @@ EXAMPLES = """
 Examples:
   grit convert gritlm-7b -q
   grit convert ./checkpoint -o ./model -q --q-bits 6
+  grit convert model.Q4_0.gguf
   grit convert gritlm-8x7b --fit 32GB
   grit convert ./checkpoint --adapter ./adapter -q --upload-repo me/my-model
   grit convert --verify-only gritlm-7b ./GritLM-7B-4bit
@@ -45,7 +46,7 @@ def convert(
         list[str],
         typer.Argument(
             metavar="MODEL",
-            help="A Hugging Face or MLX folder, a hub id or a short name; with --verify-only two of them.",
+            help="A Hugging Face or MLX folder, a GGUF file, a hub id or a short name; with --verify-only two of them.",
         ),
     ],
     conversion: ConversionOptions,

@@ -213,7 +213,7 @@ def _pulled(choice: ModelChoice, bits: int) -> Path:
 def use(
     *,
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="A model folder, a hub id or a short name.")
+        str | None, typer.Argument(metavar="[NAME]", help="A model folder, a GGUF file, a hub id or a short name.")
     ] = None,
     unset: Annotated[bool, typer.Option("--unset", help="Unset the default.")] = False,
 ) -> None:
@@ -228,7 +228,7 @@ def use(
     chosen = str(place)
     if isinstance(place, Path):
         if not hub.is_adapter(place):
-            read_config(place)  # refuses what is not a model folder
+            read_config(hub.resolve(ModelChoice(place)))  # refuses what is not a model
         chosen = place.name if place == hub.embedded_model() else str(place.resolve())
     hub.set_default_model(chosen)
     console.note(f"the default is now {chosen}")
@@ -373,7 +373,8 @@ def _known_models(default: str | None) -> list[dict[str, Any]]:
         for model in hub.local_models()
     ]
     if isinstance(place, Path) and not any(model["default"] for model in models):
-        size = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
+        files = [place] if place.is_file() else place.rglob("*")
+        size = sum(file.stat().st_size for file in files if file.is_file())
         models.append({"name": place.name, "folder": str(place), "bytes": size, "default": True})
     return models
 
@@ -385,7 +386,7 @@ def _local_folder(name: str | None) -> Path:
         return hub.resolve(ModelChoice())  # says what to do
     place = hub.identify(chosen)
     if isinstance(place, Path):
-        return place
+        return hub.resolve(ModelChoice(place))
     for model in hub.local_models():
         if model.name.lower() == place.lower():
             return model.folder

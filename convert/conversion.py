@@ -66,12 +66,12 @@ def convert(
     progress: Progress | None = None,
     **options: Any,
 ) -> ConversionReport:
-    """Convert a Hugging Face or MLX checkpoint to an MLX folder, quantised or not.
+    """Convert a Hugging Face or MLX checkpoint, or a GGUF file, to an MLX folder, quantised or not.
 
     The same call resumes an interrupted conversion.
 
     Args:
-        source: a folder, a hub id, a short name or a choice; its adapter is fused into the weights.
+        source: a folder, a GGUF file, a hub id, a short name or a choice; its adapter is fused into the weights.
         output: the folder to make; None for ``default_output``.
         progress: called as the work goes on.
         **options: the other fields of ``ConversionOptions``, and of ``ModelChoice`` ``adapter``, ``revision`` and

@@ -256,10 +256,12 @@ def identify(name: str | Path) -> Path | str:
     folder = Path(text).expanduser()
     if folder.is_dir():
         return folder
-    if folder.suffix.lower() == ".gguf" and folder.is_file():
+    if folder.is_file() and (folder.suffix.lower() == ".gguf" or _begins_as_gguf(folder)):
         return folder
     if folder.is_file():
         raise ModelNotFoundError(file_error(folder))
+    if folder.suffix.lower() == ".gguf":
+        raise ModelNotFoundError(f"There is no file {folder}.")
     embedded = embedded_model()
     if embedded is not None and text.lower() == embedded.name:
         return embedded
@@ -282,6 +284,15 @@ def identify(name: str | Path) -> Path | str:
         f"Did you mean {near[0]}?" if near else f"Short names are {', '.join(ALIASES)}; hub ids look like owner/name."
     )
     raise ModelNotFoundError(f"There is no folder and no model called {text!r}. {hint}")
+
+
+def _begins_as_gguf(path: Path) -> bool:
+    """Whether a file without the suffix is one, as those that ollama keeps."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF"
+    except OSError:
+        return False
 
 
 def download(repository: str, *, revision: str | None = None, code: bool = False) -> Path:

@@ -50,7 +50,7 @@ class ModelChoice:
 
     model: str | Path | None = option(
         None,
-        "A model folder, a hub id such as GritLM/GritLM-7B, or a short name such as gritlm-7b. "
+        "A model folder, a GGUF file, a hub id such as GritLM/GritLM-7B, or a short name such as gritlm-7b. "
         "Default: $GRIT_MODEL, else what 'grit models use' chose, else the built-in model.",
         flags=("--model", "-m"),
         metavar="NAME",

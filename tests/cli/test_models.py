@@ -21,6 +21,7 @@ from grit_mlx.cli.models import describe
 from grit_mlx.cli.wording import size_of
 from grit_mlx.model import hub
 from tests import fake_hub
+from tests.gguf_files import gguf_of
 
 Grit = Any
 
@@ -261,3 +262,20 @@ def test_doctor_says_what_to_do(grit: Grit, monkeypatch: pytest.MonkeyPatch, tmp
 )
 def test_sizes(count: int, text: str) -> None:
     assert size_of(count) == text
+
+
+def test_a_gguf_file(grit: Grit, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = gguf_of(tiny_model, tmp_path / "Tiny.gguf")
+    chosen = grit("models", "use", file)
+    assert chosen.code == 0 and f"the default is now {file}" in chosen.err
+    monkeypatch.delenv("GRIT_MODEL")
+    assert '"Tiny.gguf"' in grit("models", "list", "--json").out and "tiny" in grit("models", "list").out
+    assert grit("models", "show", file).code == 0
+    assert (
+        grit("similarity", "a", "b", "--json").out == grit("similarity", "a", "b", "--json", "--model", tiny_model).out
+    )
+    (tmp_path / "Tiny.gguf").write_bytes(b"GGUF")
+    refused = grit("similarity", "a", "b")
+    assert refused.code == 1 and "Tiny.gguf is not a GGUF file" in refused.err
+    other = grit("models", "use", tmp_path / "Tiny.gguf")
+    assert other.code == 1 and "Tiny.gguf is not a GGUF file" in other.err

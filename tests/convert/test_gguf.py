@@ -99,14 +99,15 @@ def test_an_interrupted_conversion_is_resumed(source: Path, tmp_path: Path, monk
 
 
 def test_where_the_result_goes(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = gguf_of(source, tmp_path / "model.Q8_0.gguf", kind=Kind.Q8_0)
+    metadata = {"general.license": "apache-2.0", "general.languages": ["en"]}
+    file = gguf_of(source, tmp_path / "model.Q8_0.gguf", kind=Kind.Q8_0, metadata=metadata)
     assert default_output(file, ConversionOptions()) == Path("model.Q8_0-mlx")
     with pytest.raises(OutputError, match="holds the model that is to be converted"):
         convert(file, file)
     monkeypatch.chdir(tmp_path)
     assert convert(file, verify=False).folder == Path("model.Q8_0-mlx")
     card = (tmp_path / "model.Q8_0-mlx" / "README.md").read_text()
-    assert "model.Q8_0.gguf" in card
+    assert "model.Q8_0.gguf" in card and "license: apache-2.0" in card
 
 
 def test_what_does_not_fit_is_named(source: Path, tmp_path: Path) -> None:

@@ -82,15 +82,16 @@ def weights_of(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     return tensors
 
 
-def _config() -> LlamaConfig:
-    return LlamaConfig(**CONFIG, attn_implementation="eager")
+def _config() -> Any:
+    options: dict[str, Any] = {**CONFIG, "attn_implementation": "eager"}
+    return LlamaConfig(**options)
 
 
 def bidirectional(model: LlamaForCausalLM, ids: list[int]) -> np.ndarray[Any, Any]:
     """Hidden states ``(L, E)`` where every token sees every token: a mask of four axes is used as it is."""
     with torch.no_grad():
         mask = torch.zeros(1, 1, len(ids), len(ids))
-        return model.model(torch.tensor([ids]), attention_mask=mask).last_hidden_state[0].numpy()
+        return np.asarray(model.model(torch.tensor([ids]), attention_mask=mask).last_hidden_state[0].numpy())
 
 
 def main() -> None:
@@ -102,7 +103,7 @@ def main() -> None:
     model.load_state_dict({name: torch.from_numpy(array) for name, array in tied.items()})
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     golden: dict[str, Any] = {"texts": [], "prompts": []}
-    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    arrays: dict[str, Any] = {}
     wide = {name: array.astype(np.float64) for name, array in tied.items()}
     means = []
     for number, text in enumerate(TEXTS):

@@ -230,7 +230,10 @@ def random_blocks(kind: Kind, rows: int, width: int, seed: int) -> np.ndarray[An
     return blocks.reshape(rows, -1)
 
 
-@pytest.mark.parametrize("kind", AFFINE, ids=lambda kind: kind.name)
+EXACT = [kind for kind, affine in AFFINE.items() if affine.scales == "F16"]
+
+
+@pytest.mark.parametrize("kind", EXACT, ids=lambda kind: kind.name)
 def test_affine_types_keep_every_value(kind: Kind, tmp_path: Path) -> None:
     octets = random_blocks(kind, 24, 96, seed=3)
     writer = gguf.GGUFWriter(tmp_path / "one.gguf", "llama")
@@ -239,13 +242,33 @@ def test_affine_types_keep_every_value(kind: Kind, tmp_path: Path) -> None:
     entry = read_header(tmp_path / "one.gguf").entries["output.weight"]
     parts = [mx.array(tensor.read(0, 24)) for tensor in tensors_of("lm_head.weight", [entry]).values()]
     packed, scales, biases = parts
-    bits = AFFINE[kind][0]
+    bits = AFFINE[kind].bits
     assert (scales.dtype, biases.dtype, packed.shape) == (mx.float16, mx.float16, (24, 96 * bits // 32))
     expected = gguf.dequantize(octets, kind)
     wide = mx.dequantize(packed, scales.astype(mx.float32), biases.astype(mx.float32), group_size=32, bits=bits)
     np.testing.assert_array_equal(np.array(wide), expected)
     some = tensors_of("lm_head.weight", [entry])["lm_head.weight"].read(5, 17)
     np.testing.assert_array_equal(some, np.array(packed)[5:17])
+
+
+@pytest.mark.parametrize("kind", [Kind.Q4_K, Kind.Q5_K], ids=lambda kind: kind.name)
+def test_k_quants_keep_every_code(kind: Kind, tmp_path: Path) -> None:
+    """Their values in float32; in half precision scales and minima are rounded, by 1 in 2048 at most."""
+    octets = random_blocks(kind, 12, 512, seed=4)
+    writer = gguf.GGUFWriter(tmp_path / "one.gguf", "llama")
+    writer.add_tensor("output.weight", octets, raw_dtype=kind)
+    finish(writer)
+    entry = read_header(tmp_path / "one.gguf").entries["output.weight"]
+    packed, scales, biases = (mx.array(one.read(0, 12)) for one in tensors_of("lm_head.weight", [entry]).values())
+    form: dict[str, Any] = {"group_size": 32, "bits": AFFINE[kind].bits}
+    expected = gguf.dequantize(octets, kind)
+    wide = np.array(mx.dequantize(packed, scales, biases, **form))
+    np.testing.assert_allclose(wide, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+    halves = (one.astype(mx.float16).astype(mx.float32) for one in (scales, biases))
+    narrow = np.array(mx.dequantize(packed, *halves, **form))
+    steps, minima = (np.repeat(np.abs(np.array(one)), 32, axis=1) for one in (scales, biases))
+    bound = (steps * (2 ** AFFINE[kind].bits - 1) + minima) / 2048 + 1e-7 * 2 ** AFFINE[kind].bits
+    assert (np.abs(narrow - expected) <= bound).all()
 
 
 READ = list(gguf.quants._type_traits)
@@ -350,6 +373,12 @@ def test_a_changed_file_is_unpacked_again(tiny_model: Path, tmp_path: Path) -> N
     assert np.abs(logits(file) - before).max() > 1e-3
 
 
+def test_a_file_without_the_suffix(tiny_model: Path, tmp_path: Path) -> None:
+    """As ollama keeps them."""
+    file = gguf_of(tiny_model, tmp_path / "model.gguf").rename(tmp_path / "sha256-0123abcd")
+    np.testing.assert_array_equal(logits(file), logits(tiny_model))
+
+
 def test_settings_come_along(tiny_model: Path, tmp_path: Path) -> None:
     template = "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}{% endfor %}"
     file = gguf_of(
@@ -418,6 +447,9 @@ def test_what_is_not_known_is_named(tiny_model: Path, tmp_path: Path) -> None:
     bpe = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.merges": ["a b"]}
     refused(r"architecture 'mamba', which cannot be read from GGUF here; llama, mixtral", architecture="mamba")
     refused(r"holds no model: its type is 'adapter'", {"general.type": "adapter"})
+    refused(r"is damaged: its num_attention_heads is 0", {"llama.attention.head_count": 0})
+    refused(r"says that it has 70000 layers and holds 2", {"llama.block_count": 70000})
+    refused(r"is damaged: its metadata is not valid", {"llama.rope.freq_base": "fast"})
     refused(r"lacks llama.embedding_length", {"llama.embedding_length": None})
     refused(r"rotates 4 of the 8 numbers of a head", {"llama.rope.dimension_count": 4})
     refused(r"scales its rotation by su, which cannot", {"llama.rope.scaling.type": "su"})

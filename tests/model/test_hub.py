@@ -164,6 +164,7 @@ def test_folders_come_first(tiny_model: Path, tmp_path: Path, monkeypatch: pytes
     [
         ("./nowhere", r"There is no folder nowhere\."),
         ("/nowhere/at/all", "There is no folder /nowhere/at/all"),
+        ("own/Model.Q4_0.gguf", r"There is no file own/Model\.Q4_0\.gguf\."),
         ("a/b/c", "There is no folder a/b/c"),
         ("gritlm7b", "no model called 'gritlm7b'. Did you mean gritlm-7b"),
         ("zebra", "Short names are gritlm-7b, gritlm-8x7b; hub ids look like owner/name"),

@@ -303,6 +303,15 @@ def config_of(architecture: Architecture, facts: Facts) -> dict[str, Any]:
         "hidden_act": "silu",
         **architecture.entries(facts),
     }
+    for name in _SIZES:
+        if not isinstance(config[name], int) or config[name] < 1:
+            raise ConfigError(f"{facts.place} is damaged: its {name} is {config[name]}. Download the model again.")
+    layers = {name.split(".")[1] for name in facts.shapes if name.startswith("blk.")}
+    if len(layers) != config["num_hidden_layers"]:
+        raise ConfigError(
+            f"{facts.place} says that it has {config['num_hidden_layers']} layers and holds {len(layers)}. Download "
+            "the model again."
+        )
     scaling = _scaling(facts, config)
     if scaling is not None:
         if scaling["type"] not in architecture.scalings:
@@ -312,6 +321,12 @@ def config_of(architecture: Architecture, facts: Facts) -> dict[str, Any]:
             )
         config["rope_scaling"] = {**scaling, "rope_type": scaling["type"]}
     return config
+
+
+_SIZES = (
+    *("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads"),
+    *("max_position_embeddings", "vocab_size"),
+)
 
 
 def _short(value: float) -> float:

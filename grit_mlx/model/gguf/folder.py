@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
-from grit_mlx.errors import ArchitectureError, CheckpointError, ModelNotFoundError, NonFiniteError
+from grit_mlx.errors import ArchitectureError, CheckpointError, ModelNotFoundError, NonFiniteError, first_line
 from grit_mlx.files.folder import atomic_folder, require_space
 from grit_mlx.model.gguf.architectures import Architecture, Facts, architecture_of, config_of
 from grit_mlx.model.gguf.header import Entry, Header, is_gguf, parts_of, read_header
@@ -31,13 +32,20 @@ logger = logging.getLogger("grit_mlx")
 
 # Beside the files of a folder that was made of a GGUF file: which.
 NOTE = "gguf.json"
+# What this module makes of a file; a folder of another number is made anew.
+_FORMAT = 1
 
+# How many times the size of a file someone should know about.
+_MUCH_LARGER = 1.8
 # Numbers that are read, unpacked and written at a time.
 _BLOCK = 4 << 20
 _SPARE_BYTES = 64 << 20
 
 # Vectors that are part of the config; those of other names belong to no weight.
 _ROTATION = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
+
+# Of the model card, under the names that the hub gives them.
+_CARD = {"general.license": "license", "general.languages": "language", "general.tags": "tags"}
 
 _SAMPLING = {
     "general.sampling.temp": "temperature",
@@ -102,11 +110,16 @@ def read_model(path: Path) -> GgufModel:
     }
     shapes = {key: entry.shape for key, entry in header.entries.items()}
     facts = Facts(name, header.metadata, shapes, vectors, place)
-    architecture = architecture_of(facts)
-    if "token_embd.weight" not in header.entries:
-        raise CheckpointError(f"{place} lacks token_embd.weight, so it is not a complete model. Download it again.")
-    config = config_of(architecture, facts)
-    tensors = dict(_tensors(header, architecture, config))
+    try:
+        architecture = architecture_of(facts)
+        if "token_embd.weight" not in header.entries:
+            raise CheckpointError(f"{place} lacks token_embd.weight, so it is not a complete model. Download it again.")
+        config = config_of(architecture, facts)
+        tensors = dict(_tensors(header, architecture, config))
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # numbers that cannot be, texts for numbers
+        raise CheckpointError(
+            f"{place} is damaged: its metadata is not valid ({first_line(error)}) Download it again."
+        ) from error
     config |= _stored_as(header, tensors) | {"eos_token_id": eos_tokens(header.metadata, place)}
     for key in ("bos", "padding"):
         if (number := header.get(f"tokenizer.ggml.{key}_token_id")) is not None:
@@ -153,7 +166,7 @@ def _stored_as(header: Header, tensors: dict[str, GgufTensor]) -> dict[str, Any]
     plain = {"F32": "float32", "BF16": "bfloat16"}
     dtype = plain[kinds.pop()] if len(kinds) == 1 and kinds <= plain.keys() else "float16"
     bits = {
-        name.rpartition(".")[0]: AFFINE[tensor.entries[0].kind][0]
+        name.rpartition(".")[0]: AFFINE[tensor.entries[0].kind].bits
         for name, tensor in tensors.items()
         if tensor.leaf == "weight"
     }
@@ -185,6 +198,9 @@ def write_small_files(model: GgufModel, folder: Path) -> None:
     }
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
+    card = {name: metadata[key] for key, name in _CARD.items() if key in metadata}
+    if card:
+        (folder / "README.md").write_text(f"---\n{yaml.safe_dump(card, allow_unicode=True)}---\n", encoding="utf-8")
 
 
 def unpacked(path: Path, models: Path) -> Path:
@@ -202,17 +218,23 @@ def unpacked(path: Path, models: Path) -> Path:
     stats = [[one.name, one.stat().st_size, one.stat().st_mtime_ns] for one in files]
     place = files[0].absolute()  # not where a link leads: the hub's cache names those by hashes
     folder = _folder_of(place, models)
-    if _note(folder).get("files") == stats:
+    note = {"format": _FORMAT, "file": str(place), "files": stats}
+    if _note(folder) == note:
         return folder
     model = read_model(path)
     size = sum(_nbytes(tensor, model.config["torch_dtype"]) for tensor in model.tensors.values())
-    models.mkdir(parents=True, exist_ok=True)
     require_space(folder, size + _SPARE_BYTES, "Make room, or set GRIT_HOME to a folder on another disk.")
     logger.info("Unpacking %s once, to %s.", model.place, folder)
+    if size > _MUCH_LARGER * sum(one.stat().st_size for one in files):
+        logger.warning(
+            "%s takes %.1f GB unpacked: mlx has no form for its weights. 'grit convert %s -q' makes it smaller.",
+            model.place.name,
+            size / 1e9,
+            model.place,
+        )
     with atomic_folder(folder) as unfinished:
         write_small_files(model, unfinished)
         _write_weights(model, unfinished / "model.safetensors")
-        note = {"file": str(place), "files": stats}
         (unfinished / NOTE).write_text(json.dumps(note), encoding="utf-8")
     return folder
 
@@ -243,7 +265,7 @@ _NAMES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 
 
 def _written_as(tensor: GgufTensor, dtype: str) -> str:
-    return tensor.dtype if tensor.leaf else _NAMES[dtype]
+    return tensor.dtype if tensor.leaf == "weight" else _NAMES[dtype]
 
 
 def _nbytes(tensor: GgufTensor, dtype: str) -> int:

@@ -1,7 +1,9 @@
 """Weights of a GGUF file as rows of a safetensors checkpoint.
 
 Blocks of 32 whole numbers with a scale, and perhaps a minimum, are what mlx calls affine quantisation in groups of 32.
-They are only packed anew: codes and scales stay as they are, and so does every value. All other types are unpacked.
+They are only packed anew: codes and scales stay as they are, and so does every value. In Q4_K and Q5_K scales and
+minima are products of two numbers, which are float32 here and rounded to the model's dtype with the other weights. All
+other types are unpacked.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from gguf import quants
+from gguf.constants import GGML_QUANT_SIZES
 from gguf.constants import GGMLQuantizationType as Kind
 from gguf.quants import dequantize
 from numpy.typing import NDArray
@@ -24,8 +28,8 @@ __all__ = ["AFFINE", "GROUP_SIZE", "GgufTensor", "readable", "tensors_of"]
 
 GROUP_SIZE = 32
 
-# Blocks (n, bytes) -> codes as whole numbers from 0 on (n, 32), scales (n,) and minima (n,) in half precision.
-Unpack = Callable[[NDArray[np.uint8]], tuple[NDArray[np.uint8], NDArray[np.float16], NDArray[np.float16]]]
+# Blocks (n, bytes) -> codes as whole numbers from 0 on, scales and minima, one of each for 32 codes.
+Unpack = Callable[[NDArray[np.uint8]], tuple[NDArray[np.uint8], NDArray[Any], NDArray[Any]]]
 
 
 def _halves(blocks: NDArray[np.uint8], start: int) -> NDArray[np.float16]:
@@ -44,8 +48,7 @@ def _fifths(octets: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _centred(scales: NDArray[np.float16], middle: int) -> NDArray[np.float16]:
     """The minimum where codes are counted from their middle; a power of two, so nothing is rounded."""
-    with np.errstate(over="ignore"):  # infinity is refused where weights are checked
-        return scales * np.float16(-middle)
+    return scales * np.float16(-middle)
 
 
 def _q4_0(blocks: NDArray[np.uint8]) -> Any:
@@ -71,13 +74,51 @@ def _q8_0(blocks: NDArray[np.uint8]) -> Any:
     return blocks[:, 2:] ^ 128, scales, _centred(scales, 128)
 
 
-# The types that mlx's affine quantisation holds as they are: bits, and how a block is read.
-AFFINE: dict[Kind, tuple[int, Unpack]] = {
-    Kind.Q4_0: (4, _q4_0),
-    Kind.Q4_1: (4, _q4_1),
-    Kind.Q5_0: (5, _q5_0),
-    Kind.Q5_1: (5, _q5_1),
-    Kind.Q8_0: (8, _q8_0),
+def _q4_k(blocks: NDArray[np.uint8]) -> Any:
+    return _pairs(blocks[:, 16:]), *_products(blocks)
+
+
+def _q5_k(blocks: NDArray[np.uint8]) -> Any:
+    fifths = blocks[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None] & 1
+    return _pairs(blocks[:, 48:]) | np.left_shift(fifths, 4, dtype=np.uint8), *_products(blocks)
+
+
+def _pairs(octets: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """As ``_nibbles``, of every 32 bytes: ``(n, 128)`` to ``(n, 8, 32)``."""
+    parts = octets.reshape(-1, 4, 1, 32)
+    return np.concatenate([parts & 15, parts >> 4], axis=2).reshape(-1, 8, 32)
+
+
+def _products(blocks: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Scales and minima of blocks of 256, ``(n, 8)``: 6 bits each, times a scale of their own."""
+    scales, minima = quants.Q4_K.get_scale_min(np.ascontiguousarray(blocks[:, 4:16]))
+    outer, lowest = (_halves(blocks, start).astype(np.float32)[:, None] for start in (0, 2))
+    return outer * scales, -lowest * minima
+
+
+@dataclass(frozen=True)
+class Affine:
+    """A type that mlx's affine quantisation holds.
+
+    Attributes:
+        bits: of a code.
+        unpack: how blocks are read.
+        scales: safetensors' name of the type of scales and minima.
+    """
+
+    bits: int
+    unpack: Unpack
+    scales: str = "F16"
+
+
+AFFINE = {
+    Kind.Q4_0: Affine(4, _q4_0),
+    Kind.Q4_1: Affine(4, _q4_1),
+    Kind.Q5_0: Affine(5, _q5_0),
+    Kind.Q5_1: Affine(5, _q5_1),
+    Kind.Q8_0: Affine(8, _q8_0),
+    Kind.Q4_K: Affine(4, _q4_k, "F32"),
+    Kind.Q5_K: Affine(5, _q5_k, "F32"),
 }
 
 # Types that safetensors has as well, under its name.
@@ -146,11 +187,12 @@ class GgufTensor(Tensor):
         return values - np.float32(self.added) if self.added else values
 
     def _packed(self, entry: Entry, rows: NDArray[np.uint8]) -> NDArray[Any]:
-        bits, unpack = AFFINE[entry.kind]
-        blocks = rows.reshape(len(rows) * (entry.shape[-1] // GROUP_SIZE), -1)
-        codes, scales, biases = unpack(blocks)
+        affine = AFFINE[entry.kind]
+        blocks = rows.reshape(-1, GGML_QUANT_SIZES[entry.kind][1])
+        with np.errstate(all="ignore"):  # what is not finite is refused where weights are checked
+            codes, scales, biases = affine.unpack(blocks)
         if self.leaf == "weight":
-            return _words(codes.reshape(len(rows), -1), bits)
+            return _words(codes.reshape(len(rows), -1), affine.bits)
         return (scales if self.leaf == "scales" else biases).reshape(len(rows), -1)
 
 
@@ -211,9 +253,9 @@ def tensors_of(
     if len(kinds) == 1 and first.kind in AFFINE and len(shape) > 1:
         module, groups = name.rpartition(".")[0], shape[-1] // GROUP_SIZE
         return {
-            f"{module}.weight": tensor("weight", "U32", shape[-1] * AFFINE[first.kind][0] // 32),
-            f"{module}.scales": tensor("scales", "F16", groups),
-            f"{module}.biases": tensor("biases", "F16", groups),
+            f"{module}.weight": tensor("weight", "U32", shape[-1] * AFFINE[first.kind].bits // 32),
+            f"{module}.scales": tensor("scales", AFFINE[first.kind].scales, groups),
+            f"{module}.biases": tensor("biases", AFFINE[first.kind].scales, groups),
         }
     dtype = _STORED.get(first.kind, "F32") if len(kinds) == 1 and not added else "F32"
     return {name: tensor("", dtype, shape[-1])}
