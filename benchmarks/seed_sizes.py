@@ -120,31 +120,37 @@ def resident(process: int) -> int:
 
 
 def measured(kind: str, layers: int, folder: Path) -> dict[str, Any]:
-    """All that is measured on one checkpoint."""
-    source, model = folder / "source", folder / "model"
-    nbytes = make_checkpoint(source, kind, SHAPES[kind], layers=layers)
-    row: dict[str, Any] = {
-        "kind": kind,
-        "layers": layers,
-        "parameters": count(kind, SHAPES[kind], layers),
-        "gb": round(nbytes / 1e9, 2),
-        "convert": run(["convert", str(source), "-o", str(model), "--q-bits", "4"]),
-    }
-    shutil.rmtree(source)
-    row["converted_gb"] = round(sum(path.stat().st_size for path in model.glob("*.safetensors")) / 1e9, 2)
+    """All that is measured on one checkpoint; what a stopped run measured in the same folder is taken over."""
+    source, model, noted = folder / "source", folder / "model", folder / "row.json"
+    row: dict[str, Any] = json.loads(noted.read_text()) if noted.exists() else {}
+    if not row:
+        shutil.rmtree(source, ignore_errors=True)
+        nbytes = make_checkpoint(source, kind, SHAPES[kind], layers=layers)
+        parameters = count(kind, SHAPES[kind], layers)
+        row = {"kind": kind, "layers": layers, "parameters": parameters, "gb": round(nbytes / 1e9, 2)}
     texts, rows = folder / "texts.txt", folder / "rows.jsonl"
     texts.write_text(TEXTS)
     rows.write_text("".join(json.dumps(one) + "\n" for one in ROWS))
-    embed = ["embed", str(texts), "--model", str(model), "--output", str(folder / "vectors.npy"), "--no-server"]
-    row["embed"] = run(embed)
-    for name, number in (("ctrl_c", signal.SIGINT), ("sigterm", signal.SIGTERM)):
-        row[name] = run(embed, stop=number)
-    answer = ["generate", QUESTION, "--model", str(model), "--max-tokens", str(NEW_TOKENS), "--no-server"]
-    row["generate"] = run(answer)
+    chosen = ["--model", str(model)]
+    embed = ["embed", str(texts), *chosen, "--output", str(folder / "vectors.npy"), "--no-server"]
     options = {"iters": 1, "batch-size": 2, "generative-batch-size": 1, "val-rows": 0, "warmup": 0}
     flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    train = ["train", "--model", str(model), "--data", str(rows), "--adapter-path", str(folder / "adapter"), *flags]
-    row["train"] = run(train)
+    commands: dict[str, tuple[list[str], int | None]] = {
+        "convert": (["convert", str(source), "-o", str(model), "--q-bits", "4"], None),
+        "embed": (embed, None),
+        "ctrl_c": (embed, signal.SIGINT),
+        "sigterm": (embed, signal.SIGTERM),
+        "generate": (["generate", QUESTION, *chosen, "--max-tokens", str(NEW_TOKENS), "--no-server"], None),
+        "train": (["train", *chosen, "--data", str(rows), "--adapter-path", str(folder / "adapter"), *flags], None),
+    }
+    for name, (arguments, stop) in commands.items():
+        if name in row:
+            continue
+        row[name] = run(arguments, stop=stop)
+        if name == "convert":
+            shutil.rmtree(source)
+            row["converted_gb"] = round(sum(path.stat().st_size for path in model.glob("*.safetensors")) / 1e9, 2)
+        noted.write_text(json.dumps(row))
     return row
 
 
@@ -159,13 +165,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", nargs="+", choices=list(SHAPES), default=list(SHAPES))
     parser.add_argument("--layers", type=int, help="layers (default: 32, or as many as the disk has room for)")
-    parser.add_argument("--folder", type=Path, help="folder for the checkpoints (default: a temporary one)")
+    parser.add_argument(
+        "--folder", type=Path, help="where a stopped run is resumed (default: a temporary folder)"
+    )
     options = parser.parse_args()
     rows: list[Mapping[str, Any]] = []
-    for kind in options.kinds:
-        with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
-            folder = Path(temporary)
+    with tempfile.TemporaryDirectory() as temporary:
+        for kind in options.kinds:
+            folder = (options.folder or Path(temporary)) / kind
+            folder.mkdir(parents=True, exist_ok=True)
             rows.append(measured(kind, options.layers or affordable(kind, folder), folder))
+            shutil.rmtree(folder)
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     save(f"seed_sizes-{machine()['device']}", {"texts": 2, "new_tokens": NEW_TOKENS, "rows": rows})
 
