@@ -405,8 +405,74 @@ def warm(results: dict[str, Any]) -> str:
     return f"{described(results)}\n\n{table(head, rows)}"
 
 
+PEERS = {
+    "grit": "grit-mlx",
+    "mlx_lm": "mlx_lm",
+    "llama": "llama.cpp",
+    "gritlm": "gritlm (PyTorch)",
+    "sentence-transformers": "sentence-transformers",
+}
+
+
+def peers(results: dict[str, Any]) -> str:
+    """Our CPU seconds, and how many times as many each peer took: above 1 ours is faster."""
+    names = [name for name in PEERS if name in results["versions"]]
+    rows = []
+    for label, row in results["rows"].items():
+        measures = [("all of it", "cpu_seconds", "cpu_ratio")]
+        if "first_cpu_seconds" in row["grit"]:
+            measures = [("first token", "first_cpu_seconds", "first_cpu_ratio"), *measures]
+        if "remember_cpu_seconds" in row["grit"]:
+            measures = [("reading the document", "remember_cpu_seconds", "remember_cpu_ratio"), *measures]
+        for what, seconds, ratio in measures:
+            others = [f"{row[name][ratio]:.2f}" if ratio in row.get(name, {}) else "" for name in names[1:]]
+            rows.append([f"{label}: {what}", f"{row['grit'][seconds]:.2f}", *others])
+    versions = {name: number for found in results["versions"].values() for name, number in found.items()}
+    return "\n\n".join(
+        [
+            "## Beside other programs",
+            described(results),
+            "The same weights and texts in one run, each program in an environment of its own, with "
+            f"{results['threads']} thread{'s' if results['threads'] > 1 else ''} "
+            f"({', '.join(f'{name} {number}' for name, number in sorted(versions.items()))}). Our CPU seconds, and for "
+            "each program how many times as many it took: above 1, grit-mlx is faster.",
+            table(["", "grit-mlx, CPU s", *(PEERS[name] for name in names[1:])], rows),
+        ]
+    )
+
+
+SIZES = {
+    "convert": "conversion to 4 bits, with its proof",
+    "embed": "embedding 2 texts",
+    "ctrl_c": "Ctrl-C in a batch, to the end",
+    "sigterm": "SIGTERM in a batch, to the end",
+    "generate": "a prompt and 4 new tokens",
+    "train": "a LoRA step, both tasks",
+}
+
+
+def seed_sizes(results: dict[str, Any]) -> str:
+    """Seconds and memory of whole commands, by checkpoint."""
+    rows = results["rows"]
+    head = ["whole command: s (CPU), peak MB"]
+    head += [f"{row['kind'].capitalize()}, {row['layers']} layers, {row['parameters'] / 1e9:.1f} B" for row in rows]
+    lines = [
+        [label, *(f"{timed(row[key])}, {row[key]['peak_mb']:,}" if key in row else "" for row in rows)]
+        for key, label in SIZES.items()
+    ]
+    lines.insert(0, ["checkpoint in bfloat16, GB", *(row["gb"] for row in rows)])
+    lines.insert(1, ["model in 4 bits, GB", *(row["converted_gb"] for row in rows)])
+    return "\n\n".join(["## GritLM's own sizes", described({"model": "Random weights", **results}), table(head, lines)])
+
+
 PAGES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
-    "performance.md": {"embed": embed, "generate": generate, "operations": operations},
+    "performance.md": {
+        "embed": embed,
+        "generate": generate,
+        "operations": operations,
+        "peers": peers,
+        "seed_sizes": seed_sizes,
+    },
     "rag.md": {
         "rag": rag,
         "rag_index": rag_index,

@@ -25,6 +25,7 @@ from grit_mlx.model.attention import not_finite
 from grit_mlx.model.caches import TextCache, copy_cache
 from grit_mlx.model.detokenizing import Detokenizer
 from grit_mlx.model.device import is_out_of_memory
+from grit_mlx.model.numpy_linear import through_numpy
 from grit_mlx.model.options import GenerationOptions
 from grit_mlx.model.structured import Constraint, constraint, is_constrained
 from grit_mlx.model.team import Team
@@ -241,7 +242,7 @@ def _responses(
     text = form.detokenizer() if form else Detokenizer(tokenizer._tokenizer)
     start = time.perf_counter()
     with device.wired(), closing(steps):
-        for count, (token, logprobs) in enumerate(_started(_seeded(steps, options)), 1):
+        for count, (token, logprobs) in enumerate(_started(_through_numpy(_seeded(steps, options))), 1):
             if count == 1:
                 read = time.perf_counter() - start
                 start = time.perf_counter()
@@ -264,6 +265,16 @@ def _responses(
             if last:
                 _check_form(form)
                 return
+
+
+def _through_numpy(steps: Iterator[_Step]) -> Iterator[_Step]:
+    """The same steps, whose layers may compute through NumPy on a CPU: no gradient follows."""
+    while True:
+        with through_numpy():
+            step = next(steps, None)
+        if step is None:
+            return
+        yield step
 
 
 class _CancelledError(Exception):
@@ -346,7 +357,8 @@ def batch_tokens(
         end = tokenizer.eos_token_id
         return [answer if len(answer) == options.max_tokens else [*answer, end] for answer in answers]
 
-    return threads.run(generated)
+    with through_numpy():
+        return threads.run(generated)
 
 
 def sampling(

@@ -33,7 +33,7 @@ from grit_mlx.errors import (
     TokenizerError,
     first_line,
 )
-from grit_mlx.model import device, hub, numpy_attention, numpy_linear, threads, widening
+from grit_mlx.model import device, hub, numpy_exponentials, numpy_linear, threads, widening
 from grit_mlx.model.adapters import Adapter, attach, check_base, read_adapter
 from grit_mlx.model.attention import broadcast_masks, check_both_modes
 from grit_mlx.model.checkpoint import decoder_config, read_config, read_header, read_headers, refuse_pointer
@@ -381,7 +381,7 @@ def _materialize(model: nn.Module) -> None:
         if here.blas == "bundled":
             numpy_linear.prepare(layer)
         if here.kind == "cpu":
-            numpy_attention.prepare(layer)
+            numpy_exponentials.prepare(layer)
     # Not only the parameters: position embeddings keep frequencies of their own, and what is lazy would be computed
     # by the first thread that uses it, which is not the one it belongs to.
     mx.eval(threads.arrays_of(model))

@@ -2,7 +2,7 @@
 
 mlx's Linux wheel carries the reference BLAS, and NumPy's wheels OpenBLAS, which is many times as fast. If no OpenBLAS
 of the system could be loaded in front of mlx's own (``blas.py``), linear layers hand their products to NumPy while
-texts are embedded. Only then: a gradient cannot follow.
+texts are embedded and answers are generated. Only then: a gradient cannot follow.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from grit_mlx.model.intercept import intercept
 
-__all__ = ["embeds_through_numpy", "prepare", "through_numpy"]
+__all__ = ["computes_through_numpy", "prepare", "through_numpy"]
 
 _through_numpy: ContextVar[bool] = ContextVar("through_numpy", default=False)
 
@@ -32,8 +32,8 @@ def through_numpy() -> Iterator[None]:
         _through_numpy.reset(token)
 
 
-def embeds_through_numpy() -> bool:
-    """Whether texts are being embedded, in this thread."""
+def computes_through_numpy() -> bool:
+    """Whether no gradient follows what is computed, in this thread."""
     return _through_numpy.get()
 
 
@@ -51,7 +51,7 @@ def prepare(module: nn.Module) -> None:
 
 
 def _product(layer: nn.Linear, forward: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
-    if not embeds_through_numpy() or x.dtype != mx.float32 or layer.weight.dtype != mx.float32:
+    if not computes_through_numpy() or x.dtype != mx.float32 or layer.weight.dtype != mx.float32:
         return forward(x)
     product = mx.array(np.asarray(x) @ np.asarray(layer.weight).T)
     return product + layer.bias if "bias" in layer else product
