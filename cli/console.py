@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import textwrap
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -43,6 +44,7 @@ __all__ = [
     "note",
     "phases",
     "progress",
+    "progress_in_lines",
     "reset",
     "set_up",
     "show",
@@ -62,6 +64,8 @@ __all__ = [
     "write_rows",
 ]
 
+_NOTED_SECONDS = 60.0  # between two lines of progress
+
 # Control characters of ASCII and Latin-1, separators of lines, overrides of the writing direction, and halves of
 # surrogate pairs, which no encoding can write.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -77,6 +81,7 @@ class _State:
     verbose: bool = False
     json: bool = False
     failed: bool = False
+    in_lines: bool = False
     afterwards: list[Callable[[], None]] = field(default_factory=list)
     flags: Mapping[str, str] = field(default_factory=dict)  # of the running command, by Python's names
 
@@ -86,7 +91,7 @@ _state = _State()
 
 def reset() -> None:
     """Undo ``set_up``; only tests run more than one command in a process."""
-    _state.quiet = _state.verbose = _state.json = _state.failed = False
+    _state.quiet = _state.verbose = _state.json = _state.failed = _state.in_lines = False
     _state.flags, _state.afterwards = {}, []
     _console.cache_clear()
     error_console.cache_clear()
@@ -131,6 +136,11 @@ def silence_hub() -> None:
 def verbose() -> bool:
     """Whether details were asked for."""
     return _state.verbose
+
+
+def progress_in_lines() -> None:
+    """Say every minute how far work is, where stderr is not a terminal but somebody may be waiting at one."""
+    _state.in_lines = True
 
 
 def for_a_person() -> bool:
@@ -353,10 +363,22 @@ def progress(label: str, total: int | None) -> Iterator[Progress]:
         total: how much there is to do; None if unknown.
     """
     if not draws():
-        yield lambda _done, _total: None
+        yield _noted(label, total) if _state.in_lines else lambda _done, _total: None
         return
     with bar(label, total, console=error_console()) as advance:
         yield advance
+
+
+def _noted(label: str, total: int | None) -> Progress:
+    last = time.monotonic()
+
+    def advance(done: int, known: int | None) -> None:
+        nonlocal last
+        if time.monotonic() - last > _NOTED_SECONDS:
+            last, whole = time.monotonic(), total if known is None else known
+            note(f"{label}: {done:,}" + ("" if whole is None else f" of {whole:,}"))
+
+    return advance
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from grit_mlx.cli import console, launch, options
-from grit_mlx.cli.inputs import CutTexts, Inputs, embedded, token_measure
+from grit_mlx.cli.inputs import CutTexts, Inputs, embedded, is_text, token_measure
 from grit_mlx.cli.loader import load_model
 from grit_mlx.cli.options import Use
 from grit_mlx.cli.warm import ServerUse
@@ -23,6 +23,7 @@ from grit_mlx.model.options import EmbeddingOptions, ModelChoice, Sharding
 from grit_mlx.options import check, option
 from grit_mlx.text.options import ReadingOptions
 from grit_mlx.text.splitting import STDIN, Text
+from grit_mlx.text.tables import dataset_files
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,6 +43,8 @@ Examples:
   grit embed README.md
   grit embed *.txt --by paragraph --output vectors.npz
   grit embed corpus.jsonl --field body --output vectors.parquet --dtype float16
+  grit embed corpus/ --id doc_id --keep lang --output vectors/
+  mlx.launch -n 2 grit embed corpus.jsonl --output vectors.npy
   echo "what keeps a ship upright?" | grit embed - --query
 """
 
@@ -60,8 +63,8 @@ class VectorOutput:
 
     output: str | None = option(
         None,
-        "Write .npy (vectors only), .npz, .jsonl, .jsonl.gz or .parquet. An existing file is replaced once the new "
-        "one is complete.",
+        "Write .npy (vectors only), .npz, .jsonl, .jsonl.gz or .parquet, or FOLDER/ for Parquet files in a new folder. "
+        "An existing file is replaced once the new one is complete.",
         flags=("--output", "-o"),
         metavar="FILE",
     )
@@ -97,7 +100,14 @@ class VectorOutput:
 @options.command
 def embed(
     *,
-    files: options.Files,
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE...",
+            help="Text, Markdown, HTML, PDF, DOCX, .jsonl, .json, .csv, .tsv or .parquet, optionally gzipped; a folder "
+            "of Parquet files; - reads stdin; a text in quotes is embedded itself.",
+        ),
+    ],
     reading: Annotated[ReadingOptions, Use(defaults={"by": "line"})],
     instruction: Annotated[
         str | None,
@@ -133,6 +143,7 @@ def embed(
         launch.refuse_stdin()
     if launch.led() and target.output is None:
         raise ArgumentError("Several processes write to a file: name one with ", Option("output"), ".")
+    files = [file for name in files for file in ([name] if is_text(name) else dataset_files(name))]
     inputs = Inputs(files, reading)
     total = inputs.check()
     in_table = target.output is None and console.stdout_is_terminal()

@@ -67,6 +67,7 @@ def enter(path: str) -> None:
         )
     if _rank():
         _follow()
+    console.progress_in_lines()  # mlx.launch passes it on
     _team()
 
 

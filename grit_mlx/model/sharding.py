@@ -7,7 +7,8 @@
     Every process holds some layers, and hands on what comes out of the last of them. mlx-lm's models call their layers
     in a loop, so it is enough to leave out those of other processes and to put receiving and sending around two layers.
 
-Each process still holds the table of tokens and the head. Weights that are not its own are never read from the disk.
+Each process still holds the table of tokens and the head. Layers of other processes are never read from the disk, and
+of tensors that are divided no more than one is in memory as a whole.
 
 Shapes: B batch, L length, E hidden size.
 """

@@ -1,20 +1,42 @@
-"""Rows of Parquet and Arrow files, as ``datasets`` and the hub keep them."""
+"""Rows of Parquet and Arrow files, as ``datasets``, the hub, Spark and Ray keep them."""
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator
 from os import PathLike, fspath
+from pathlib import Path
 from typing import Any
 
 from grit_mlx.errors import first_line
 from grit_mlx.text.rows import Row, failure
 
-__all__ = ["READERS", "table_rows"]
+__all__ = ["READERS", "dataset_files", "table_rows"]
 
 READERS = ("parquet", "arrow")
 
 # Rows that are in memory at once.
 _BATCH_ROWS = 1024
+
+
+def dataset_files(name: str) -> list[str]:
+    """The files that a name stands for, in order: the Parquet files below a folder, those that match a pattern.
+
+    Names that begin with a dot or an underscore are left out, as Spark and pyarrow do. Any other name stands for
+    itself, and so does a folder or pattern that finds nothing.
+    """
+    try:
+        if Path(name).is_dir():
+            found = [str(path) for path in Path(name).rglob("*.parquet") if not _is_hidden(path.relative_to(name))]
+        else:
+            found = [] if Path(name).exists() or glob.escape(name) == name else glob.glob(name, recursive=True)  # noqa: PTH207
+    except (OSError, ValueError):  # a text, and not a name
+        found = []
+    return sorted(found) or [name]
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in path.parts)
 
 
 def table_rows(path: str | PathLike[str], reader: str) -> Iterator[Row]:

@@ -15,6 +15,8 @@ number.
 .parquet
     The columns ``text``, ``source``, ``line``, ``end_line`` and ``embedding``, a list of fixed size; with
     scales also ``scale``.
+FOLDER/
+    Parquet files of such columns, ``part-00000.parquet`` and so on, as Spark and Ray read and write them.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ import numpy.typing as npt
 
 from grit_mlx.errors import ArgumentError, Option, OutputError
 from grit_mlx.files.atomic import atomic_write, output_errors
+from grit_mlx.files.folder import atomic_folder
 from grit_mlx.text.rows import failure, missing
 from grit_mlx.text.splitting import Text
 from grit_mlx.vectors.compression import CompressedVectors, check_dtype, compress
@@ -49,6 +52,7 @@ Kept = Sequence[str] | Mapping[str, str]
 
 _COMPRESSED: Final = ("int8", "binary")
 _ROW_GROUP_ROWS: Final = 4096
+_FILE_BYTES: Final = 1 << 29  # of the float32 vectors of one file among many
 _BLOCK_BYTES: Final = 1 << 16
 _UNICODE_LIMIT_BYTES: Final = 4 << 30
 
@@ -59,14 +63,14 @@ _UNICODE_LIMIT_BYTES: Final = 4 << 30
 @contextmanager
 def open_writer(
     path: str | PathLike[str], *, dtype: str = "float32", overwrite: bool = True, keep: Kept = ()
-) -> Iterator[VectorWriter]:
+) -> Iterator[VectorWriter | _FolderWriter]:
     """Lends a writer for the format that the suffix of a path names.
 
     That the path can be written is tried at once, before anything is embedded. When the block ends the file
     is put in its place; if it raises, whatever the reason, nothing is left and an existing file is as it was.
 
     Args:
-        path: ends in .npy, .npz, .jsonl, .jsonl.gz or .parquet.
+        path: ends in .npy, .npz, .jsonl, .jsonl.gz or .parquet, or in a slash: a folder of Parquet files.
         dtype: the storage precision, see `grit_mlx.vectors.compression`.
         overwrite: whether an existing file may be replaced.
         keep: names of fields of the texts' rows to write beside the vectors, or by the names to write them under.
@@ -79,9 +83,9 @@ def open_writer(
         OutputError: the path cannot be written, or has no known suffix, or no vector was written.
     """
     name = fspath(path)
-    writer_class = _WRITERS.get(_suffix(name))
+    writer_class = _ParquetWriter if name.endswith("/") else _WRITERS.get(_suffix(name))
     if writer_class is None:
-        raise OutputError(f"Cannot write {name}: name a file that ends in {_listed(_WRITERS)}.")
+        raise OutputError(f"Cannot write {name}: name a file that ends in {_listed(_WRITERS)}, or a folder with a /.")
     check_dtype(dtype)
     if dtype in _COMPRESSED and not writer_class.keeps_scales:
         kept = _listed(suffix for suffix, writer in _WRITERS.items() if writer.keeps_scales)
@@ -91,12 +95,23 @@ def open_writer(
     for column in _named(keep):
         if column in writer_class.columns:
             raise ArgumentError(f"The file has a column {column!r} of its own: leave it out of ", Option("keep"), ".")
-    with (
-        atomic_write(name, overwrite=overwrite) as file,
-        writer_class(file, name=name, dtype=dtype, keep=keep) as writer,
-    ):
+    with ExitStack() as stack:
+        writer: VectorWriter | _FolderWriter
+        if name.endswith("/"):
+            _refuse_a_full_folder(name)
+            folder = stack.enter_context(atomic_folder(name))
+            writer = stack.enter_context(_FolderWriter(folder, name=name, dtype=dtype, keep=keep))
+        else:
+            file = stack.enter_context(atomic_write(name, overwrite=overwrite))
+            writer = stack.enter_context(writer_class(file, name=name, dtype=dtype, keep=keep))
         yield writer
         writer.finish()
+
+
+def _refuse_a_full_folder(name: str) -> None:
+    with output_errors(name):
+        if Path(name).is_dir() and any(Path(name).iterdir()):
+            raise OutputError(f"Cannot write {name}: it holds files. Name a new folder, or remove this one first.")
 
 
 class VectorWriter(ABC):
@@ -355,6 +370,52 @@ class _ParquetWriter(VectorWriter):
         if self._gathered:
             self._write_group()
         self._parquet.close()
+
+
+class _FolderWriter:
+    """Parquet files in a folder, each of about half a gigabyte."""
+
+    def __init__(self, folder: Path, *, name: str, dtype: str, keep: Kept = ()) -> None:
+        self.rows = 0
+        self._folder, self._name, self._dtype, self._keep = folder, name, dtype, keep
+        self._file = ExitStack()
+        self._files = 0
+        self._writer: _ParquetWriter | None = None
+
+    def __enter__(self) -> _FolderWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            with suppress(Exception):  # as a writer of one file
+                self._file.close()
+
+    def write(self, vectors: npt.ArrayLike, texts: Sequence[Text] | None = None) -> None:
+        """As `VectorWriter.write`."""
+        vectors = np.asarray(vectors)
+        if self._writer is not None and self._writer.rows * vectors[0].nbytes >= _FILE_BYTES:
+            self._end_file()
+        with output_errors(self._name):
+            if self._writer is None:
+                path = self._folder / f"part-{self._files:05}.parquet"
+                file = self._file.enter_context(path.open("wb"))
+                self._writer = _ParquetWriter(file, name=self._name, dtype=self._dtype, keep=self._keep)
+                self._file.enter_context(self._writer)
+                self._files += 1
+        self._writer.write(vectors, texts)
+        self.rows += len(vectors)
+
+    def finish(self) -> None:
+        """As `VectorWriter.finish`."""
+        if not self.rows:
+            raise OutputError(f"Cannot write {self._name}: there are no vectors to write.")
+        self._end_file()
+
+    def _end_file(self) -> None:
+        if self._writer is not None:
+            self._writer.finish()
+            self._writer = None
+            self._file.close()
 
 
 _WRITERS: Final[dict[str, type[VectorWriter]]] = {

@@ -12,8 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow.dataset import dataset
 
 from grit_mlx.errors import OutputError
 from grit_mlx.vectors.journal import Journal
@@ -48,6 +50,47 @@ def test_fields_are_kept_in_every_format(corpus: Path, tiny_model: Path, tmp_pat
     assert arrays["topic"].tolist() == ["ships", "food"] and arrays["year"].tolist() == ["3", ""]
     table = pq.read_table(tmp_path / "v.parquet")
     assert table["topic"].to_pylist() == ["ships", "food"] and table["year"].to_pylist() == ["3", None]
+
+
+def test_a_field_is_the_id(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
+    for suffix in ("jsonl", "npz", "parquet"):
+        target = tmp_path / f"v.{suffix}"
+        assert run("embed", corpus, "-m", tiny_model, "-o", target, "--id", "topic", "--keep", "year", "-q").code == 0
+    found = [json.loads(line) for line in (tmp_path / "v.jsonl").read_text().splitlines()]
+    assert [(row["id"], row["year"]) for row in found] == [("ships", 3), ("food", None)]
+    assert np.load(tmp_path / "v.npz", allow_pickle=False)["id"].tolist() == ["ships", "food"]
+    assert pq.read_table(tmp_path / "v.parquet")["id"].to_pylist() == ["ships", "food"]
+    both = run("embed", corpus, "-m", tiny_model, "--id", "topic", "--keep", "id")
+    assert both.code == 1 and "--id topic and --keep id would both be the id" in both.err
+    taken = run("embed", corpus, "-m", tiny_model, "-o", tmp_path / "v.parquet", "--keep", "text")
+    assert taken.code == 1 and "has a column 'text' of its own: leave it out of --keep" in taken.err
+
+
+def test_a_folder_of_parquet_files_to_another(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Spark writes them: with hidden files, a file that says it is done, and folders by a column."""
+    data, target = tmp_path / "data", tmp_path / "vectors"
+    for number in range(3):
+        path = data / f"lang={number % 2}" / f"part-{number:05}.snappy.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [{"key": 10 * number + i, "body": f"A ship of number {i}"} for i in range(5)]
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    (data / "_SUCCESS").touch()
+    (data / "lang=0" / "_temporary.parquet").write_bytes(b"half")
+    monkeypatch.setattr("grit_mlx.vectors.files._FILE_BYTES", 32 * 4 * 6)
+    monkeypatch.setattr("grit_mlx.cli.embed._WRITTEN_TEXTS", 3)
+    command = ("embed", data, "--field", "body", "--id", "key", "-m", tiny_model)
+    assert run(*command, "-o", f"{target}/", "-q").code == 0
+    assert [path.name for path in sorted(target.iterdir())] == [f"part-{i:05}.parquet" for i in range(3)]
+    found = dataset(target).to_table().to_pylist()
+    assert [row["id"] for row in found] == [str(10 * n + i) for n in (0, 2, 1) for i in range(5)]
+    again = run(*command, "-o", f"{target}/")
+    assert again.code == 1 and "it holds files" in again.err
+    by_pattern = run("embed", data / "*" / "part-*.parquet", *command[2:], "-o", tmp_path / "v.parquet", "-q")
+    assert by_pattern.code == 0
+    assert pq.read_table(tmp_path / "v.parquet")["embedding"].to_pylist() == [row["embedding"] for row in found]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "v.parquet", "vectors"]
 
 
 def test_search_prints_the_id(corpus: Path, tiny_model: Path) -> None:

@@ -1,0 +1,54 @@
+"""Ray Data with a real cluster of two workers, by the class of the example."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from grit_mlx import GritLM
+from tests.integrations.tools import tool
+
+Embed: Any = tool("examples.embed_with_ray").Embed
+ROOT = Path(__file__).parents[2]
+
+
+class EmbedSomewhere(Embed):  # type: ignore[misc]
+    """Also notes which process a row was in."""
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        return super().__call__(rows).append_column("process", pa.array([os.getpid()] * len(rows)))
+
+
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    ray = tool("ray")
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GRIT_HOME": os.environ["GRIT_HOME"]}
+    ray.init(num_cpus=4, runtime_env={"env_vars": environment}, log_to_driver=False, include_dashboard=False)
+    yield ray
+    ray.shutdown()
+
+
+def test_rows_of_many_files_keep_their_ids(ray: Any, tmp_path: Path) -> None:
+    texts = {number: f"Ship {number} sails {'on and ' * (number % 9)}on." for number in range(60)}
+    (tmp_path / "corpus").mkdir()
+    for part in range(6):
+        rows = [{"id": number, "text": texts[number]} for number in range(10 * part, 10 * part + 10)]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "corpus" / f"part-{part:05}.parquet")
+    two = ray.data.ActorPoolStrategy(size=2)
+    corpus = ray.data.read_parquet(str(tmp_path / "corpus"), override_num_blocks=6)
+    embedded = corpus.map_batches(EmbedSomewhere, batch_format="pyarrow", batch_size=10, compute=two)
+    embedded.write_parquet(str(tmp_path / "vectors"))
+    found = {row["id"]: row for row in pq.read_table(tmp_path / "vectors").to_pylist()}
+    assert sorted(found) == sorted(texts) and all(found[number]["text"] == text for number, text in texts.items())
+    processes = {row["process"] for row in found.values()}
+    assert len(processes) == 2 and os.getpid() not in processes
+    expected = GritLM(mode="embedding").encode_corpus(list(texts.values()))
+    np.testing.assert_allclose([found[number]["embedding"] for number in texts], expected, atol=1e-6)
