@@ -170,7 +170,7 @@ class Retriever:
         allowed = None if where is None else self.table.row_ids(where)
         return (
             self.exact.nearest(scores, depth, allowed),
-            lambda rows: {row: float(scores[self.exact.position(row)]) for row in rows},
+            lambda rows: dict(zip(rows, scores[self.exact.positions(rows)].tolist(), strict=True)),
         )
 
     def _results(
