@@ -20,7 +20,7 @@ _POLL_SECONDS = 0.2
 
 @contextmanager
 def writing(
-    target: Path,
+    target: Path | str,
     *,
     lock: Path,
     busy: type[GritError],

@@ -1,18 +1,22 @@
 """Cached documents on disk: found by content, checked, kept within a budget, the least recently used removed first.
 
-The files are in a folder, with a small SQLite database that several processes may use at once. A file without an
-entry, an entry without a file and a file that changed all count as "not cached", and are cleaned up by ``verify``.
+The files are in a folder, with a small SQLite database that several processes may use at once, also of several machines
+if the folder is on a file system that they share. Room is reserved before a file is written, and files appear and
+vanish only within a transaction: the folder never holds more than the budget, and no process removes what another has
+just written. A file without an entry, an entry without a file and a file that changed all count as "not cached", and
+are cleaned up by ``verify``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import secrets
 import sqlite3
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
-from contextlib import closing, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -37,10 +41,16 @@ CREATE TABLE IF NOT EXISTS caches (
     uses INTEGER NOT NULL,  -- how often it was used, cached or not
     last REAL NOT NULL,     -- when it was last used
     bytes INTEGER NOT NULL, -- size of its file; 0 if it is not cached
-    crc INTEGER NOT NULL    -- checksum of its file
+    crc INTEGER NOT NULL    -- checksum of its file; -1 while that is being written
 )
 """
+_WRITING: Final = -1
 _WAIT_SECONDS: Final = 30.0
+
+_HEADER_BYTES: Final = 128  # of a file, for each of its arrays, at most
+
+# A file that is being written for longer than this belongs to a process that was killed.
+_ABANDONED_SECONDS: Final = 600.0
 
 
 @dataclass(frozen=True)
@@ -113,7 +123,11 @@ class DocumentCaches:
             return None
         try:
             layers = load_layers(path, crc=crc)
+        except FileNotFoundError:  # another process has just made room
+            return None
         except (ValueError, OSError) as error:
+            if self._entry(key) != (size, crc):  # another process has just removed it, or written it anew
+                return None
             logger.warning("A cached document is damaged and is computed again: %s", first_line(error))
             self._damaged += 1
             self._forget([key])
@@ -154,25 +168,53 @@ class DocumentCaches:
         if self.budget is not None and size > self.budget:
             return False
         path = self._path(key)
+        temporary = path.with_name(f"{secrets.token_hex(8)}{path.suffix}")
         try:
             with output_errors(str(path)):
                 path.parent.mkdir(parents=True, exist_ok=True)
             # Room first, so that the disk never holds more than the budget.
-            self._make_room(size, keeping=key)
-            save_layers(path, layers, precision=self.precision)
-            written, crc = path.stat().st_size, checksum(path)
-            self._write(
-                "INSERT INTO caches VALUES (?, ?, 0, ?, ?, ?) "
-                "ON CONFLICT (key) DO UPDATE SET bytes = excluded.bytes, crc = excluded.crc, last = excluded.last",
-                [(key, passage, time.time(), written, crc)],
-            )
-            self._make_room(0, keeping=key)
+            arrays = 2 + 2 * len(layers) * (1 if PRECISIONS[self.precision] is None else 3)
+            if not self._reserve(key, passage, size + _HEADER_BYTES * arrays):
+                return False
+            save_layers(temporary, layers, precision=self.precision)
+            return self._register(key, temporary)
         except (OutputError, OSError, sqlite3.Error) as error:
-            with suppress(OSError):
-                path.unlink()
+            with suppress(OutputError):
+                self._forget([key])
             logger.warning("Documents are not kept on disk: %s", error)
             self.budget = 0
             return False
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
+
+    def _reserve(self, key: str, passage: str, size: int) -> bool:
+        """Make room for a file; False if there is none, or if another process is writing it at this moment."""
+        self._entry(key)  # starts a damaged list again
+        with self._transaction() as database:
+            now = time.time()
+            since = database.execute("SELECT last FROM caches WHERE key = ? AND crc = ?", (key, _WRITING)).fetchone()
+            if since is not None and now - since[0] < _ABANDONED_SECONDS:
+                return False
+            if not self._make_room(database, size, keeping=key):
+                return False
+            database.execute(
+                "INSERT INTO caches VALUES (?, ?, 0, ?, ?, ?) "
+                "ON CONFLICT (key) DO UPDATE SET bytes = excluded.bytes, crc = excluded.crc, last = excluded.last",
+                (key, passage, now, size, _WRITING),
+            )
+        return True
+
+    def _register(self, key: str, temporary: Path) -> bool:
+        """Let a file that was written be found; False if it has been removed from the list in the meantime."""
+        written, crc = temporary.stat().st_size, checksum(temporary)
+        with self._transaction() as database:
+            reserved = database.execute("SELECT 1 FROM caches WHERE key = ? AND crc = ?", (key, _WRITING)).fetchone()
+            if not reserved or not self._make_room(database, written, keeping=key):
+                database.execute("UPDATE caches SET bytes = 0, crc = 0 WHERE key = ? AND crc = ?", (key, _WRITING))
+                return False
+            temporary.replace(self._path(key))
+            database.execute("UPDATE caches SET bytes = ?, crc = ? WHERE key = ?", (written, crc, key))
         return True
 
     def most_used(self, count: int) -> list[str]:
@@ -189,7 +231,8 @@ class DocumentCaches:
 
     def stats(self) -> CacheStats:
         """What the folder holds now."""
-        [(files, size)] = self._read("SELECT COUNT(*), TOTAL(bytes) FROM caches WHERE bytes > 0") or [(0, 0)]
+        counted = "SELECT COUNT(*), TOTAL(bytes) FROM caches WHERE bytes > 0 AND crc != ?"
+        [(files, size)] = self._read(counted, _WRITING) or [(0, 0)]
         return CacheStats(files, int(size), self._hits, self._built, self._damaged)
 
     def verify(self, progress: Progress | None = None) -> list[str]:
@@ -199,7 +242,7 @@ class DocumentCaches:
             A sentence for each problem.
         """
         problems = []
-        known = dict(self._read("SELECT key, crc FROM caches WHERE bytes > 0"))
+        known = dict(self._read("SELECT key, crc FROM caches WHERE bytes > 0 AND crc != ?", _WRITING))
         for done, (key, crc) in enumerate(known.items(), start=1):
             path = self._path(key)
             try:
@@ -214,9 +257,11 @@ class DocumentCaches:
             if progress is not None:
                 progress(done, len(known))
         for path in self.folder.glob("*/*"):
-            if path.stem not in known and time.time() - path.stat().st_mtime > 60:  # else another process is writing it
-                problems.append(f"The file {path.name} belongs to no cached document; it was removed.")
-                path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                age = time.time() - path.stat().st_mtime
+                if path.stem not in known and age > _ABANDONED_SECONDS:  # else another process is writing it
+                    problems.append(f"The file {path.name} belongs to no cached document; it was removed.")
+                    path.unlink()
         return problems
 
     def _path(self, key: str) -> Path:
@@ -230,26 +275,41 @@ class DocumentCaches:
             _, oldest = self._loaded.popitem(last=False)
             size -= bytes_of(oldest)
 
-    def _make_room(self, size: int, *, keeping: str) -> None:
+    def _make_room(self, database: sqlite3.Connection, size: int, *, keeping: str) -> bool:
+        """Remove what the budget has no room for beside a file of some size; False if that is not enough.
+
+        Files that are being written are not removed: they are counted, and not there yet.
+        """
         if self.budget is None:
-            return
-        others = self._read("SELECT key, bytes FROM caches WHERE bytes > 0 AND key != ? ORDER BY last", keeping)
-        total = sum(held for _, held in others) + max(size, self._entry(keeping)[0])
+            return True
+        others = "SELECT key, bytes, crc, last FROM caches WHERE bytes > 0 AND key != ? ORDER BY last"
+        rows = database.execute(others, (keeping,)).fetchall()
+        excess = size + sum(held for _, held, _, _ in rows) - self.budget
+        abandoned = time.time() - _ABANDONED_SECONDS
         removed = []
-        for key, held in others:
-            if total <= self.budget:
+        for key, held, crc, last in rows:
+            if excess <= 0:
                 break
-            removed.append(key)
-            total -= held
-        self._forget(removed)
+            if crc != _WRITING or last < abandoned:
+                removed.append(key)
+                excess -= held
+        if excess > 0:
+            return False
+        self._remove_files(database, removed)
+        return True
 
     def _forget(self, keys: list[str]) -> None:
         """They are no longer cached, but the counts of their uses stay."""
+        if keys:
+            with self._transaction() as database:
+                self._remove_files(database, keys)
+
+    def _remove_files(self, database: sqlite3.Connection, keys: list[str]) -> None:
         for key in keys:
             self._loaded.pop(key, None)
             with suppress(OSError):
                 self._path(key).unlink()
-        self._write("UPDATE caches SET bytes = 0, crc = 0 WHERE key = ?", [(key,) for key in keys])
+        database.executemany("UPDATE caches SET bytes = 0, crc = 0 WHERE key = ?", [(key,) for key in keys])
 
     # The database. A connection for each use costs 0.1 ms, and none is shared between processes or threads.
 
@@ -257,16 +317,24 @@ class DocumentCaches:
     def _list(self) -> Path:
         return self.folder / "caches.sqlite"
 
-    def _write(self, statement: str, rows: list[tuple[Any, ...]]) -> None:
-        if not rows:
-            return
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """The list, while no other process changes it or the files."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with closing(sqlite3.connect(self._list, timeout=_WAIT_SECONDS)) as database, database:
+            connection = sqlite3.connect(self._list, timeout=_WAIT_SECONDS, isolation_level=None)
+            with closing(connection) as database:  # what was not committed is undone
+                database.execute("BEGIN IMMEDIATE")
                 database.execute(_TABLE)
-                database.executemany(statement, rows)
+                yield database
+                database.execute("COMMIT")
         except (sqlite3.Error, OSError) as error:
             raise OutputError(unwritable(self._list, error)) from error
+
+    def _write(self, statement: str, rows: list[tuple[Any, ...]]) -> None:
+        if rows:
+            with self._transaction() as database:
+                database.executemany(statement, rows)
 
     def _read(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
         if not self._list.exists():
@@ -279,11 +347,14 @@ class DocumentCaches:
         except sqlite3.DatabaseError as error:
             # The list is lost, not the answers: everything is computed again.
             logger.warning("The list of cached documents was damaged and is started again: %s", first_line(error))
-            with suppress(OSError):
-                self._list.unlink()
+            # The files as well, whose sizes nobody knows any more.
+            for path in (self._list, *self.folder.glob("*/*.safetensors")):
+                with suppress(OSError):
+                    path.unlink()
             return []
 
     def _entry(self, key: str) -> tuple[int, int]:
         """Size and checksum of a document's file, if it is cached; else zeros."""
-        [(size, crc)] = self._read("SELECT bytes, crc FROM caches WHERE key = ?", key) or [(0, 0)]
+        wanted = "SELECT bytes, crc FROM caches WHERE key = ? AND crc != ?"
+        [(size, crc)] = self._read(wanted, key, _WRITING) or [(0, 0)]
         return int(size), int(crc)

@@ -5,6 +5,7 @@ Shapes: N passages, E embedding size, Q queries.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import mlx.core as mx
@@ -59,10 +60,13 @@ class ExactIndex:
             self._blocks.append(_on_device(vectors))
         self.row_ids = np.concatenate(row_ids)
         self._order = np.argsort(self.row_ids)
+        self._sorted = self.row_ids[self._order]
 
-    def position(self, row_id: int) -> int:
-        """Where a row stands among ``cosines``."""
-        return int(self._order[np.searchsorted(self.row_ids, row_id, sorter=self._order)])
+    def positions(self, row_ids: Sequence[int]) -> NDArray[np.intp]:
+        """Where some rows stand among ``cosines``."""
+        # Of the same type: NumPy would convert all rows to compare them with others.
+        wanted = np.asarray(row_ids, np.uint64)
+        return self._order[np.searchsorted(self._sorted, wanted)]
 
     @threads.computes
     def cosines(self, vector: NDArray[np.float32]) -> NDArray[np.float32]:

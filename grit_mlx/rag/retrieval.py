@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grit_mlx.errors import ArgumentError, Option
+from grit_mlx.rag.database import sql_text
 from grit_mlx.rag.nearest import ExactIndex, fits_in_memory
 from grit_mlx.rag.relevance import NEEDED, coverage
 from grit_mlx.rag.schema import StoredPassage
-from grit_mlx.rag.table import PassageTable, sql_text
+from grit_mlx.rag.table import PassageTable
 from grit_mlx.rag.words import asked, segments_of
 from grit_mlx.text.walking import stored_name
 from grit_mlx.vectors.fusion import fuse_shares, rank_shares, score_shares
@@ -169,7 +170,7 @@ class Retriever:
         allowed = None if where is None else self.table.row_ids(where)
         return (
             self.exact.nearest(scores, depth, allowed),
-            lambda rows: {row: float(scores[self.exact.position(row)]) for row in rows},
+            lambda rows: dict(zip(rows, scores[self.exact.positions(rows)].tolist(), strict=True)),
         )
 
     def _results(

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from os import PathLike, fspath
@@ -32,17 +32,19 @@ from grit_mlx.model import hub
 from grit_mlx.model.options import ModelChoice
 from grit_mlx.progress import Progress
 from grit_mlx.rag.caches import CacheStats, DocumentCaches, cache_key
+from grit_mlx.rag.database import is_remote
 from grit_mlx.rag.encoding import Encoder
 from grit_mlx.rag.fingerprint import check_fingerprint, digest, find_model, fingerprint
 from grit_mlx.rag.indexing import IndexReport, PassageWriter, hash_of, known_contents, plan_index
 from grit_mlx.rag.kvfiles import bytes_of
+from grit_mlx.rag.lease import Lease
 from grit_mlx.rag.limits import check_length
 from grit_mlx.rag.nearest import fits_in_memory, recall
 from grit_mlx.rag.options import PRECISIONS, IndexOptions, SearchOptions, StoreOptions, check_question, merged
 from grit_mlx.rag.relevance import NEEDED, PROBES, Unrelated, relevance
 from grit_mlx.rag.retrieval import Retriever, SearchResult, SearchResults, where_clause
 from grit_mlx.rag.schema import StoredPassage
-from grit_mlx.rag.table import PassageTable, is_remote
+from grit_mlx.rag.table import PassageTable
 from grit_mlx.text.blocks import Notes
 from grit_mlx.text.options import FileReading, WalkOptions
 from grit_mlx.text.passages import Passage, passages_of
@@ -231,7 +233,7 @@ class Store:
             )
         if self._table is not None:
             return self._table
-        if writer := writer_of(self._lock):
+        if writer := self._writer():
             raise StoreError(f"The store {self.uri} is being built by {writer}. Try again when it is done.")
         if self._made_with:
             raise StoreError(
@@ -305,15 +307,16 @@ class Store:
         report.skipped.update(walked.skipped)
         report.problems += walked.problems
         report.kinds.update(walked.kinds)
-        with self._writing(chosen.wait, on_wait):
-            table = PassageTable(self.uri, published=False)
+        with self._writing(chosen.wait, on_wait) as table:
             if not table.exists:
                 sizes = {"passage_tokens": self.passage_tokens, "overlap": self.overlap}
                 table.create(size, {**self._fingerprint, **sizes})
             check_fingerprint(table.fingerprint, self._fingerprint, uri=self.uri)
             if table.is_outdated:
                 table.rewrite()
-            noted, stored = table.read_state(), table.files()
+            noted = table.read_state()
+            self._delete(table, noted.get("purging") or ())  # a purge that was killed
+            stored = table.files()
             plan = plan_index(
                 walked,
                 stored,
@@ -339,6 +342,8 @@ class Store:
                 table.publish()
                 self._open()
                 table.write_state(unrelated=None)
+            if noted.get("purging") is not None:
+                self._purge(table)
             if table.read_state().get("unrelated") is None:  # the last run may have been killed just before this
                 self._measure_unrelated(table)
         if isinstance(chosen.cache_ahead, int):
@@ -395,8 +400,22 @@ class Store:
         sizes = {name: int(tokens * size) for name, size in each.items()}
         return Estimate(len(plan.changed), report.unchanged, passages, reused, tokens, sizes)
 
-    def _writing(self, wait: float, on_wait: Callable[[str], None] | None = None) -> AbstractContextManager[None]:
-        return writing(self._local, lock=self._lock, busy=StoreBusyError, wait=wait, on_wait=on_wait)
+    @contextmanager
+    def _writing(self, wait: float, on_wait: Callable[[str], None] | None = None) -> Iterator[PassageTable]:
+        """The newest version of the rows, which no other process writes to: none of this machine, nor of another."""
+        with writing(self.uri, lock=self._lock, busy=StoreBusyError, wait=wait, on_wait=on_wait):
+            if not is_remote(self.uri):
+                yield PassageTable(self.uri, published=False)
+                return
+            lease = Lease(self.uri, self._local)
+            with lease.held(wait=wait, on_wait=on_wait):
+                yield PassageTable(self.uri, published=False, check=lease.check)
+
+    def _writer(self) -> str | None:
+        """Who is writing now, if anybody is."""
+        if (writer := writer_of(self._lock)) or not is_remote(self.uri):
+            return writer
+        return Lease(self.uri, self._local).holder()
 
     @property
     def _lock(self) -> Path:
@@ -420,12 +439,16 @@ class Store:
         """Remove passages, with the cached documents that no other passage has."""
         if not file_keys:
             return
-        cached = self.caches.stats().files > 0
-        gone = set(table.contents_of(file_keys)) if cached else set()
-        table.delete(file_keys)
-        if gone:
-            gone -= set(table.contents())
+        if self.caches.stats().files > 0:
+            # Before the rows: a run that is killed in between leaves nothing of them behind.
+            gone = set(table.contents_of(file_keys)) - set(table.contents(without=file_keys))
             self.caches.remove(map(partial(cache_key, self.model_digest), gone))
+        table.delete(file_keys)
+
+    def _purge(self, table: PassageTable) -> None:
+        table.purge()
+        table.write_state(purging=None)
+        self._open()
 
     def _embed(self, _ids: Sequence[str], passages: Sequence[Passage], progress: Progress) -> NDArray[np.float32]:
         return self.encoder.vectors([passage.content for passage in passages], progress)
@@ -495,15 +518,25 @@ class Store:
         where = where_clause(paths)
         if where is None and not purge:
             raise ArgumentError("Name the files to remove.")
-        with self._writing(wait):
-            table = PassageTable(self.uri, published=False)
+        with self._writing(wait) as table:
             if table.exists:
                 table.drop_unpublished()
             passages = list(table.passages_where(where)) if table.exists and where is not None else []
             if not passages and where is not None:
                 raise ArgumentError(f"The store {self.uri} holds no passages of {', '.join(paths)}.")
-            self._delete(table, {passage.id.rpartition("-")[0] for passage in passages})
-            table.purge() if purge else table.publish()
+            if not table.exists:
+                return 0
+            keys = {passage.id.rpartition("-")[0] for passage in passages}
+            purging = table.read_state().get("purging")
+            if purge or purging is not None:
+                # Noted first: if this run is killed, the next one does it.
+                purging = sorted(keys.union(purging or ()))
+                table.write_state(purging=purging)
+            self._delete(table, keys.union(purging or ()))
+            if not table.is_published:
+                table.publish()
+            if purging is not None:
+                self._purge(table)
             self._open()
         return len({passage.source for passage in passages})
 

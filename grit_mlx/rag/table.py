@@ -10,11 +10,9 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import chain
@@ -25,11 +23,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from grit_mlx.errors import GritError, OutputError, StoreError, first_line
+from grit_mlx.errors import OutputError, StoreError
+from grit_mlx.rag.database import connected, is_remote, lance_errors, sql_text, table_names
 from grit_mlx.rag.schema import CONTENT, FORMAT, PARTS, SHOWN, VECTOR, WORDS, StoredPassage, schema, stored, with_words
 from grit_mlx.rag.words import asked_parts, asked_terms
 
-__all__ = ["FileState", "PassageTable", "is_remote", "sql_text"]
+__all__ = ["FileState", "PassageTable"]
 
 logger = logging.getLogger("grit_mlx")
 
@@ -56,25 +55,6 @@ _SEARCHED: Final[Mapping[str, tuple[Callable[[str], list[str]], float]]] = {
     PARTS: (asked_parts, 0.25),
 }
 
-# What Lance says where a file of the store is missing or does not hold what it should.
-_DAMAGED: Final = (
-    "not found",
-    "failed to fill",
-    "too small",
-    "invalid magic",
-    "expected value",
-    "corrupt",
-    "decode",
-    "end of file",
-    "eof",
-    "out of bounds",
-    "checksum",
-    "utf-8",
-)
-_PLACE_IN_SOURCE: Final = re.compile(r",? ?(?:at )?\S*\.rs:\d+(?::\d+)?")
-
-_DISK_FULL: Final = ("No space left", "os error 28", "File too large", "os error 27", "quota exceeded", "os error 122")
-
 
 @dataclass
 class FileState:
@@ -85,31 +65,23 @@ class FileState:
     complete: bool = False  # whether the last passage is among them
 
 
-def is_remote(uri: str) -> bool:
-    """Whether a store is on another machine."""
-    return "://" in uri
-
-
-def sql_text(value: str) -> str:
-    """A text as an SQL literal."""
-    return "'" + value.replace("'", "''") + "'"
-
-
 class PassageTable:
     """Passages in LanceDB. Nothing here knows about models.
 
     Args:
         uri: a folder, ``s3://bucket/path``, ``gs://...``, or ``db://name`` for LanceDB's server.
         published: open the version that readers see; False for the newest one, which writers continue.
+        check: called before each write, and raises if this process may not write any more.
     """
 
-    def __init__(self, uri: str, *, published: bool = True) -> None:
+    def __init__(self, uri: str, *, published: bool = True, check: Callable[[], None] = lambda: None) -> None:
         self.uri = uri
-        self._database = _connected(uri)
+        self._check = check
+        self._database = connected(uri)
         self._table: Any = None
         self._indexed: frozenset[str] | None = None  # columns; None if that may have changed
-        with _lance_errors(uri):
-            if _PASSAGES not in _tables(self._database):
+        with lance_errors(uri):
+            if _PASSAGES not in table_names(self._database):
                 return
             self._table = self._database.open_table(_PASSAGES)
             if published:
@@ -125,7 +97,8 @@ class PassageTable:
 
     def create(self, embedding_size: int, fingerprint: Mapping[str, Any]) -> None:
         """Create the table, for vectors of E numbers."""
-        with _lance_errors(self.uri):
+        self._check()
+        with lance_errors(self.uri):
             self._table = self._database.create_table(_PASSAGES, schema=schema(embedding_size, fingerprint))
 
     @property
@@ -165,14 +138,16 @@ class PassageTable:
 
     def add(self, parts: Sequence[pa.Table]) -> None:
         """Store what ``schema.rows`` made, as one version."""
+        self._check()
         if parts:
-            with _lance_errors(self.uri):
+            with lance_errors(self.uri):
                 self._table.add(pa.concat_tables(parts))
 
     def delete(self, file_keys: Iterable[str]) -> None:
         """Remove all passages of some contents of files."""
         for where in _file_conditions(file_keys):
-            with _lance_errors(self.uri):
+            self._check()
+            with lance_errors(self.uri):
                 self._table.delete(where)
 
     def contents_of(self, file_keys: Iterable[str]) -> Iterator[str]:
@@ -181,17 +156,19 @@ class PassageTable:
             for batch in self._scan([CONTENT], where):
                 yield from batch.column(CONTENT).to_pylist()
 
-    def contents(self) -> Iterator[str]:
-        """What is embedded of all passages."""
-        for batch in self._scan([CONTENT]):
-            yield from batch.column(CONTENT).to_pylist()
+    def contents(self, *, without: Collection[str] = ()) -> Iterator[str]:
+        """What is embedded of all passages, but those of some contents of files."""
+        for batch in self._scan(["file", CONTENT]):
+            values = (batch.column(column).to_pylist() for column in ("file", CONTENT))
+            yield from (content for key, content in zip(*values, strict=True) if key not in without)
 
     def update_text_index(self) -> None:
         """Bring the full-text indices, and every other, up to date with the rows."""
+        self._check()
         from lancedb.index import FTS
 
         self._indexed = None
-        with _lance_errors(self.uri):
+        with lance_errors(self.uri):
             missing = [name for name in _SEARCHED if not self._has_index(name)]
             if len(missing) < len(_SEARCHED):
                 self._table.optimize(cleanup_older_than=_NEVER)
@@ -212,11 +189,12 @@ class PassageTable:
 
     def build_vector_index(self) -> None:
         """Build Lance's approximate index of the vectors anew."""
+        self._check()
         from lancedb.index import IvfHnswSq
 
         # Lance advises about a million vectors per partition for graphs; few partitions, few misses.
         partitions = max(1, len(self) // 1_000_000)
-        with _lance_errors(self.uri):
+        with lance_errors(self.uri):
             self._table.create_index(
                 VECTOR, config=IvfHnswSq(distance_type="cosine", num_partitions=partitions), replace=True
             )
@@ -234,14 +212,15 @@ class PassageTable:
 
     def publish(self) -> None:
         """Let readers see what was written: the one commit of a run. Old versions are removed after a while."""
-        with _lance_errors(self.uri):
+        self._check()
+        with lance_errors(self.uri):
             version = self._table.version
             if _PUBLISHED in self._table.tags.list():
                 self._table.tags.update(_PUBLISHED, version)
             else:
                 self._table.tags.create(_PUBLISHED, version)
         try:
-            with _lance_errors(self.uri):
+            with lance_errors(self.uri):
                 self._table.optimize(cleanup_older_than=self._grace())
                 if self._table.version != version:  # it merged small files; the rows are the same
                     self._table.tags.update(_PUBLISHED, self._table.version)
@@ -259,9 +238,10 @@ class PassageTable:
 
     def rewrite(self) -> None:
         """Write all rows anew, their words as this version reads them. What readers see stays until ``publish``."""
+        self._check()
         indexed = self.has_vector_index
         columns = schema(self.embedding_size, self.fingerprint)
-        with _lance_errors(self.uri):
+        with lance_errors(self.uri):
             names = [name for name in self._table.schema.names if name in columns.names]
             tables = (with_words(pa.Table.from_batches([batch])) for batch in self._scan(names))
             batches = (batch for table in tables for batch in table.select(columns.names).cast(columns).to_batches())
@@ -278,7 +258,7 @@ class PassageTable:
         """
         self.rewrite()
         self.publish()
-        with _lance_errors(self.uri), warnings.catch_warnings():
+        with lance_errors(self.uri), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that readers fail, which was asked for
             self._table.optimize(cleanup_older_than=timedelta(0), delete_unverified=True)
 
@@ -291,14 +271,15 @@ class PassageTable:
     @property
     def was_replaced(self) -> bool:
         """Whether readers who open the table now see another version than the one that is open."""
-        with _lance_errors(self.uri):
+        with lance_errors(self.uri):
             published = self._table.tags.list().get(_PUBLISHED)
             return published is None or published["version"] != self._table.version
 
     def drop_unpublished(self) -> None:
         """Remove what an interrupted run left: go back to what readers see."""
+        self._check()
         if not self.is_published:
-            with _lance_errors(self.uri):
+            with lance_errors(self.uri):
                 if _PUBLISHED in self._table.tags.list():
                     self._table.checkout(_PUBLISHED)
                     self._table.restore()
@@ -307,16 +288,19 @@ class PassageTable:
 
     def read_state(self) -> dict[str, Any]:
         """Small measured facts, such as the thresholds of relevance."""
-        if _STATE not in _tables(self._database):
+        if _STATE not in table_names(self._database):
             return {}
-        with _lance_errors(self.uri):
+        with lance_errors(self.uri):
             return dict(json.loads(self._database.open_table(_STATE).to_arrow()["json"][0].as_py()))
 
     def write_state(self, **values: Any) -> None:
         """Set some of these facts."""
+        self._check()
         state = {**self.read_state(), **values}
-        with _lance_errors(self.uri):
-            self._database.create_table(_STATE, [{"json": json.dumps(state)}], mode="overwrite")
+        with lance_errors(self.uri):
+            table = self._database.create_table(_STATE, [{"json": json.dumps(state)}], mode="overwrite")
+        with suppress(StoreError), lance_errors(self.uri):
+            table.optimize(cleanup_older_than=_GRACE)
 
     # Reading
 
@@ -362,13 +346,13 @@ class PassageTable:
 
     def count(self, where: str | None) -> int:
         """The number of rows that satisfy a condition."""
-        with _lance_errors(self.uri):
+        with lance_errors(self.uri):
             return int(self._table.count_rows(where))
 
     def _scan(self, columns: Sequence[str], where: str | None = None, *, row_ids: bool = False) -> Iterator[Any]:
         query = self._table.search().select(list(columns)).limit(max(1, len(self)))
         query = query.where(where) if where else query
-        with _lance_errors(self.uri):
+        with lance_errors(self.uri):
             yield from (query.with_row_id(True) if row_ids else query).to_batches(8192)
 
     def row_ids(self, where: str) -> NDArray[np.uint64]:
@@ -429,7 +413,7 @@ class PassageTable:
     def _ranked(self, query: Any, value: str, count: int, where: str | None) -> list[tuple[int, float]]:
         query = query.limit(count).select([value]).with_row_id(True)
         query = query.where(where, prefilter=True) if where else query
-        with _lance_errors(self.uri):
+        with lance_errors(self.uri):
             table = query.to_arrow()
         return list(zip(table["_rowid"].to_pylist(), table[value].to_pylist(), strict=True))
 
@@ -450,7 +434,7 @@ class PassageTable:
         return [by_row[int(i)] for i in row_ids if int(i) in by_row]
 
     def _taken(self, row_ids: Sequence[int], columns: Sequence[str]) -> pa.Table:
-        with _lance_errors(self.uri):
+        with lance_errors(self.uri):
             return self._table.take_row_ids([int(i) for i in row_ids]).select(list(columns)).with_row_id().to_arrow()
 
     def passages_by_id(self, ids: Sequence[str]) -> list[StoredPassage]:
@@ -475,45 +459,3 @@ def _file_conditions(file_keys: Iterable[str]) -> Iterator[str]:
     keys = sorted(file_keys)
     for start in range(0, len(keys), _IDS_AT_ONCE):
         yield f"file IN ({', '.join(map(sql_text, keys[start : start + _IDS_AT_ONCE]))})"
-
-
-def _connected(uri: str) -> Any:
-    # Its warnings are about calls that users did not make.
-    os.environ.setdefault("LANCEDB_LOG", "error")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import lancedb
-    with _lance_errors(uri):
-        return lancedb.connect(uri)
-
-
-def _tables(database: Any) -> list[str]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return list(database.table_names(limit=1000))
-
-
-@contextmanager
-def _lance_errors(uri: str) -> Iterator[None]:
-    """Turn Lance's errors into sentences."""
-    try:
-        yield
-    except (OSError, RuntimeError, ValueError) as error:
-        if isinstance(error, GritError):
-            raise
-        if any(sign in str(error) for sign in _DISK_FULL):
-            raise OutputError(
-                f"Cannot write to the store {uri}: the disk is full. Make room and run the same command again: it "
-                "resumes where it stopped."
-            ) from error
-        raise StoreError(f"The store {uri} cannot be used: {_reason(uri, error)}") from error
-
-
-def _reason(uri: str, error: BaseException) -> str:
-    said = _PLACE_IN_SOURCE.sub("", first_line(error)).removeprefix("lance error: ")
-    if "permission denied" in said.lower():
-        return "permission denied. Check the permissions of its files."
-    if any(sign in said.lower() for sign in _DAMAGED):
-        again = "index again into another store" if is_remote(uri) else "delete the folder and index again"
-        return f"a file of it is damaged or missing. Restore it from a backup, or {again}."
-    return said if said.endswith(".") else said + "."

@@ -14,11 +14,11 @@ from grit_mlx.errors import ArgumentError, GritError, Option
 from grit_mlx.model.options import GenerationOptions
 from grit_mlx.options import check, check_unicode, from_mapping, option
 from grit_mlx.rag.answering import Document, PreparedAnswer, Turn
+from grit_mlx.rag.database import sql_text
 from grit_mlx.rag.options import METHODS, RagOptions
 from grit_mlx.rag.rag import Rag
 from grit_mlx.rag.retrieval import SearchResult, SearchResults
 from grit_mlx.rag.store import Store
-from grit_mlx.rag.table import sql_text
 from grit_mlx.server.decoding import Prompt
 from grit_mlx.server.replies import Refusal, RefusedError
 from grit_mlx.text import kinds

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +119,94 @@ def test_the_least_recently_used_is_given_up(tmp_path: Path) -> None:
     assert fresh.get("b" * 40) is None and fresh.get("a" * 40) is not None and fresh.get("c" * 40) is not None
     assert caches.stats().bytes <= 2 * one + one // 2
     assert caches.stats().bytes == sum(path.stat().st_size for path in tmp_path.glob("??/*.safetensors"))
+
+
+# Saves, reads, uses and removes documents as fast as it can until it is killed.
+WRITER = """
+import random, sys
+from pathlib import Path
+from grit_mlx.rag import DocumentCaches
+from tests.rag.test_caches import layers_of
+import mlx.core as mx
+
+folder, budget, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+chance = random.Random(seed)
+caches = DocumentCaches(folder, budget=budget, memory=0)
+print("ready", flush=True)
+while True:
+    number = chance.randrange(12)
+    key = f"{number:02d}" * 20
+    found = caches.get(key)
+    if found is None:
+        caches.save(key, f"passage-{number}", layers_of(100 * number))
+    else:
+        assert mx.array_equal(found[1].keys, layers_of(100 * number)[1].keys[..., :5, :]), number
+        caches.note_use([(key, f"passage-{number}")])
+    if chance.random() < 0.05:
+        caches.remove([key])
+    if caches.stats().damaged:
+        sys.exit("damaged")
+"""
+
+
+def test_processes_share_the_budget(tmp_path: Path) -> None:
+    """As machines that share a file system do; every third second one of them is killed."""
+    one = saved(tmp_path / "size", "a").stats().bytes
+    folder, budget = tmp_path / "caches", 5 * (one + 4096)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+    def start(seed: int) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", WRITER, str(folder), str(budget), str(seed)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+    writers = [start(seed) for seed in range(3)]
+    said = []
+    try:
+        for writer in writers:
+            assert writer.stdout is not None and writer.stdout.readline() == "ready\n"
+        largest, seen = 0, set()
+        for round in range(2):
+            until = time.monotonic() + 3
+            while time.monotonic() < until:
+                held = sizes_in(folder)
+                seen |= set(held)
+                largest = max(largest, sum(held.values()))
+            writers[round].kill()
+    finally:
+        for writer in writers:
+            alive = writer.poll() is None
+            writer.kill()
+            said.append((alive, writer.communicate()[0]))
+    assert said[2] == (True, ""), said  # it went on to the end, and found nothing damaged
+    assert not any(text for _, text in said), said
+    assert len(seen) >= 10 and largest <= budget, (seen, largest, budget)
+    caches = DocumentCaches(folder, budget=budget)
+    listed = [f"{number:02d}" * 20 for number in range(12) if f"{number:02d}" * 20 in caches]
+    held = sizes_in(folder)
+    assert caches.stats().bytes == sum(size for name, size in held.items() if name in listed)
+    assert caches.save("ff" * 20, "passage", layers_of(7)) and caches.get("ff" * 20) is not None
+    assert not [problem for problem in caches.verify() if "is damaged" in problem]
+
+
+def sizes_in(folder: Path) -> dict[str, int]:
+    """The documents in a folder by their keys, unfinished ones as well."""
+    sizes = {}
+    for path in folder.glob("*/*"):
+        with suppress(FileNotFoundError):
+            sizes[path.stem] = path.stat().st_size
+    return sizes
+
+
+def test_a_file_that_another_process_writes_is_not_counted_twice(tmp_path: Path) -> None:
+    caches, other = DocumentCaches(tmp_path), DocumentCaches(tmp_path)
+    assert other._reserve("a" * 40, "passage-a", 1000)
+    assert "a" * 40 not in caches and caches.get("a" * 40) is None and caches.stats().files == 0
+    assert not caches.save("a" * 40, "passage-a", layers_of(0))
+    # It was killed.
+    module = sys.modules[DocumentCaches.__module__]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_ABANDONED_SECONDS", 0.0)
+        assert caches.save("a" * 40, "passage-a", layers_of(0)) and caches.get("a" * 40) is not None
 
 
 def test_what_is_larger_than_the_budget_is_not_saved(tmp_path: Path) -> None:

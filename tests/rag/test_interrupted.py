@@ -22,9 +22,9 @@ from tests.rag.conftest import rows_of
 
 KILLS = int(os.environ.get("GRIT_TEST_KILLS", "4"))
 
-# Forks a process for each line "EVENT DELAY" on its input: it indexes, reports each step, and is killed DELAY seconds
-# after that many steps, or ends before. Forking spares ten starts of Python; lancedb, which starts threads when it is
-# imported, is left to the forked ones, and so is loading the model.
+# Forks a process for each line "ACTION EVENT DELAY" on its input: it indexes or purges, reports each step, and is
+# killed DELAY seconds after that many steps, or ends before. Forking spares ten starts of Python; lancedb, which starts
+# threads when it is imported, is left to the forked ones, and so is loading the model.
 KILLER = """
 import os, signal, sys, time
 from grit_mlx import GritLM
@@ -33,26 +33,27 @@ from grit_mlx.progress import Progress
 
 model_folder, store_folder, files = sys.argv[1:]
 
-def index(report):
+def act(action, report):
     from grit_mlx.rag import Store, indexing, table
     indexing._ROWS_AT_ONCE, indexing._ROWS_UNWRITTEN = 8, 16
-    for name in ("create", "add", "delete", "update_text_index", "publish", "write_state"):
+    for name in ("create", "add", "delete", "update_text_index", "rewrite", "purge", "publish", "write_state"):
         def stepped(self, *args, _original=getattr(table.PassageTable, name), **options):
             os.write(report, b".")
             result = _original(self, *args, **options)
             os.write(report, b".")
             return result
         setattr(table.PassageTable, name, stepped)
-    Store(store_folder, GritLM(model_folder), passage_tokens=64, overlap=0).index([files])
+    store = Store(store_folder, GritLM(model_folder), passage_tokens=64, overlap=0)
+    store.index([files]) if action == "index" else store.remove([files + "/secret.txt"], purge=True)
 
 for line in sys.stdin:
-    events, delay = int(line.split()[0]), float(line.split()[1])
+    action, events, delay = line.split()[0], int(line.split()[1]), float(line.split()[2])
     read, write = os.pipe()
     child = os.fork()
     if not child:
         os.close(read)
         try:
-            index(write)
+            act(action, write)
             os._exit(0)
         except BaseException as error:
             print(repr(error), file=sys.stderr, flush=True)
@@ -74,7 +75,7 @@ def text_of(name: str, version: int) -> str:
 
 
 @pytest.fixture
-def killer(tiny_model: Path, tmp_path: Path) -> Iterator[Callable[[int, float], tuple[str, int]]]:
+def killer(tiny_model: Path, tmp_path: Path) -> Iterator[Callable[..., tuple[str, int]]]:
     command = [sys.executable, "-c", KILLER, tiny_model, tmp_path / "store", tmp_path / "files"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     process = subprocess.Popen(
@@ -82,9 +83,9 @@ def killer(tiny_model: Path, tmp_path: Path) -> Iterator[Callable[[int, float], 
     )
     assert process.stdin is not None and process.stdout is not None
 
-    def kill(events: int, delay: float) -> tuple[str, int]:
+    def kill(events: int, delay: float, action: str = "index") -> tuple[str, int]:
         assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(f"{events} {delay}\n")
+        process.stdin.write(f"{action} {events} {delay}\n")
         process.stdin.flush()
         outcome, seen = process.stdout.readline().split()
         return outcome, int(seen)
@@ -95,7 +96,7 @@ def killer(tiny_model: Path, tmp_path: Path) -> Iterator[Callable[[int, float], 
 
 
 def test_killed_at_any_point(
-    make_store: Callable[..., Store], tmp_path: Path, killer: Callable[[int, float], tuple[str, int]]
+    make_store: Callable[..., Store], tmp_path: Path, killer: Callable[..., tuple[str, int]]
 ) -> None:
     files = tmp_path / "files"
     files.mkdir()
@@ -134,7 +135,7 @@ def test_killed_at_any_point(
 
 
 def test_a_first_run_that_was_killed(
-    make_store: Callable[..., Store], tmp_path: Path, killer: Callable[[int, float], tuple[str, int]]
+    make_store: Callable[..., Store], tmp_path: Path, killer: Callable[..., tuple[str, int]]
 ) -> None:
     files = tmp_path / "files"
     files.mkdir()
@@ -148,6 +149,50 @@ def test_a_first_run_that_was_killed(
     shutil.rmtree(tmp_path / "store")
     make_store().index([files])
     assert rows_of(make_store()) == rows
+
+
+def test_killed_while_purging(
+    make_store: Callable[..., Store], tmp_path: Path, killer: Callable[..., tuple[str, int]]
+) -> None:
+    """Nothing else is lost, and what was to go is gone from the disk after the next run of any kind."""
+    files = tmp_path / "files"
+    files.mkdir()
+    for i in range(4):
+        (files / f"{i}.txt").write_text(text_of(str(i), 1))
+    make_store().index([files])  # an older version, too
+    (files / "secret.txt").write_text("The password is xyzzyplugh.")
+    make_store().index([files], cache_ahead="all", approximate=True)
+    old = rows_of(make_store())
+    new = [row for row in old if not row[0].endswith("secret.txt")]
+    shutil.copytree(tmp_path / "store", tmp_path / "old")
+    (files / "secret.txt").unlink()
+    (tmp_path / "other.txt").write_text("Another file.")
+    chance = random.Random(7)
+    outcomes = []
+    for kill in range(2 * KILLS):
+        outcomes.append(killer(chance.randrange(2, 16), chance.random() * 0.05, "purge"))
+        store = make_store()
+        assert rows_of(store) in (old, new), outcomes
+        assert store.search("Paragraph 11", top=3)
+        assert not [
+            problem for problem in store.verify() if "secret.txt" not in problem and "is missing" not in problem
+        ]
+        if kill % 2:
+            make_store().remove([], purge=True)
+        else:
+            make_store().index([tmp_path / "other.txt"])
+        rows = [row for row in rows_of(make_store()) if row[0] != str(tmp_path / "other.txt")]
+        if outcomes[-1][1] < 2:  # before it was noted what to purge
+            assert rows in (old, new), outcomes
+        else:
+            assert rows == new, outcomes
+            left = [path.read_bytes() for path in (tmp_path / "store").rglob("*") if path.is_file()]
+            assert not [content for content in left if b"xyzzyplugh" in content], outcomes
+        assert make_store().stats().caches.files >= len(new)
+        shutil.rmtree(tmp_path / "store")
+        shutil.copytree(tmp_path / "old", tmp_path / "store")
+    assert [outcome for outcome, _ in outcomes].count("killed") >= KILLS, outcomes
+    assert not {outcome for outcome, _ in outcomes} - {"killed", "0"}, outcomes
 
 
 @pytest.fixture

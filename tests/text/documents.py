@@ -98,21 +98,42 @@ def shape(text: str, kind: str = "") -> str:
     return f"<p:sp><p:nvSpPr>{placeholder}</p:nvSpPr><p:txBody>{paragraphs}</p:txBody></p:sp>"
 
 
-def xlsx(path: Path, sheets: dict[str, dict[str, str]]) -> Path:
-    """A workbook; a sheet is a mapping of cells ("B2") to values; figures are written as numbers."""
+STYLES = (
+    '<numFmts><numFmt numFmtId="164" formatCode="0.0%"/><numFmt numFmtId="165" formatCode="0&quot;%&quot;"/></numFmts>'
+    '<cellXfs><xf numFmtId="0"/><xf numFmtId="164"/><xf numFmtId="165"/></cellXfs>'
+)
+
+
+def xlsx(
+    path: Path,
+    sheets: dict[str, dict[str, str]],
+    *,
+    merged: dict[str, list[str]] | None = None,
+    hidden: tuple[str, ...] = (),
+) -> Path:
+    """A workbook; a sheet is a mapping of cells ("B2") to values.
+
+    Figures are written as numbers, "0.5%1" as 0.5 in the style 1 of ``STYLES``, "=A1" as a formula without a value.
+    """
     main = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
-    listed = "".join(f'<sheet name="{n}" sheetId="{i}" r:id="r{i}"/>' for i, n in enumerate(sheets, 1))
+    state = {name: ' state="hidden"' if name in hidden else "" for name in sheets}
+    listed = "".join(f'<sheet name="{n}" sheetId="{i}"{state[n]} r:id="r{i}"/>' for i, n in enumerate(sheets, 1))
     files = {}
-    for index, cells in enumerate(sheets.values(), 1):
+    for index, (name, cells) in enumerate(sheets.items(), 1):
         rows: dict[int, str] = {}
-        for cell, value in cells.items():
+        for cell, written in cells.items():
+            value, _, style = written.partition("%")
             is_number = value.replace(".", "", 1).isdigit()
             inner = f"<v>{value}</v>" if is_number else f"<is><t>{value}</t></is>"
-            typed = "" if is_number else ' t="inlineStr"'
+            typed = f' s="{style or 0}"' if is_number else ' t="inlineStr"'
+            if value.startswith("="):
+                inner, typed = f"<f>{value[1:]}</f>", ""
             row = int(cell.lstrip("ABCDEFG"))
             rows[row] = rows.get(row, "") + f'<c r="{cell}"{typed}>{inner}</c>'
         data = "".join(f'<row r="{number}">{xml}</row>' for number, xml in sorted(rows.items()))
-        files[f"xl/worksheets/sheet{index}.xml"] = f"<worksheet {main}><sheetData>{data}</sheetData></worksheet>"
+        refs = "".join(f'<mergeCell ref="{ref}"/>' for ref in (merged or {}).get(name, ()))
+        after = f"<mergeCells>{refs}</mergeCells>" if refs else ""
+        files[f"xl/worksheets/sheet{index}.xml"] = f"<worksheet {main}><sheetData>{data}</sheetData>{after}</worksheet>"
     kind = "application/vnd.openxmlformats-officedocument.spreadsheetml"
     overrides = "".join(f'<Override PartName="/{name}" ContentType="{kind}.worksheet+xml"/>' for name in files)
     types = "http://schemas.openxmlformats.org/package/2006/content-types"
@@ -125,8 +146,10 @@ def xlsx(path: Path, sheets: dict[str, dict[str, str]]) -> Path:
             "_rels/.rels": relations(r1="officeDocument xl/workbook.xml"),
             "xl/workbook.xml": f"<workbook {main} {R}><sheets>{listed}</sheets></workbook>",
             "xl/_rels/workbook.xml.rels": relations(
-                **{f"r{i}": f"worksheet worksheets/sheet{i}.xml" for i in range(1, len(sheets) + 1)}
+                **{f"r{i}": f"worksheet worksheets/sheet{i}.xml" for i in range(1, len(sheets) + 1)},
+                styles="styles styles.xml",
             ),
+            "xl/styles.xml": f"<styleSheet {main}>{STYLES}</styleSheet>",
             **files,
         },
     )

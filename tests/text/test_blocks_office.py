@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from grit_mlx.errors import DocumentError
-from grit_mlx.text.blocks import Block
+from grit_mlx.text.blocks import Block, Notes
 from grit_mlx.text.readers import read
 from tests.text import documents
 from tests.text.documents import W, p
@@ -280,6 +280,70 @@ def test_sheets_of_figures_have_no_header(tmp_path: Path) -> None:
     pytest.importorskip("python_calamine")
     path = documents.xlsx(tmp_path / "a.xlsx", {"S": {"A1": "1", "B1": "2", "A2": "3", "B2": "4"}})
     assert list(read(path)) == [Block("1 | 2", 1, 1), Block("3 | 4", 2, 2)]
+
+
+def texts_of(path: Path, notes: Notes | None = None) -> list[str]:
+    pytest.importorskip("python_calamine")
+    return [block.text.replace("\n", "; ") for block in read(path, **({} if notes is None else {"notes": notes}))]
+
+
+def test_merged_cells_hold_for_all_their_rows_and_columns(tmp_path: Path) -> None:
+    cells = {
+        "A1": "Sales", "A2": "Place", "C2": "Spring", "E2": "Autumn",
+        "A3": "Region", "B3": "City", "C3": "Plan", "D3": "Done", "E3": "Plan", "F3": "Done",
+        "A4": "North", "B4": "Oslo", "C4": "1", "D4": "2", "E4": "3", "F4": "4", "B5": "Bergen", "D5": "5",
+        "B6": "Bodo", "C6": "6", "B7": "Nowhere", "D7": "7",
+    }  # fmt: skip
+    path = documents.xlsx(
+        tmp_path / "a.xlsx", {"S": cells}, merged={"S": ["A1:F1", "A2:B2", "C2:D2", "E2:F2", "A4:A6"]}
+    )
+    assert texts_of(path) == [
+        "Sales",
+        "Place | Spring | Autumn",
+        "Place Region: North; Place City: Oslo; Spring Plan: 1; Spring Done: 2; Autumn Plan: 3; Autumn Done: 4",
+        "Place Region: North; Place City: Bergen; Spring Done: 5",
+        "Place Region: North; Place City: Bodo; Spring Plan: 6",
+        "Place City: Nowhere; Spring Done: 7",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "header"),
+    [
+        ({"A1": "Land", "B1": "2021", "C1": "2022"}, {"A2": "Oslo", "B2": "1", "C2": "2"}, True),
+        ({"A1": "Land", "B1": "2022", "C1": "2021"}, {"A2": "Oslo", "B2": "1", "C2": "2"}, True),
+        ({"A1": "Oslo", "B1": "2021", "C1": "7"}, {"A2": "Rome", "B2": "2021", "C2": "8"}, False),
+        ({"A1": "Orwell", "B1": "1984"}, {"A2": "Huxley", "B2": "1932"}, False),
+        ({"A1": "A question that fills a line, as in a list of questions without a header?", "B1": "yes"},
+         {"A2": "Another", "B2": "no"}, False),
+    ],
+)  # fmt: skip
+def test_rows_that_name_columns(tmp_path: Path, first: dict[str, str], second: dict[str, str], header: bool) -> None:
+    third = {cell.replace("2", "3"): value for cell, value in second.items()}
+    texts = texts_of(documents.xlsx(tmp_path / "a.xlsx", {"S": {**first, **second, **third}}))
+    assert len(texts) == (2 if header else 3)
+    assert all((": " in text) == header for text in texts)
+
+
+def test_cells_read_as_they_are_shown(tmp_path: Path) -> None:
+    cells = {
+        "A1": "What",
+        "B1": "Share",
+        "A2": "Tea",
+        "B2": "0.256%1",
+        "A3": "Milk",
+        "B3": "7%2",
+        "A4": "All",
+        "B4": "=B2",
+    }
+    padding = {f"A{number}": "x" * 50 for number in range(5, 30_000)}  # of several blocks
+    padding |= {"A30001": "Last", "B30001": "1.5%1"}
+    notes = Notes()
+    path = documents.xlsx(tmp_path / "a.xlsx", {"S": {**cells, **padding}, "T": {"A1": "Pin"}}, hidden=("T",))
+    texts = texts_of(path, notes)
+    assert texts[:4] == ["S", "What: Tea; Share: 25.6%", "What: Milk; Share: 7", "What: All"]
+    assert texts[-3:] == ["What: Last; Share: 150%", "T (hidden sheet)", "Pin"]
+    assert "formulas without stored values" in " ".join(map(str, notes.warnings))
 
 
 # --- books, mail, notebooks, rich text ----------------------------------------------------------------------

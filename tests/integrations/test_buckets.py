@@ -1,0 +1,205 @@
+"""Stores in a bucket: a real server of S3's interface (moto), real processes, some of them killed."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grit_mlx.rag.lease import Lease
+from tests.integrations.tools import tool
+
+boto3 = tool("boto3")
+tool("moto")
+
+# A machine of its own, by the folder of its choices.
+GRIT = "import sys; from grit_mlx.cli.main import main; sys.exit(main())"
+
+
+class Bucket:
+    """A bucket ``notes`` on a server, and machines that use it."""
+
+    def __init__(self, address: str, tmp_path: Path) -> None:
+        self.tmp_path = tmp_path
+        self.environment = {
+            "AWS_ENDPOINT_URL": address,
+            "AWS_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": "a",
+            "AWS_SECRET_ACCESS_KEY": "b",
+        }
+        self.client: Any = boto3.client(
+            "s3", endpoint_url=address, region_name="us-east-1", aws_access_key_id="a", aws_secret_access_key="b"
+        )
+        self.client.create_bucket(Bucket="notes")
+
+    def start(self, *arguments: str, machine: str = "one", **environment: str) -> subprocess.Popen[str]:
+        own = {"GRIT_HOME": str(self.tmp_path / machine), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+        return subprocess.Popen(
+            [sys.executable, "-c", GRIT, "rag", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**kept, **self.environment, **own, **environment},
+        )
+
+    def run(self, *arguments: str, **environment: str) -> tuple[int, str]:
+        process = self.start(*arguments, **environment)
+        said, _ = process.communicate(timeout=300)
+        return process.returncode, said
+
+    def passages(self, store: str) -> int:
+        code, said = self.run("stats", "--store", store)
+        assert code == 0, said
+        found = re.search(r"passages +([\d,]+)", said)
+        assert found
+        return int(found[1].replace(",", ""))
+
+    def keys(self, prefix: str) -> list[str]:
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket="notes", Prefix=prefix)
+        return [entry["Key"] for page in pages for entry in page.get("Contents", [])]
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    code = "import sys; from moto.server import main; main(['-H', '127.0.0.1', '-p', '0'])"
+    log = tmp_path_factory.mktemp("moto") / "log"
+    with log.open("w") as file:
+        server = subprocess.Popen([sys.executable, "-u", "-c", code], stdout=file, stderr=file)
+    try:
+        deadline = time.time() + 120
+        while not (found := re.search(r"http://127\.0\.0\.1:(\d+)", log.read_text())):
+            assert server.poll() is None and time.time() < deadline, log.read_text()
+            time.sleep(0.1)
+        yield found[0]
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@pytest.fixture
+def bucket(address: str, tmp_path: Path) -> Bucket:
+    urllib.request.urlopen(urllib.request.Request(f"{address}/moto-api/reset", method="POST")).close()
+    return Bucket(address, tmp_path)
+
+
+@pytest.fixture
+def houses(tmp_path: Path) -> Path:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for number in range(30):
+        lines = [f"Sentence {i} of note {number} is about the boiler of house {number * 31 + i}." for i in range(40)]
+        (folder / f"{number}.md").write_text("\n\n".join(lines))
+    return folder
+
+
+def test_indexed_on_one_machine_and_asked_on_another(bucket: Bucket, houses: Path) -> None:
+    store = "s3://notes/a/store"
+    (houses / "keel.md").write_text("A keel keeps a ship upright.")
+    code, said = bucket.run("index", str(houses), "--store", store)
+    assert code == 0 and "31 new" in said, said
+    code, said = bucket.run("ask", "what keeps a ship upright?", "--store", store, machine="two")
+    assert code == 0 and "A keel keeps a ship upright." in said, said
+    (houses / "keel.md").unlink()
+    code, said = bucket.run("index", str(houses), "--store", store, machine="two")
+    assert code == 0 and "1 removed" in said, said
+    before = bucket.keys("a/store/passages.lance/data") + bucket.keys("a/store/passages.lance/_indices")
+    code, said = bucket.run("remove", "--purge", str(houses / "3.md"), "--store", store)
+    assert code == 0, said
+    assert before and not set(before) & set(bucket.keys("a/store"))  # whatever held the removed text
+    code, said = bucket.run("search", "boiler", "--path", str(houses / "4.md"), "--store", store)
+    assert code == 0 and "4.md" in said, said
+
+
+def test_two_machines_index_at_once(bucket: Bucket, houses: Path, tmp_path: Path) -> None:
+    store = "s3://notes/store"
+    others = tmp_path / "others"
+    others.mkdir()
+    (others / "keel.md").write_text("A keel keeps a ship upright.")
+    first = bucket.start("index", str(houses), "--store", store, "--wait", "200", machine="one")
+    second = bucket.start("index", str(others), "--store", store, "--wait", "200", machine="two")
+    said = [process.communicate(timeout=400)[0] for process in (first, second)]
+    assert first.returncode == second.returncode == 0, said
+    whole = bucket.passages(store)
+    assert bucket.run("index", str(houses), str(others), "--store", store)[1].count("31 unchanged") == 1
+    assert bucket.passages(store) == whole
+    assert not any("interrupted" in words for words in said)
+
+
+def test_another_machine_is_told_who_writes(bucket: Bucket, houses: Path, tmp_path: Path) -> None:
+    store = "s3://notes/store"
+    assert bucket.run("index", str(houses), "--store", store)[0] == 0
+    # A lease as another machine holds it and renews it: this process.
+    folder = tmp_path / "three"
+    folder.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in bucket.environment.items():
+            patch.setenv(name, value)
+        with Lease(store, folder).held(wait=120):
+            code, said = bucket.run("index", str(houses), "--store", store, machine="two")
+            assert code == 1 and f"Process {os.getpid()} on " in said and "is writing to s3://notes/store" in said, said
+            assert bucket.run("search", "boiler", "--store", store, machine="two")[0] == 0  # readers do not wait
+
+
+def test_killed_while_uploading(bucket: Bucket, houses: Path) -> None:
+    store = "s3://notes/store"
+    keel = houses / "keel.md"
+    keel.write_text("A keel keeps a ship upright.")
+    assert bucket.run("index", str(keel), "--store", store)[0] == 0
+    before = bucket.passages(store)
+    objects = len(bucket.keys("store"))
+    for more in (1, 4, 9, 14):  # objects that are there when the process is killed
+        process = bucket.start("index", str(houses), "--store", store)
+        deadline = time.time() + 120
+        while process.poll() is None and len(bucket.keys("store")) < objects + more and time.time() < deadline:
+            time.sleep(0.01)
+        process.kill()
+        process.communicate()
+        seen = bucket.passages(store)
+        if seen != before:  # it was done
+            break
+        code, said = bucket.run("search", "keel", "--store", store, "--method", "bm25")
+        assert code == 0 and "keel.md" in said, said
+    # The lease of the dead process holds nobody up on its own machine.
+    code, said = bucket.run("index", str(houses), "--store", store)
+    assert code == 0, said
+    whole = bucket.passages(store)
+    assert bucket.run("index", str(houses), "--store", "s3://notes/fresh")[0] == 0
+    assert bucket.passages("s3://notes/fresh") == whole
+    assert "No problems" in bucket.run("verify", "--store", store)[1]
+
+
+@pytest.mark.parametrize(
+    ("store", "environment", "said"),
+    [
+        ("s3://nowhere/store", {}, "its bucket does not exist"),
+        ("s3://notes/store", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "the server does not answer"),
+        ("s3://notes/store", {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "there are no credentials"),
+        ("s3://notes/store", {}, "There is no store at s3://notes/store."),
+        ("ftp://notes/store", {}, "it is not an address of a store"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(bucket: Bucket, store: str, environment: dict[str, str], said: str) -> None:
+    code, output = bucket.run("stats", "--store", store, **environment)
+    assert code == 1
+    assert output.startswith("error: ") and said in output and output.count("\n") == 1, output
+
+
+def test_credentials_that_are_not_accepted(address: str, bucket: Bucket, houses: Path) -> None:
+    refuse = urllib.request.Request(f"{address}/moto-api/reset-auth", data=b"0", method="POST")
+    urllib.request.urlopen(refuse).close()
+    try:
+        code, said = bucket.run("index", str(houses), "--store", "s3://notes/store")
+    finally:
+        allow = urllib.request.Request(f"{address}/moto-api/reset-auth", data=b"inf", method="POST")
+        urllib.request.urlopen(allow).close()
+    assert code == 1 and "the credentials are not accepted" in said and said.count("\n") == 1, said
