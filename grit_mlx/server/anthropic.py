@@ -75,14 +75,14 @@ def message_request(body: Mapping[str, Any]) -> MessageRequest:
 
 def message_reply(model: str, message: Mapping[str, Any], work: Work) -> dict[str, Any]:
     """A complete answer."""
-    cited = {} if work.citations is None else {"grit_citations": work.citations}
     content = [{"type": "text", "text": message["content"], "citations": None}]
-    return {**_head(model), **_ended(work), "content": content, "usage": _usage(work), **cited}
+    return {**_head(model), **_ended(work), "content": content, "usage": _usage(work), **_cited(work)}
 
 
 def first_events(model: str, work: Work) -> list[dict[str, Any]]:
     """What a stream begins with."""
     head = {**_head(model), "content": [], "stop_reason": None, "stop_sequence": None, "usage": _usage(work)}
+    head |= _cited(work)  # here as well, for who stops the answer
     return [
         {"type": "message_start", "message": head},
         {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": "", "citations": None}},
@@ -97,10 +97,9 @@ def piece(text: str) -> dict[str, Any]:
 
 def last_events(work: Work) -> list[dict[str, Any]]:
     """What a stream ends with."""
-    cited = {} if work.citations is None else {"grit_citations": work.citations}
     return [
         {"type": "content_block_stop", "index": 0},
-        {"type": "message_delta", "delta": {**_ended(work), **cited}, "usage": _usage(work)},
+        {"type": "message_delta", "delta": {**_ended(work), **_cited(work)}, "usage": _usage(work)},
         {"type": "message_stop"},
     ]
 
@@ -112,6 +111,10 @@ def _head(model: str) -> dict[str, Any]:
 def _ended(work: Work) -> dict[str, Any]:
     reason = "stop_sequence" if work.stopped_by else {"length": "max_tokens"}.get(work.reason, "end_turn")
     return {"stop_reason": reason, "stop_sequence": work.stopped_by}
+
+
+def _cited(work: Work) -> dict[str, Any]:
+    return {} if work.citations is None else {"grit_citations": work.citations}
 
 
 def _usage(work: Work) -> dict[str, int]:

@@ -307,7 +307,9 @@ async def _chat_message(work: Work) -> dict[str, Any]:
 async def _chat_events(work: Work, model: str, *, with_usage: bool) -> AsyncGenerator[bytes, None]:
     name = openai.identifier("chatcmpl")
     chunk = partial(openai.chat_chunk, name, model)
-    yield event(chunk({"role": "assistant", "content": ""}))
+    # First and last: who stops an answer has the sources of what was written.
+    cited: dict[str, Any] = {} if work.citations is None else {"citations": work.citations}
+    yield event(chunk({"role": "assistant", "content": "", **cited}))
     tokens = work.tokens()
     try:
         async for token in tokens:
@@ -317,8 +319,7 @@ async def _chat_events(work: Work, model: str, *, with_usage: bool) -> AsyncGene
                 yield event(chunk({"content": token.text, **extra}))
         if work.tail:
             yield event(chunk({"content": work.tail if work.written else work.tail.strip()}))
-        last: dict[str, Any] = {} if work.citations is None else {"citations": work.citations}
-        yield event(chunk(last, work.reason))
+        yield event(chunk(cited, work.reason))
         if with_usage:
             yield event(chunk(None, usage=work.usage))
         yield DONE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ import pytest
 from grit_mlx import GritLM
 from grit_mlx.model import hub
 from grit_mlx.rag.store import Store
+from grit_mlx.server import app
 from grit_mlx.server import page as served_page
 
 Server = Any  # of conftest
@@ -194,6 +196,31 @@ def test_an_answer_is_stopped_in_the_middle(visit: Callable[..., Any], server: S
     assert page.locator(".turn.user").all_inner_texts() == ["Tell me everything.", "And then?"]
     page.click("text=New chat")
     assert page.locator(".turn").count() == 0
+
+
+@needs_browser
+def test_a_stopped_answer_has_its_sources(
+    visit: Callable[..., Any], server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = visit("#ask")
+    # Never at an end, whatever the model writes.
+    monkeypatch.setattr(app, "_chat_events", _slowly(app._chat_events))
+    _send(page, "Who painted the keel of the boat?")
+    _until(page, "document.querySelector('.answer')?.textContent.length > 3")
+    page.keyboard.press("Escape")
+    page.wait_for_selector(".stopped")
+    page.wait_for_selector("text=Sources")
+    assert "boat.md" in page.locator(".result").first.inner_text()
+    server.settle()
+
+
+def _slowly(events: Callable[..., Any]) -> Callable[..., Any]:
+    async def slow(*arguments: Any, **options: Any) -> Any:
+        async for one in events(*arguments, **options):
+            yield one
+            await asyncio.sleep(0.2)
+
+    return slow
 
 
 @needs_browser

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import openai
 import pytest
 
@@ -95,6 +96,31 @@ def test_an_answer_with_citations(server: Server, notes: Path) -> None:
     assert [one["id"] for one in answer["citations"]] == [one.passage.id for one in expected.sources]
     assert sources.splitlines()[0].startswith("[1] ")
     assert message["citations"] == answer["citations"]
+
+
+def test_an_answer_that_is_cut_has_its_citations(server: Server) -> None:
+    """By its length, by a stop text, and by a client that leaves after the first words."""
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
+    asked: dict[str, Any] = {"model": "rag:notes", "messages": [{"role": "user", "content": "When is it serviced?"}]}
+    whole = client.chat.completions.create(**asked, max_tokens=40)
+    expected = whole.model_extra["citations"]  # type: ignore[index]
+    assert expected, "this question finds something"
+    text = (whole.choices[0].message.content or "").partition("\n\nSources:\n")[0]
+    stop = text[len(text) // 2 : len(text) // 2 + 3]
+    for cut in ({"max_tokens": 1}, {"max_tokens": 40, "stop": stop}):
+        answer = client.chat.completions.create(**asked, **cut)
+        assert answer.model_extra["citations"] == expected  # type: ignore[index]
+        said, _, sources = (answer.choices[0].message.content or "").partition("\n\nSources:\n")
+        assert text.startswith(said) and len(said) < len(text) and sources
+    chunks = iter(client.chat.completions.create(**asked, max_tokens=5000, stream=True))
+    assert next(chunks).model_extra["citations"] == expected  # type: ignore[index]
+    chunks.close()  # type: ignore[attr-defined]
+    server.settle()
+    claude = anthropic.Anthropic(base_url=server.url, api_key="none")
+    with claude.messages.stream(**{**asked, "max_tokens": 5000}) as stream:
+        start: Any = next(iter(stream))
+        assert start.message.model_extra["grit_citations"] == expected
+    server.settle()
 
 
 def test_the_second_time_passages_are_not_read_again(server: Server) -> None:

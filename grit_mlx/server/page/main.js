@@ -229,7 +229,7 @@ async function stream(model, sent, signal, answer, below, question) {
     tell("");
     answer.classList.remove("running");
     if (!shown(whole).trim() && below.firstChild && !whole) answer.remove();
-    if (citations.length) {
+    if (citations.length && whole) {
       link(answer, plain(shown(whole)), citations, below);
       below.append(element("h2", { text: "Sources" }), listOf(citations, question));
     }
