@@ -264,8 +264,8 @@ def test_k_quants_keep_every_code(kind: Kind, tmp_path: Path) -> None:
     expected = gguf.dequantize(octets, kind)
     wide = np.array(mx.dequantize(packed, scales, biases, **form))
     np.testing.assert_allclose(wide, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
-    halves = (one.astype(mx.float16).astype(mx.float32) for one in (scales, biases))
-    narrow = np.array(mx.dequantize(packed, *halves, **form))
+    half_scales, half_biases = (one.astype(mx.float16).astype(mx.float32) for one in (scales, biases))
+    narrow = np.array(mx.dequantize(packed, half_scales, half_biases, **form))
     steps, minima = (np.repeat(np.abs(np.array(one)), 32, axis=1) for one in (scales, biases))
     bound = (steps * (2 ** AFFINE[kind].bits - 1) + minima) / 2048 + 1e-7 * 2 ** AFFINE[kind].bits
     assert (np.abs(narrow - expected) <= bound).all()
