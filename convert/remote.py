@@ -41,15 +41,17 @@ def open_source(place: Path | str, choice: ModelChoice) -> Source:
     if isinstance(place, Path):
         file = gguf_in(place)
         return Folder(place) if file is None else GgufFile(file)
+    if ":" in place:  # one GGUF file of many
+        return open_source(hub.download(place, revision=choice.revision), choice)
     try:
         return Repository(place, revision=choice.revision, code=choice.trust_remote_code)
     except DownloadError:
         return Folder(hub.resolve(replace(choice, model=place)), name=place)
     except NoWeightsError as error:
-        folder = hub.download_gguf(place, revision=choice.revision)
-        if folder is None:
+        file = hub.download_gguf(place, revision=choice.revision)
+        if file is None:
             raise CheckpointError(str(error)) from error
-        return open_source(folder, choice)
+        return open_source(file, choice)
 
 
 class NoWeightsError(CheckpointError):

@@ -87,11 +87,13 @@ _ADAPTER_WEIGHTS = ("adapters.safetensors", "adapter_model.safetensors")  # mlx-
 
 EMBEDDED = Path(__file__).parents[1] / "builtin" / "grit-tiny"
 
-# Files of a repository's own folder; those of vision encoders are no models.
-_GGUF = re.compile(r"(?!mmproj)[^/]+\.gguf", re.IGNORECASE)
+# GGUF files of models; those of vision encoders are none. Large ones are split.
+_GGUF = re.compile(r"(?:.*/)?(?!mmproj)[^/]+\.gguf", re.IGNORECASE)
+_PART = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)", re.IGNORECASE)
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+# With llama.cpp's way of naming one GGUF file of many: owner/name:Q4_K_M.
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(?::[\w.-]+)?")
 
 
 @dataclass(frozen=True)
@@ -296,7 +298,7 @@ def _begins_as_gguf(path: Path) -> bool:
 
 
 def download(repository: str, *, revision: str | None = None, code: bool = False) -> Path:
-    """The folder of a hub repository in the local cache, downloaded or completed if need be.
+    """The folder of a hub repository in the local cache, or its GGUF file, downloaded or completed if need be.
 
     An interrupted download is resumed. ``HF_HUB_OFFLINE=1`` uses only what is in the cache.
 
@@ -308,37 +310,75 @@ def download(repository: str, *, revision: str | None = None, code: bool = False
         from huggingface_hub import snapshot_download  # costs 0.3 s, and most models are folders
 
         _check_cache()
+        repository, _, quantisation = repository.partition(":")
+        if quantisation:
+            file = download_gguf(repository, quantisation, revision=revision)
+            assert file is not None
+            return file
         patterns = list(model_files(code=code))
         folder = Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
-        if any(folder.glob("model*.safetensors")) or any(folder.glob("*.gguf")):
+        if any(folder.glob("model*.safetensors")):
             return folder
         return download_gguf(repository, revision=revision) or folder
 
 
-def download_gguf(repository: str, *, revision: str | None = None) -> Path | None:
-    """The folder of a hub repository whose model is one GGUF file, in parts or not; None if it has no such file.
+def download_gguf(repository: str, quantisation: str = "", *, revision: str | None = None) -> Path | None:
+    """A GGUF file of a hub repository, the first part if it is split; None if the repository has none.
+
+    Args:
+        repository: its id.
+        quantisation: the end of the file's name, such as ``"Q4_K_M"``; empty if there is only one.
+        revision: branch, tag or commit; None for the main branch.
 
     Raises:
-        ModelNotFoundError: it has several.
+        ModelNotFoundError: several files, or none, fit.
         DownloadError: as ``download``.
     """
     with download_errors(repository, revision):
         from huggingface_hub import list_repo_files, snapshot_download
 
+        cached = None
         try:
-            files = [name for name in list_repo_files(repository, revision=revision) if _GGUF.fullmatch(name)]
-        except OSError:  # offline: what else is missing is said by whoever reads the folder
+            names = list_repo_files(repository, revision=revision)
+        except OSError:
+            if (cached := _cached(repository, revision)) is None:
+                raise
+            names = [path.relative_to(cached).as_posix() for path in cached.rglob("*.gguf")]
+        models: dict[str, list[str]] = {}
+        for name in sorted(names):
+            if _GGUF.fullmatch(name):
+                models.setdefault(_PART.sub("", name), []).append(name)
+        end = re.compile(rf"(?:.*[-._/])?{re.escape(quantisation)}\.gguf", re.IGNORECASE)
+        fitting = [name for name in models if not quantisation or end.fullmatch(name)]
+        if not models and not quantisation:
             return None
-        models = {re.sub(r"-\d{5}-of-\d{5}(?=\.gguf$)", "", name): name for name in files}
-        if not models:
-            return None
-        if len(models) > 1:
-            one = min(models.values(), key=lambda name: ("q4_k_m" not in name.lower(), name))
-            raise ModelNotFoundError(
-                f"{repository} holds {len(models)} GGUF models: {', '.join(sorted(models))}. Download one, such as: "
-                f"hf download {repository} {one}; then name the file."
-            )
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=files))
+        if len(fitting) != 1:
+            raise ModelNotFoundError(_several(repository, quantisation, sorted(models)))
+        parts = models[fitting[0]]
+        if cached is not None:
+            return cached / parts[0]
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=parts)) / parts[0]
+
+
+def _cached(repository: str, revision: str | None) -> Path | None:
+    """The folder of a repository in the hub's cache, whatever of it is there."""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    reference = folder / "refs" / (revision or "main")
+    snapshot = folder / "snapshots" / (reference.read_text().strip() if reference.is_file() else revision or "main")
+    return snapshot if snapshot.is_dir() else None
+
+
+def _several(repository: str, quantisation: str, names: list[str]) -> str:
+    """What to say of a repository of several GGUF files, or none that fits."""
+    likely = sorted(names, key=lambda name: "q4_k_m" not in name.lower())
+    match = (
+        re.search(r"[-._]((?:I?Q\d|TQ\d|F16|F32|BF16|MXFP4)\w*)\.gguf$", likely[0], re.IGNORECASE) if names else None
+    )
+    hint = f" Name one by its end, such as {repository}:{match[1]}" if match else ""
+    fits = f", of which not one is {quantisation}" if quantisation else ""
+    return f"{repository} holds {len(names)} GGUF models{fits}: {', '.join(names) or 'none'}.{hint}"
 
 
 def _check_cache() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -137,6 +138,11 @@ def test_a_repository_of_a_gguf_file(server: FakeHub, tiny_mixtral: Path, tmp_pa
     assert json.loads(run(server, tmp_path, "own/gguf")[-1])[:3] == ["done", str(tmp_path / "out"), "Mixtral.gguf"]
     local = convert(tiny_mixtral, tmp_path / "local", verify=False, **OPTIONS)
     assert not same_tensors(load_tensors(tmp_path / "out"), load_tensors(local.folder))
+    server.repositories["own/more"] = shutil.copytree(folder, tmp_path / "more")
+    (tmp_path / "more" / "Mixtral.gguf").rename(tmp_path / "more" / "Mixtral-F32.gguf")
+    (tmp_path / "more" / "Mixtral-Q2_K.gguf").write_bytes(b"x")
+    (tmp_path / "out").rename(tmp_path / "first")
+    assert json.loads(run(server, tmp_path, "own/more:f32")[-1])[2] == "Mixtral-F32.gguf"
 
 
 def test_offline(server: FakeHub, tmp_path: Path) -> None:

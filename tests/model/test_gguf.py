@@ -264,8 +264,8 @@ def test_k_quants_keep_every_code(kind: Kind, tmp_path: Path) -> None:
     expected = gguf.dequantize(octets, kind)
     wide = np.array(mx.dequantize(packed, scales, biases, **form))
     np.testing.assert_allclose(wide, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
-    halves = (one.astype(mx.float16).astype(mx.float32) for one in (scales, biases))
-    narrow = np.array(mx.dequantize(packed, *halves, **form))
+    half_scales, half_biases = (one.astype(mx.float16).astype(mx.float32) for one in (scales, biases))
+    narrow = np.array(mx.dequantize(packed, half_scales, half_biases, **form))
     steps, minima = (np.repeat(np.abs(np.array(one)), 32, axis=1) for one in (scales, biases))
     bound = (steps * (2 ** AFFINE[kind].bits - 1) + minima) / 2048 + 1e-7 * 2 ** AFFINE[kind].bits
     assert (np.abs(narrow - expected) <= bound).all()
@@ -353,6 +353,7 @@ def test_a_file_is_unpacked_once(tiny_model: Path, tmp_path: Path) -> None:
     assert folder.parent == hub.models_folder() and folder.name == "my-model.q8_0"
     made = (folder / "model.safetensors").stat().st_mtime_ns
     assert hub.resolve(ModelChoice(str(file))) == folder
+    assert hub.resolve(ModelChoice(f"{tmp_path}/../{tmp_path.name}/{file.name}")) == folder
     assert hub.resolve(ModelChoice(tmp_path)) == folder  # the only one in its folder
     assert hub.resolve(ModelChoice("my-model.q8_0")) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == made
@@ -453,6 +454,8 @@ def test_what_is_not_known_is_named(tiny_model: Path, tmp_path: Path) -> None:
     refused(r"lacks llama.embedding_length", {"llama.embedding_length": None})
     refused(r"rotates 4 of the 8 numbers of a head", {"llama.rope.dimension_count": 4})
     refused(r"scales its rotation by su, which cannot", {"llama.rope.scaling.type": "su"})
+    yarn = {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0, "llama.rope.scaling.attn_factor": 0.5}
+    refused(r"scales attention by 0.5 beside YaRN", yarn)
     refused(r"layers that differ in attention.head_count_kv", {"llama.attention.head_count_kv": [2, 4]})
     refused(r"kind 't5', which cannot be read from GGUF here", {"tokenizer.ggml.model": "t5"})
     refused(r"does not say how texts are split", bpe)

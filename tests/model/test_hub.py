@@ -59,18 +59,26 @@ def test_repositories_of_gguf_files(server: FakeHub, tiny_model: Path, tmp_path:
     for folder in (one, several):
         folder.mkdir()
         (folder / "config.json").write_text("{}")
-    gguf_of(tiny_model, one / "Tiny.Q8_0.gguf")
+    gguf_of(tiny_model, one / "Tiny.gguf")
     (one / "mmproj-Tiny.gguf").write_bytes(b"x")
-    for name in ("Tiny.Q8_0.gguf", "Tiny.Q4_K_M.gguf"):
+    gguf_of(tiny_model, several / "Tiny-Q8_0.gguf")
+    for name in ("Tiny-Q4_K_M.gguf", "Tiny-IQ4_XS-00001-of-00002.gguf", "Tiny-IQ4_XS-00002-of-00002.gguf"):
         (several / name).write_bytes(b"x")
     server.repositories |= {"own/one": one, "own/several": several}
     home = tmp_path / "hf"
-    found, refused, _ = resolve(server.url, home, "own/one", "own/several", GRIT_HOME=str(tmp_path / "home"))
-    assert str(found[0]).endswith("models/tiny.q8_0") and "model.safetensors" in str(found[1])
-    assert refused[0] == "ModelNotFoundError" and "2 GGUF models: Tiny.Q4_K_M.gguf, Tiny.Q8_0.gguf" in str(refused[1])
-    assert "hf download own/several Tiny.Q4_K_M.gguf" in str(refused[1])
-    again = resolve(server.url, home, "own/one", GRIT_HOME=str(tmp_path / "home"), HF_HUB_OFFLINE="1")[0]
-    assert again == found
+    names = ("own/one", "own/several:q8_0", "own/several", "own/several:Q2_K", "own/several:IQ4_XS", "own/tiny:Q8_0")
+    found = resolve(server.url, home, *names, GRIT_HOME=str(tmp_path / "home"))
+    for (place, files), end in zip(found[:2], ("models/tiny", "models/tiny-q8_0"), strict=True):
+        assert str(place).endswith(end) and "model.safetensors" in str(files)
+    several_said, none_said, broken, other = (tuple(map(str, one)) for one in found[2:6])
+    listed = "own/several holds 3 GGUF models{}: Tiny-IQ4_XS.gguf, Tiny-Q4_K_M.gguf, Tiny-Q8_0.gguf. "
+    advice = "Name one by its end, such as own/several:Q4_K_M"
+    assert several_said == ("ModelNotFoundError", listed.format("") + advice)
+    assert none_said == ("ModelNotFoundError", listed.format(", of which not one is Q2_K") + advice)
+    assert broken[0] == "CheckpointError" and "is not a GGUF file" in broken[1]
+    assert other[0] == "ModelNotFoundError"
+    offline = resolve(server.url, home, *names[:2], GRIT_HOME=str(tmp_path / "home"), HF_HUB_OFFLINE="1")
+    assert offline[:2] == found[:2]
 
 
 def resolve(server_url: str, home: Path, *names: str, revision: str = "", **environment: str) -> list[list[object]]:

@@ -348,6 +348,11 @@ def _scaling(facts: Facts, config: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     if kind != "yarn" or factor is None:
         raise ArchitectureError(f"{facts.place} scales its rotation by {kind}, which cannot be read from GGUF here.")
+    if abs(facts.get("rope.scaling.attn_factor", 1.0) - 1) > 1e-6:
+        raise ArchitectureError(
+            f"{facts.place} scales attention by {facts.get('rope.scaling.attn_factor'):g} beside YaRN, which mlx-lm "
+            "does not."
+        )
     yarn = {"type": "yarn", "factor": _short(factor)}
     yarn["original_max_position_embeddings"] = facts.get(
         "rope.scaling.original_context_length", config["max_position_embeddings"]

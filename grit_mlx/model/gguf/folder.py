@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -216,7 +217,8 @@ def unpacked(path: Path, models: Path) -> Path:
     """
     files = parts_of(path)
     stats = [[one.name, one.stat().st_size, one.stat().st_mtime_ns] for one in files]
-    place = files[0].absolute()  # not where a link leads: the hub's cache names those by hashes
+    # Not where a link leads: the hub's cache names those by hashes.
+    place = Path(os.path.abspath(files[0]))  # noqa: PTH100
     folder = _folder_of(place, models)
     note = {"format": _FORMAT, "file": str(place), "files": stats}
     if _note(folder) == note:
