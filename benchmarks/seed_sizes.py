@@ -165,9 +165,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", nargs="+", choices=list(SHAPES), default=list(SHAPES))
     parser.add_argument("--layers", type=int, help="layers (default: 32, or as many as the disk has room for)")
-    parser.add_argument(
-        "--folder", type=Path, help="where a stopped run is resumed (default: a temporary folder)"
-    )
+    parser.add_argument("--folder", type=Path, help="where a stopped run is resumed (default: a temporary folder)")
     options = parser.parse_args()
     rows: list[Mapping[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:

@@ -17,6 +17,7 @@ import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 
+from grit_mlx.model import threads
 from grit_mlx.model.intercept import rebind
 from grit_mlx.model.numpy_linear import computes_through_numpy
 
@@ -74,8 +75,9 @@ def _attention(
     if not (plain and computes_through_numpy() and batch * heads * length * keyed >= _WORTHWHILE):
         return forward(queries, keys, values, cache, scale=scale, mask=mask, **others)
     rows = min(_CAUSAL_ROWS if causal else length, max(1, _SCORES // (batch * heads * keyed)))
-    parts = []
+    parts, pulse = [], threads.pulse()
     for start, stop, seen in _parts(length, keyed, rows, causal):
+        pulse()
         # Heads with the same keys stand one below the other: one product instead of one for each.
         below = (batch, groups, heads // groups * (stop - start), -1)
         scores = (queries[:, :, start:stop] * scale).reshape(below) @ keys[:, :, :seen].swapaxes(-1, -2)
