@@ -20,7 +20,7 @@ Embed: Any = tool("examples.embed_with_ray").Embed
 ROOT = Path(__file__).parents[2]
 
 
-class EmbedSomewhere(Embed):  # type: ignore[misc]
+class EmbedSomewhere(Embed):
     """Also notes which process a row was in, and begins when both have rows: one alone would be done too soon."""
 
     def __init__(self, folder: str) -> None:
@@ -29,7 +29,7 @@ class EmbedSomewhere(Embed):  # type: ignore[misc]
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         (self.folder / str(os.getpid())).touch()
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 30
         while len(list(self.folder.iterdir())) < 2 and time.monotonic() < deadline:
             time.sleep(0.1)
         return super().__call__(rows).append_column("process", pa.array([os.getpid()] * len(rows)))
@@ -53,7 +53,7 @@ def test_rows_of_many_files_keep_their_ids(ray: Any, tmp_path: Path) -> None:
         rows = [{"id": number, "text": texts[number]} for number in range(10 * part, 10 * part + 10)]
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / "corpus" / f"part-{part:05}.parquet")
     two = ray.data.ActorPoolStrategy(size=2)
-    corpus = ray.data.read_parquet(str(tmp_path / "corpus"), override_num_blocks=6)
+    corpus = ray.data.read_parquet(str(tmp_path / "corpus")).repartition(6)  # small files are read together
     embedded = corpus.map_batches(
         EmbedSomewhere,
         fn_constructor_args=[str(tmp_path / "processes")],
