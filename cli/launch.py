@@ -167,14 +167,16 @@ def _team() -> Team:
     return _state.team
 
 
-def _rank() -> int:
-    """Of this process, as the launcher says."""
-    return int(next((value for name in _RANKS if (value := os.environ.get(name))), 0))
+def _rank() -> int | None:
+    """Of this process, as the launcher says; None if it was not launched."""
+    return next((int(value) for name in _RANKS if (value := os.environ.get(name))), None)
 
 
 @cache
 def _size() -> int:
     """The number of processes, as the launcher says; without loading mlx."""
+    if _rank() is None:
+        return 1
     for name in _SIZES:
         if value := os.environ.get(name):
             return int(value)

@@ -33,12 +33,9 @@ def launch(size: int, *arguments: object, cwd: Path | None = None) -> subprocess
     Returns:
         The launcher, whose stdout and stderr are pipes.
     """
-    try:
-        from mlx._distributed_utils import launch as _
-    except ImportError:
-        pytest.skip("this mlx has no launcher")
+    pytest.importorskip("mlx._distributed_utils.launch", reason="this mlx has no launcher")
     port = next(_ports)
-    for _ in range(size):
+    for _neighbour in range(size):
         next(_ports)
     start = "from mlx._distributed_utils.launch import main; main()"
     command = [sys.executable, "-c", start, "-n", size, "-p", port, "--", sys.executable, *arguments]

@@ -137,11 +137,14 @@ def test_how_many_processes_there_are(
     (tmp_path / "empty").touch()
     for name in ("MLX_HOSTFILE", "MLX_WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "MLX_IBV_DEVICES"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MLX_RANK", "0")
     for name, value in variables.items():
         monkeypatch.setenv(name, str(tmp_path / value) if name == "MLX_HOSTFILE" else value)
     launch._size.cache_clear()
     assert launch._size() == size
+    monkeypatch.delenv("MLX_RANK")
     launch._size.cache_clear()
+    assert launch._size() == 1, "it was not launched"
 
 
 def test_splitting_needs_processes(tiny_model: Path) -> None:

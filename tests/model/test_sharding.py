@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.models import llama
+from mlx_lm.utils import quantize_model
 
 from grit_mlx import GritLM
+from grit_mlx.errors import ArchitectureError
 from grit_mlx.model.options import ModelChoice
+from grit_mlx.model.sharding import split
+from tests.faults.test_adapters import adapter
 from tests.processes import finished, launch
 
 TEXTS = ["A keel keeps a ship upright.", "Bread.", "A sail catches the wind, and the ship moves on and on."] * 2
@@ -33,7 +39,6 @@ for case in json.loads(sys.argv[1]):
     team = Team(world, split=case["split"])
     grit = GritLM.from_choice(ModelChoice(**case["choice"]), team=team)
     logits = np.array(grit.model(mx.array([case["prompt"]]))[0, -1].astype(mx.float32))
-    read = sum(value.nbytes for value in grit.model.parameters()["model"]["layers"][0]["self_attn"]["q_proj"].values())
     if not team.leads:
         team.follow(grit.jobs)
         continue
@@ -43,27 +48,31 @@ for case in json.loads(sys.argv[1]):
         for temperature in (0.0, 1.0)
     ]
     team.end()
-    found.append({"vectors": np.array(vectors).tolist(), "logits": logits.tolist(), "answers": answers, "read": read,
+    found.append({"vectors": np.array(vectors).tolist(), "logits": logits.tolist(), "answers": answers,
                   "layers": len(grit.model.layers)})
 if world.is_first:
     print(json.dumps(found))
 """
 
 
-def odd_model(tiny_model: Path, folder: Path) -> Path:
-    """Three heads of keys and values, six of queries, five layers: nothing that two or four divide."""
-    config = json.loads((tiny_model / "config.json").read_text())
-    config |= {"num_attention_heads": 6, "num_key_value_heads": 3, "num_hidden_layers": 5, "head_dim": 8}
+ODD = {"num_attention_heads": 6, "num_key_value_heads": 3, "num_hidden_layers": 5, "head_dim": 8}  # no 2 nor 4 in it
+WIDE = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32}  # enough for groups of quantised weights
+
+
+def random_model(tiny_model: Path, folder: Path, bits: int | None = None, **changes: Any) -> Path:
+    """A Llama of another shape than the tiny model, with its tokenizer."""
+    config = json.loads((tiny_model / "config.json").read_text()) | changes
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config))
     for path in tiny_model.glob("*token*"):
         (folder / path.name).write_bytes(path.read_bytes())
     mx.random.seed(5)
     made: Any = llama.Model(llama.ModelArgs.from_dict(config))
-    made.update({"model": {"norm": {"weight": mx.ones(32)}}})
+    made.apply(lambda value: value * (4 if value.ndim == 2 else 1))
+    if bits is not None:
+        made, config = quantize_model(made, config, group_size=32, bits=bits)
     flat: Any = tree_flatten(made.parameters())
-    weights = {name: value * (4 if value.ndim == 2 else 1) for name, value in flat}
-    mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "pt"})
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(flat), metadata={"format": "mlx"})
+    (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 
@@ -82,20 +91,45 @@ def alone(choice: dict[str, Any]) -> dict[str, Any]:
 def test_a_model_that_is_split_equals_a_whole_one(
     tiny_model: Path, tiny_mixtral: Path, tmp_path: Path, size: int
 ) -> None:
-    odd = odd_model(tiny_model, tmp_path / "odd")
-    cases = [(tiny_model, "tensor"), (tiny_mixtral, "tensor"), (odd, "tensor"), (odd, "pipeline")]
+    odd = {"model": random_model(tiny_model, tmp_path / "odd", **ODD)}
+    plain, mixtral = {"model": tiny_model}, {"model": tiny_mixtral}
+    cases: list[tuple[dict[str, Any], str]] = [(one, "tensor") for one in (plain, mixtral, odd)]
+    cases += [(odd, "pipeline")]
     if size == 2:
-        cases += [(tiny_model, "pipeline"), (tiny_mixtral, "pipeline")]
-    asked = [{"choice": {"model": str(model)}, "split": how, "prompt": PROMPT, "texts": TEXTS} for model, how in cases]
+        adapter(tmp_path / "adapter", tiny_model)
+        quantised = {"model": random_model(tiny_model, tmp_path / "wide", 4, **WIDE), "dtype": "stored"}
+        tuned = {"model": tiny_model, "adapter": tmp_path / "adapter"}
+        cases += [(quantised, "tensor")] + [(one, "pipeline") for one in (plain, mixtral, quantised, tuned)]
+    asked = [
+        {"choice": {name: str(value) for name, value in choice.items()}, "split": how, "prompt": PROMPT, "texts": TEXTS}
+        for choice, how in cases
+    ]
     out, err = finished(launch(size, "-c", PROGRAM, json.dumps(asked)))
     assert out, err
-    for case, (model, how), found in zip(asked, cases, json.loads(out), strict=True):
-        whole = alone(case["choice"])  # type: ignore[arg-type]
+    for (choice, how), found in zip(cases, json.loads(out), strict=True):
+        whole, about = alone(choice), f"{choice} {how}"
         closest = 0 if how == "pipeline" else 1e-5
-        np.testing.assert_allclose(found["vectors"], whole["vectors"], atol=closest, err_msg=f"{model.name} {how}")
-        np.testing.assert_allclose(found["logits"], whole["logits"], atol=10 * closest, err_msg=f"{model.name} {how}")
+        np.testing.assert_allclose(found["vectors"], whole["vectors"], atol=closest, err_msg=about)
+        np.testing.assert_allclose(found["logits"], whole["logits"], atol=10 * closest, err_msg=about)
         greedy, drawn = found["answers"]
-        assert greedy == whole["tokens"]
-        assert len(drawn) == 5 and drawn != greedy
+        assert greedy == whole["tokens"], about
+        assert len(drawn) == 5 and drawn != greedy, about
         if how == "pipeline":
             assert found["layers"] == -(-whole["layers"] // size)
+
+
+def test_what_cannot_be_split_says_so(tiny_model: Path, tmp_path: Path) -> None:
+    group = SimpleNamespace(size=lambda: 4, rank=lambda: 0)
+
+    def refused(how: str, message: str, **changes: Any) -> None:
+        folder = random_model(tiny_model, tmp_path / f"{how}-{len(changes)}", **changes)
+        model = GritLM.from_choice(ModelChoice(folder)).model
+        with pytest.raises(ArchitectureError, match=message):
+            split(model, how, group)  # type: ignore[arg-type]
+
+    refused("pipeline", "A model of 2 layers cannot be a pipeline of 4 processes: start fewer.")
+    refused("tensor", "cannot be divided among 4 processes: .* Use another number", intermediate_size=50)
+    other: Any = nn.Module()
+    for how, name in (("tensor", "pipeline"), ("pipeline", "tensor")):
+        with pytest.raises(ArchitectureError, match=f"cannot be split by shard='{how}'. Try shard='{name}'"):
+            split(other, how, group)  # type: ignore[arg-type]
