@@ -179,8 +179,8 @@ class Lease:
             try:
                 if not self._renew():
                     return  # ``check`` tells
-            except GritError as error:  # the network may be back before the lease expires
-                logger.info("The lease of %s was not renewed: %s", self.uri, error)
+            except GritError as error:  # the network may be back before the lease expires; if not, a write tells
+                logger.debug("The lease of %s was not renewed: %s", self.uri, error)
 
     def _release(self) -> None:
         """Give the lease back; if that fails it expires."""
