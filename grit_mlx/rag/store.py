@@ -442,7 +442,8 @@ class Store:
             return
         if self.caches.stats().files > 0:
             # Before the rows: a run that is killed in between leaves nothing of them behind.
-            gone = set(table.contents_of(file_keys)) - set(table.contents(without=file_keys))
+            gone = set(table.contents_of(file_keys))
+            gone.difference_update(table.contents(without=file_keys))  # one by one: all of them may not fit into memory
             self.caches.remove(map(partial(cache_key, self.model_digest), gone))
         table.delete(file_keys)
 
