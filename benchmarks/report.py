@@ -285,20 +285,60 @@ def rag_curves(results: dict[str, Any], path: Path) -> None:
 
 
 def rag_index(results: dict[str, Any]) -> str:
-    held = results["resident_mb"]
-    tenth = max(1, len(held) // 10)
-    rows = [[row["search"], row["p50_ms"], row["p95_ms"]] for row in results["searches"]]
+    sizes = results["sizes"]
+    shares = list(sizes[0]["resident_mb"])
+    phases = list(sizes[0]["phases"])
+    heads = ["passages", "a second", "bytes each", *shares, *phases]
+    rows = [
+        [
+            f"{one['passages']:,}",
+            one["passages_per_second"],
+            round(one["bytes_on_disk"] / one["passages"]),
+            *one["resident_mb"].values(),
+            *(one["phases"][phase]["most_mb"] for phase in phases),
+        ]
+        for one in sizes
+    ]
+    latencies = [
+        [search, *(f"{one['searches'][search]['p50_ms']} / {one['searches'][search]['p95_ms']}" for one in sizes)]
+        for search in sizes[0]["searches"]
+    ]
+    made_up = f" Their vectors, of {results['size']} numbers, are made up." if results["vectors"] == "random" else ""
+    recalls = ", ".join(f"{one['recall_at_10']:.3f}" for one in sizes)
+    again = ", ".join(f"{one['unchanged_seconds']}" for one in sizes)
+    build = ", ".join(f"{one['phases']['index of vectors']['seconds']}" for one in sizes)
     return "\n\n".join(
         [
-            described(results),
-            f"{results['passages']:,} passages in {results['seconds']} s ({results['cpu_seconds']} s of CPU): "
-            f"{results['passages_per_second']} a second, {results['bytes_on_disk'] / results['passages']:.0f} bytes "
-            f"each on disk. The process held {held[tenth]} MB after a tenth of the work, {held[-1]} MB at its end, "
-            f"{results['peak_mb']} MB at most. Run again with nothing changed: {results['unchanged_seconds']} s. The "
-            f"approximate index took {results['approximate_index_seconds']} s; its recall at 10 against exact search "
-            f"is {results['recall_at_10']} over {results['queries']} queries.",
-            table(["search", "median, ms", "95th percentile, ms"], rows),
+            described(results) + made_up,
+            "Resident memory of the process in MB: when a share of the passages was embedded and written, and at most "
+            "in each of the steps after it:",
+            table(heads, rows),
+            "Milliseconds of a search, median / 95th percentile:",
+            table(["search", *(f"{one['passages']:,}" for one in sizes)], latencies),
+            f"Recall at 10 of the approximate index against exact search, over {results['queries']} queries: "
+            f"{recalls}. Seconds to build it: {build}. Run again with nothing changed: {again} s.",
+            *([extrapolated(*sizes[-2:])] if len(sizes) > 1 else []),
         ]
+    )
+
+
+def extrapolated(small: dict[str, Any], large: dict[str, Any], passages: int = 10_000_000) -> str:
+    """What a store of ten million passages would take, from the slope between two sizes."""
+
+    def line(value: Callable[[dict[str, Any]], float]) -> float:
+        slope = (value(large) - value(small)) / (large["passages"] - small["passages"])
+        return value(large) + slope * (passages - large["passages"])
+
+    def search(name: str) -> str:
+        return f"{line(lambda one: one['searches'][name]['p50_ms']):,.0f} ms"
+
+    hours = passages / large["passages_per_second"] / 3600
+    return (
+        f"On the line through {small['passages']:,} and {large['passages']:,}, ten million would take "
+        f"{line(lambda one: one['bytes_on_disk']) / 1e9:.1f} GB on disk, "
+        f"{line(lambda one: one['peak_mb']) / 1e3:.1f} GB of memory at most, and {hours:.1f} hours without the model; "
+        f"a search {search('bm25')} by words, {search('dense, exact')} by exact vectors and "
+        f"{search('dense, approximate')} by approximate ones."
     )
 
 
@@ -486,6 +526,7 @@ PAGES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
     "rag.md": {
         "rag": rag,
         "rag_index": rag_index,
+        "rag_index_random": rag_index,
         "words": words,
         "rag_quality": rag_quality,
         "ranking": ranking,

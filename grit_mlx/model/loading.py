@@ -425,7 +425,7 @@ def _forget_texts(tokenizer: Any) -> None:
     """
     fast = getattr(tokenizer, "backend_tokenizer", None)
     resize = getattr(getattr(fast, "model", None), "_resize_cache", None)
-    if resize is not None and fast.pre_tokenizer is None:
+    if fast is not None and resize is not None and fast.pre_tokenizer is None:
         resize(0)
 
 

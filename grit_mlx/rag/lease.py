@@ -37,6 +37,7 @@ _EXPIRES: Final = 60.0  # seconds without a renewal
 _RENEWED: Final = 15.0  # how often it is renewed
 _POLLED: Final = 2.0
 _ATTEMPTS: Final = 5  # at what another writer may be doing at the same moment
+_LOSSES: Final = 50  # races for a free lease; somebody wins each
 _OLD: Final = timedelta(hours=1)  # versions of the table that are removed
 
 
@@ -115,7 +116,7 @@ class Lease:
     def _acquire(self, wait: float, on_wait: Callable[[str], None] | None) -> None:
         token, deadline = secrets.token_hex(8), time.monotonic() + wait
         seen: _Row | None = None
-        since, moved, told = time.monotonic(), False, False
+        since, moved, told, lost = time.monotonic(), False, False, 0
         while True:
             row = self._attempted(self._row)
             if row != seen:
@@ -124,6 +125,10 @@ class Lease:
             if not row.token or row.machine == self._machine or time.monotonic() - since > _EXPIRES:
                 if self._attempted(partial(self._replace, row, token)):
                     return
+                lost += 1
+                if lost == _LOSSES:
+                    raise StoreBusyError(f"Several processes want to write to {self.uri} at once. Try again later.")
+                time.sleep(_POLLED * secrets.randbelow(100) / 1000)
                 continue
             alive = moved or self._is_fresh(row)
             if alive and time.monotonic() >= deadline:
@@ -179,8 +184,8 @@ class Lease:
             try:
                 if not self._renew():
                     return  # ``check`` tells
-            except GritError as error:  # the network may be back before the lease expires
-                logger.info("The lease of %s was not renewed: %s", self.uri, error)
+            except GritError as error:  # the network may be back before the lease expires; if not, a write tells
+                logger.debug("The lease of %s was not renewed: %s", self.uri, error)
 
     def _release(self) -> None:
         """Give the lease back; if that fails it expires."""

@@ -79,11 +79,13 @@ class ExactIndex:
         self, scores: NDArray[np.float32], count: int, allowed: NDArray[np.uint64] | None = None
     ) -> list[tuple[int, float]]:
         """Row ids and cosines, best first, of all rows or of those that are allowed."""
-        candidates = np.arange(len(scores)) if allowed is None else np.flatnonzero(np.isin(self.row_ids, allowed))
-        if not len(candidates):
+        candidates = None if allowed is None else np.flatnonzero(np.isin(self.row_ids, allowed))
+        among = scores if candidates is None else scores[candidates]
+        if not len(among):
             return []
-        best, values = top_k(np.ones(1, np.float32), scores[candidates, None], count)
-        return list(zip(self.row_ids[candidates[best]].tolist(), values.tolist(), strict=True))
+        best, values = top_k(np.ones(1, np.float32), among[:, None], count)
+        rows = self.row_ids[best if candidates is None else candidates[best]]
+        return list(zip(rows.tolist(), values.tolist(), strict=True))
 
 
 def recall(table: PassageTable) -> float:

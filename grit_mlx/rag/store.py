@@ -150,6 +150,7 @@ class Store:
         self._table: PassageTable | None = None
         self._retriever: Retriever | None = None
         self._state: dict[str, Any] | None = None
+        self._here: bool | None = None
         self._made_with: dict[str, Any] = {}
         if not is_remote(self.uri) and not (Path(self.uri) / "passages.lance").exists():
             return  # opening it would create the folder
@@ -441,7 +442,8 @@ class Store:
             return
         if self.caches.stats().files > 0:
             # Before the rows: a run that is killed in between leaves nothing of them behind.
-            gone = set(table.contents_of(file_keys)) - set(table.contents(without=file_keys))
+            gone = set(table.contents_of(file_keys))
+            gone.difference_update(table.contents(without=file_keys))  # one by one: all of them may not fit into memory
             self.caches.remove(map(partial(cache_key, self.model_digest), gone))
         table.delete(file_keys)
 
@@ -605,7 +607,13 @@ class Store:
         """
         if "\\x" in name or os.path.lexists(name) or self.state.get("keep_missing"):
             return False
-        return Path(name).parent.is_dir() or any(map(os.path.lexists, self.require().files()))
+        return Path(name).parent.is_dir() or self._has_files()
+
+    def _has_files(self) -> bool:
+        """Whether any of the files is on this machine, as far as was seen when it was first asked."""
+        if self._here is None:
+            self._here = any(map(os.path.lexists, self.require().names()))
+        return self._here
 
     def check_filters(self, paths: Sequence[str] = (), metadata: Sequence[str] = ()) -> None:
         """Refuse filters that no passage satisfies; they are those of ``search``.

@@ -316,6 +316,14 @@ class PassageTable:
                 state.complete |= last
         return states
 
+    def names(self) -> Iterator[str]:
+        """The names of the files, each once."""
+        seen: set[str] = set()
+        for batch in self._scan(["name"]):
+            new = set(batch.column("name").unique().to_pylist()) - seen
+            seen |= new
+            yield from new
+
     def content_hashes(self, hash_of: Callable[[str], int]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
         """A hash of 64 bits of what is embedded of each row, and the row ids."""
         hashes, rows = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 from grit_mlx import GritLM
 from grit_mlx.errors import ArgumentError, StoreError
 from grit_mlx.rag import Store
+from grit_mlx.rag.table import PassageTable
 from grit_mlx.text.options import WalkOptions
 from tests.rag.conftest import rows_of
 
@@ -296,6 +297,28 @@ def test_a_damaged_store_is_one_sentence(make_store: MakeStore, folder: Path, pa
         assert "index again" in said or "There is no store" in said or "was interrupted" in said
     else:
         pytest.fail("the damage was not seen")
+
+
+def test_a_store_of_another_machine_is_searched_without_looking_for_each_file(
+    make_store: MakeStore, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.move(folder, tmp_path / "there" / "files")
+    make_store().index([tmp_path / "there"])
+    shutil.move(tmp_path / "there", tmp_path / "away")
+    scans: list[str] = []
+    names = PassageTable.names
+
+    def scanned(self: PassageTable) -> Iterator[str]:
+        scans.append(self.uri)
+        return names(self)
+
+    monkeypatch.setattr(PassageTable, "names", scanned)
+    store = make_store()
+    for question in ("ship", "yeast", "anchor"):
+        assert len(store.search(question, top=3)) == 3
+    assert len(scans) == 1
+    (tmp_path / "there" / "files").mkdir(parents=True)  # the folder is here, and the file is gone
+    assert not [hit for hit in store.search("ship", top=3) if hit.passage.source.endswith("ships.md")]
 
 
 # Purging and patterns

@@ -284,7 +284,7 @@ def test_sheets_of_figures_have_no_header(tmp_path: Path) -> None:
 
 def texts_of(path: Path, notes: Notes | None = None) -> list[str]:
     pytest.importorskip("python_calamine")
-    return [block.text.replace("\n", "; ") for block in read(path, **({} if notes is None else {"notes": notes}))]
+    return [block.text.replace("\n", "; ") for block in read(path, notes=notes or Notes())]
 
 
 def test_merged_cells_hold_for_all_their_rows_and_columns(tmp_path: Path) -> None:
