@@ -17,7 +17,7 @@ from grit_mlx.cli.chat import Commands, converse, interruptible
 from grit_mlx.cli.generate import show_piece
 from grit_mlx.cli.loader import load_model, note_embedded, remote_model
 from grit_mlx.cli.options import Use
-from grit_mlx.cli.warm import RemoteAnswer, ServerUse
+from grit_mlx.cli.warm import RemoteAnswer, RemoteChat, ServerUse
 from grit_mlx.cli.wording import number_of, one_line, size_of
 from grit_mlx.errors import DocumentError, ModelError, StoreBusyError
 from grit_mlx.model import hub
@@ -27,7 +27,7 @@ from grit_mlx.rag.options import ChatOptions, IndexOptions, RagOptions, StoreOpt
 from grit_mlx.text.options import ReadingOptions, WalkOptions
 
 if TYPE_CHECKING:
-    from grit_mlx.cli.warm import RemoteResults
+    from grit_mlx.cli.warm import RemoteModel, RemoteResults
     from grit_mlx.gritlm import GritLM
     from grit_mlx.rag import Estimate, IndexReport, Quote, Rag, Response, SearchResult, SearchResults, Store
 
@@ -243,13 +243,15 @@ def ask(
     """
     check_question(question)
     answering = not (output.sources_only or output.no_generate)
-    # Filters are relative to this folder, and words alone need no model.
-    if not chosen.paths and (answering or chosen.rerank or chosen.method != "bm25"):
-        named = model.model is not None
-        asked = {"named": named, "chosen": asdict(chosen), "caches": asdict(caches), "sampling": asdict(sampling)}
-        remote = remote_model(model, server)
+    if answering or chosen.rerank or chosen.method != "bm25":  # words alone need no model
+        # Filters are relative to this folder.
+        filters = [str(Path.cwd() / Path(path).expanduser()) for path in chosen.paths]
+        asked = _asked(replace(chosen, paths=filters), caches, model) | {"sampling": asdict(sampling)}
+        remote = _remote(store, model, server)
         if remote and (found := RemoteAnswer.to(remote, question, store, answering=answering, **asked)):
             note_embedded(model, remote.folder)
+            if not found.results and (chosen.paths or chosen.metadata):
+                _check_filters(found.results, _opened(store, caches), chosen)
             if answering:
                 _show_answer(found, found, in_json=output.json)
             else:
@@ -280,20 +282,29 @@ def chat(
     caches: _Caches,
     sampling: Annotated[GenerationOptions, Use(only=_SAMPLING, defaults={"max_tokens": 512})],
     model: _Model,
+    server: ServerUse,
 ) -> None:
     """Chat about what a store holds.
 
     As long as a question finds the passages of the previous one, they stay in place and only what is new is computed.
     In a pipe each line of standard input is a question. Inside: /sources, /reset, /quit, /help.
     """
-    opened = _opened(store, caches)
-    opened.require()
-    rag = _rag(opened, chosen, model)
+
+    def here() -> Rag:
+        opened = _opened(store, caches)
+        opened.require()
+        return _rag(opened, chosen, model)
+
+    remote = _remote(store, model, server)
+    rag = (remote and RemoteChat.begin(remote, store, here, **_asked(chosen, caches, model))) or here()
+    held: Sized = rag if isinstance(rag, RemoteChat) else rag.store
+    if remote and rag is held:
+        note_embedded(model, remote.folder)
     sources: list[SearchResult] = []
 
     def turn(question: str) -> None:
         response = rag.chat(question, **asdict(sampling))
-        text = _show_answer(response, opened)
+        text = _show_answer(response, held)
         if response.answer is not None:
             rag.remember(question, text)
             sources[:] = response.sources
@@ -306,7 +317,7 @@ def chat(
         "/sources": ("the sources of the last answer", lambda _: _show_sources(sources, texts=True)),
         "/reset": ("forget the conversation", reset),
     }
-    converse(turn, commands, greeting=number_of(len(opened), "passage"))
+    converse(turn, commands, greeting=number_of(len(held), "passage"))
 
 
 @options.command
@@ -414,7 +425,18 @@ def _opened(uri: str, chosen: StoreOptions | None = None) -> Store:
         return Store(uri, options=chosen)
 
 
-def _check_filters(results: SearchResults, opened: Store, chosen: RagOptions) -> None:
+def _remote(store: str, model: ModelChoice, server: ServerUse) -> RemoteModel | None:
+    """A model in a running server's memory for a store; None if there is none, or no such store: that is said here."""
+    exists = "://" in store or Path(store).expanduser().exists()
+    return remote_model(model, server) if exists else None
+
+
+def _asked(chosen: RagOptions, caches: StoreOptions, model: ModelChoice) -> dict[str, Any]:
+    """What a server is told of a command."""
+    return {"named": model.model is not None, "chosen": asdict(chosen), "caches": asdict(caches)}
+
+
+def _check_filters(results: SearchResults | RemoteResults, opened: Store, chosen: RagOptions) -> None:
     """That nothing was found has another reason where a filter leaves nothing to search."""
     if not results and (chosen.paths or chosen.metadata):
         opened.check_filters(chosen.paths, chosen.metadata)

@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 
     from grit_mlx.gritlm import GritLM
     from grit_mlx.progress import Progress
+    from grit_mlx.rag import Rag
 
-__all__ = ["RemoteAnswer", "RemoteCache", "RemoteModel", "RemoteResults", "ServerUse", "find", "identity"]
+__all__ = ["RemoteAnswer", "RemoteCache", "RemoteChat", "RemoteModel", "RemoteResults", "ServerUse", "find", "identity"]
 
 logger = logging.getLogger("grit_mlx")
 
@@ -155,6 +156,10 @@ class RemoteModel:
             UnreachableError: the server has ended.
         """
         return self._lines("ask", **asked)
+
+    def chat(self, **asked: Any) -> Iterator[Any]:
+        """A turn of a conversation about a store, line by line; as ``ask``."""
+        return self._lines("chat", **asked)
 
     # How
 
@@ -295,19 +300,26 @@ class RemoteAnswer:
 
         That is where the server ends before, or holds another model than the one that the store was made with.
         """
-        uri = store if "://" in store else str(Path(store).expanduser().resolve())
         try:
-            lines = model.ask(question=question, store=uri, **asked)
-            first = next(lines)
-            if "other" in first:
-                return None
-            made = cls(first["passages"], RemoteResults(next(lines)), lines)
-            for line in lines:  # up to the first piece: until then nothing is shown, and all can be done here
-                made._take(line)
-                if made._first:
-                    break
+            return cls.of(model.ask(question=question, store=_uri(store), **asked))
         except UnreachableError:
             return None
+
+    @classmethod
+    def of(cls, lines: Iterator[Any]) -> RemoteAnswer | None:
+        """What the lines of a server say; as ``to``.
+
+        Raises:
+            UnreachableError: the server has ended.
+        """
+        first = next(lines)
+        if "other" in first:
+            return None
+        made = cls(first["passages"], RemoteResults(next(lines)), lines)
+        for line in lines:  # up to the first piece: until then nothing is shown, and all can be done here
+            made._take(line)
+            if made._first:
+                break
         return made
 
     @property
@@ -340,6 +352,72 @@ class RemoteAnswer:
         self.__dict__.update(line["answer"])
 
 
+class RemoteChat:
+    """A conversation about a store, held by a server, as ``Rag``. If that ends, it goes on here.
+
+    Args:
+        model: in the server's memory.
+        here: the same on this machine.
+        asked: what each request says besides.
+    """
+
+    def __init__(self, model: RemoteModel, here: Callable[[], Rag], asked: Mapping[str, Any]) -> None:
+        self._model = model
+        self._load = here
+        self._here: Rag | None = None
+        self._asked = asked
+        self.reset()
+
+    @classmethod
+    def begin(cls, model: RemoteModel, store: str, here: Callable[[], Rag], **asked: Any) -> RemoteChat | None:
+        """The conversation; None if it has to be held here, as for ``RemoteAnswer.to``."""
+        made = cls(model, here, {"store": _uri(store), **asked})
+        try:
+            first = next(made._lines(None))
+        except UnreachableError:
+            return None
+        made._passages = first.get("passages", 0)
+        return None if "other" in first else made
+
+    def __len__(self) -> int:
+        return self._passages
+
+    def __bool__(self) -> bool:
+        return True
+
+    def chat(self, question: str, **sampling: Any) -> Any:
+        """The answer to the next question; see ``Rag.chat``."""
+        if self._here is None:
+            try:
+                if answer := RemoteAnswer.of(self._lines(question, sampling)):
+                    return answer
+            except UnreachableError:
+                pass
+            self._here = self._load()
+            for turn in self._history:
+                self._here.remember(*turn)
+        return self._here.chat(question, **sampling)
+
+    def remember(self, question: str, answer: str) -> None:
+        """Add a turn to the conversation."""
+        self._history.append((question, answer))
+        if self._here is not None:
+            self._here.remember(question, answer)
+
+    def reset(self) -> None:
+        """Forget the conversation."""
+        self._history: list[tuple[str, str]] = []
+        self._name = uuid.uuid4().hex
+        if self._here is not None:
+            self._here.reset()
+
+    def _lines(self, question: str | None, sampling: Mapping[str, Any] | None = None) -> Iterator[Any]:
+        said = {"conversation": self._name, "history": self._history}
+        return self._model.chat(question=question, sampling=sampling, **said, **self._asked)
+
+    _passages = 0
+
+
 class _Quote(SimpleNamespace):
     """As ``rag.quotes.Quote``, whose module brings mlx."""
 
@@ -349,6 +427,11 @@ class _Quote(SimpleNamespace):
     @property
     def place(self) -> str:
         return str(self.passage.place)
+
+
+def _uri(store: str) -> str:
+    """A store as a process in another folder finds it."""
+    return store if "://" in store else str(Path(store).expanduser().resolve())
 
 
 def _placed(given: Mapping[str, Any]) -> SimpleNamespace:

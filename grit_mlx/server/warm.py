@@ -18,7 +18,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import closing, suppress
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 from starlette.requests import Request
@@ -27,9 +27,11 @@ from starlette.routing import Route
 
 from grit_mlx.errors import GritError, Option
 from grit_mlx.model.generation import PromptCache
+from grit_mlx.rag.answering import Turn
 from grit_mlx.rag.fingerprint import digest, fingerprint
-from grit_mlx.rag.options import RagOptions, StoreOptions
+from grit_mlx.rag.options import ChatOptions, RagOptions, StoreOptions
 from grit_mlx.rag.rag import Rag
+from grit_mlx.rag.rag import Response as RagResponse
 from grit_mlx.rag.retrieval import SearchResults
 from grit_mlx.rag.store import Store
 from grit_mlx.server.decoding import worded
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
     from grit_mlx.gritlm import GritLM
 
 __all__ = ["routes"]
+
+T = TypeVar("T")
 
 Emit = Callable[[Mapping[str, Any]], None]
 
@@ -67,6 +71,7 @@ def routes(host: Host) -> list[Route]:
         "encode": _encode,
         "encode-many": _encode_many,
         "ask": _ask,
+        "chat": warm.chat,
         "respond": warm.respond,
     }
     return [
@@ -79,6 +84,9 @@ class _Warm:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._conversations: OrderedDict[str, PromptCache] = OrderedDict()
+        self._chats: OrderedDict[str, _StoreChat] = OrderedDict()
+        for model in host.models.values():
+            model.on_unload.append(self._chats.clear)  # they hold it
 
     async def handle(self, call: Callable[[GritLM, Mapping[str, Any], Emit], None], request: Request) -> Response:
         """Answer a request by one of the calls below."""
@@ -110,13 +118,41 @@ class _Warm:
                 emit({"response": measured, "reused": cache.reused if cache is not None else 0})
 
     def _conversation(self, name: str | None) -> PromptCache | None:
-        if name is None:
-            return None
-        cache = self._conversations.setdefault(name, PromptCache())
-        self._conversations.move_to_end(name)
-        while len(self._conversations) > _CONVERSATIONS:
-            self._conversations.popitem(last=False)
-        return cache
+        return None if name is None else _kept(self._conversations, name, PromptCache)
+
+    def chat(self, model: GritLM, body: Mapping[str, Any], emit: Emit) -> None:
+        """A turn of what ``grit rag chat`` says about a store; without a question only how many passages it holds."""
+        chat = _kept(self._chats, body["conversation"], _StoreChat)
+        with chat.lock:
+            if chat.rag is None or chat.rag.model is not model:
+                store = _named_store(model, body, emit)
+                if store is None:
+                    return
+                chat.rag = Rag(model, store, ChatOptions(**body["chosen"]))
+            emit({"passages": len(chat.rag.store)})
+            if body["question"] is None:
+                return
+            chat.rag.history = [Turn(*turn) for turn in body["history"]]
+            response = chat.rag.chat(body["question"], **body["sampling"])
+            _found(response.results, emit)
+            _answered(response, emit)
+
+
+class _StoreChat:
+    """A conversation about a store, one turn at a time: the one before may not have noticed yet that it is over."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.rag: Rag | None = None
+
+
+def _kept(held: OrderedDict[str, T], name: str, make: Callable[[], T]) -> T:
+    """What is held under a name, made where there is nothing; the least recently used is forgotten."""
+    one = held.setdefault(name, make())
+    held.move_to_end(name)
+    while len(held) > _CONVERSATIONS:
+        held.popitem(last=False)
+    return one
 
 
 def _describe(model: GritLM, body: Mapping[str, Any], emit: Emit) -> None:
@@ -156,26 +192,36 @@ def _encode_many(model: GritLM, body: Mapping[str, Any], emit: Emit) -> None:
         emit({"vectors": _packed(vectors[start : start + _VECTORS])})
 
 
-def _ask(model: GritLM, body: Mapping[str, Any], emit: Emit) -> None:
-    """What ``grit rag ask`` does with a store."""
-    chosen = RagOptions(**body["chosen"])
+def _named_store(model: GritLM, body: Mapping[str, Any], emit: Emit) -> Store | None:
+    """The store that a command names; None, which it is told, where another model is to be used with it."""
     store = Store(body["store"], options=StoreOptions(**body["caches"]))
     store.require()
     if not body["named"] and not store.takes(model):
         emit({"other": True})  # the command loads the model that the store was made with
+        return None
+    return store
+
+
+def _ask(model: GritLM, body: Mapping[str, Any], emit: Emit) -> None:
+    """What ``grit rag ask`` does with a store."""
+    chosen = RagOptions(**body["chosen"])
+    store = _named_store(model, body, emit)
+    if store is None:
         return
     emit({"passages": len(store)})
     if not body["answering"] and not chosen.rerank:
         if chosen.method != "bm25":
             store.use(model)
-        _found(store.search(body["question"], chosen), store, chosen, emit)
+        _found(store.search(body["question"], chosen), emit)
         return
     rag = Rag(model, store, chosen)
     results = rag.find(body["question"])
-    _found(results, store, chosen, emit)
-    if not body["answering"]:
-        return
-    response = rag.respond(results, **body["sampling"])
+    _found(results, emit)
+    if body["answering"]:
+        _answered(rag.respond(results, **body["sampling"]), emit)
+
+
+def _answered(response: RagResponse, emit: Emit) -> None:
     answer = response.answer
     if answer is None:
         return
@@ -195,9 +241,7 @@ def _ask(model: GritLM, body: Mapping[str, Any], emit: Emit) -> None:
     emit({"answer": told(), "piece": ""})
 
 
-def _found(results: SearchResults, store: Store, chosen: RagOptions, emit: Emit) -> None:
-    if not results and (chosen.paths or chosen.metadata):
-        store.check_filters(chosen.paths, chosen.metadata)
+def _found(results: SearchResults, emit: Emit) -> None:
     found = {"question": results.question, "relevant": results.relevant}
     found |= {"relevance": results.relevance, "needed": results.needed}
     emit({**found, "results": [asdict(one) for one in results]})

@@ -103,18 +103,18 @@ def test_an_answer_that_is_cut_has_its_citations(server: Server) -> None:
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
     asked: dict[str, Any] = {"model": "rag:notes", "messages": [{"role": "user", "content": "When is it serviced?"}]}
     whole = client.chat.completions.create(**asked, max_tokens=40)
-    expected = whole.model_extra["citations"]  # type: ignore[index]
+    expected = whole.model_extra["citations"]
     assert expected, "this question finds something"
     text = (whole.choices[0].message.content or "").partition("\n\nSources:\n")[0]
     stop = text[len(text) // 2 : len(text) // 2 + 3]
     for cut in ({"max_tokens": 1}, {"max_tokens": 40, "stop": stop}):
         answer = client.chat.completions.create(**asked, **cut)
-        assert answer.model_extra["citations"] == expected  # type: ignore[index]
+        assert answer.model_extra["citations"] == expected
         said, _, sources = (answer.choices[0].message.content or "").partition("\n\nSources:\n")
         assert text.startswith(said) and len(said) < len(text) and sources
     chunks = iter(client.chat.completions.create(**asked, max_tokens=5000, stream=True))
-    assert next(chunks).model_extra["citations"] == expected  # type: ignore[index]
-    chunks.close()  # type: ignore[attr-defined]
+    assert next(chunks).model_extra["citations"] == expected
+    chunks.close()
     server.settle()
     claude = anthropic.Anthropic(base_url=server.url, api_key="none")
     with claude.messages.stream(**{**asked, "max_tokens": 5000}) as stream:

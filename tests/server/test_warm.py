@@ -206,6 +206,9 @@ def test_a_command_that_stops_frees_its_place(remote: warm.RemoteModel, server: 
     server.settle()
 
 
+CHAT = "When is the boiler serviced?\nBy whom?\n/sources\n/reset\nWhen are tomatoes sown?\n"
+
+
 def _commands(notes: Path) -> list[tuple[str, list[str], str]]:
     boiler, garden, store = str(notes / "boiler.md"), str(notes / "garden.md"), str(notes / "store")
     return [
@@ -228,6 +231,17 @@ def _commands(notes: Path) -> list[tuple[str, list[str], str]]:
         ("rag ask", ["pruned?", "--store", store, "--no-generate", "--min-score", "-1", "--top", "1"], ""),
         ("rag ask", ["pruned?", "--store", store, "--rerank", "--sources-only", "--min-score", "-1"], ""),
         ("rag ask", ["pruned?", "--store", str(notes / "none")], ""),
+        ("rag ask", ["pruned?", "--store", "none", "--sources-only"], ""),
+        *(
+            ("rag ask", ["serviced?", "--store", store, "--min-score", "-1", "--max-tokens", "5", "--path", path], "")
+            for path in ("boiler.md", boiler, ".", "gar*.md", "nothing.md", "../elsewhere")
+        ),
+        ("rag ask", ["serviced?", "--store", store, "--sources-only", "--metadata", "a=b"], ""),
+        ("rag chat", ["--store", store, "--min-score", "-1", "--max-tokens", "9"], CHAT),
+        ("rag chat", ["--store", store, "--min-score", "1"], CHAT),
+        ("rag chat", ["--store", store, "--min-score", "-1", "--answer", "quote"], CHAT),
+        ("rag chat", ["--store", store, "--min-score", "-1"], "why " * 9000),
+        ("rag chat", ["--store", "none"], CHAT),
     ]
 
 
@@ -239,6 +253,7 @@ def test_commands_print_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     loads: list[str] = []
+    monkeypatch.chdir(notes)
 
     def load(choice: ModelChoice, mode: str) -> GritLM:
         loads.append(mode)
@@ -253,6 +268,28 @@ def test_commands_print_the_same(
         assert with_server == without, command
         assert loads.pop() if without[0] == 0 else True
         loads.clear()
+
+
+def test_a_chat_about_a_store_goes_on_where_the_server_ends(
+    start: Callable[..., Server], notes: Path, tiny_model: Path, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    server = start()
+    chosen = ["--store", str(notes / "store"), "--min-score", "-1", "--max-tokens", "9", "--model", str(tiny_model)]
+    alone = run("rag", "chat", *chosen, "--no-server", stdin=CHAT)
+    begun = warm.RemoteChat.chat
+    with announced(_running(server, tiny_model)), pytest.MonkeyPatch.context() as patch:
+
+        def ends(chat: warm.RemoteChat, question: str, **sampling: Any) -> Any:
+            if question == "By whom?":
+                server.stop()
+            return begun(chat, question, **sampling)
+
+        patch.setattr(warm.RemoteChat, "chat", ends)
+        code, out, _ = run("rag", "chat", *chosen, stdin=CHAT)
+    # The second answer is from passages that are looked for anew; the first and the one after /reset are the same.
+    answers, expected = (text.split("\n\nSources:\n") for text in (out, alone[1]))
+    assert code == 0 and len(answers) == len(expected) == 4
+    assert (answers[0], answers[-1]) == (expected[0], expected[-1])
 
 
 def test_a_model_that_only_embeds_says_so_at_once(
