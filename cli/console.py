@@ -372,11 +372,11 @@ def progress(label: str, total: int | None) -> Iterator[Progress]:
 def _noted(label: str, total: int | None) -> Progress:
     last = time.monotonic()
 
-    def advance(done: int, known: int | None) -> None:
+    def advance(done: float, known: int | None) -> None:
         nonlocal last
         if time.monotonic() - last > _NOTED_SECONDS:
             last, whole = time.monotonic(), total if known is None else known
-            note(f"{label}: {done:,}" + ("" if whole is None else f" of {whole:,}"))
+            note(f"{label}: {int(done):,}" + ("" if whole is None else f" of {whole:,}"))
 
     return advance
 
