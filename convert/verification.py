@@ -22,6 +22,7 @@ from grit_mlx.errors import ArchitectureError
 from grit_mlx.evaluation.drift import TEXTS, Drift, Outputs, drift_between, kept_positions, outputs_of
 from grit_mlx.gritlm import GritLM
 from grit_mlx.model import device, hub, loading
+from grit_mlx.model.adapters import read_adapter
 from grit_mlx.model.attention import not_finite
 from grit_mlx.model.batching import plan_batches
 from grit_mlx.model.options import ModelChoice
@@ -88,6 +89,8 @@ def adapter_drift(choice: ModelChoice, fused: Path) -> tuple[Drift, Drift]:
     Raises:
         ModelError: a model cannot be loaded.
     """
+    if choice.adapter is not None:  # which may know its model
+        choice = loading.with_base(choice, read_adapter(Path(choice.adapter).expanduser()))
     bare, apart, result = _outputs((replace(choice, adapter=None), choice, fused))
     return drift_between(bare, apart), drift_between(apart, result)
 

@@ -11,6 +11,8 @@ import pytest
 
 from grit_mlx.convert import conversion, convert
 from tests.convert.conftest import load_tensors, same_tensors
+from tests.gguf_files import gguf_of
+from tests.training.conftest import embedding_rows, write_rows
 from tests.training.test_adapters import write_adapter
 
 Grit = Any
@@ -76,3 +78,18 @@ def test_a_model_is_not_replaced(grit: Grit, tiny_model: Path, quantized: Path, 
     run = grit("fuse", tmp_path / "a", "--model", tiny_model, "--output", quantized)
     assert (run.code, run.out) == (1, "")
     assert run.err == f"error: {quantized} holds a model already. Name another folder, or remove it.\n"
+
+
+def test_an_adapter_of_a_gguf_file_knows_its_model(
+    grit: Grit, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing names the model, and another one is the default."""
+    file = gguf_of(tiny_model, tmp_path / "tiny.gguf")
+    write_rows(tmp_path / "data" / "a.jsonl", embedding_rows(8))
+    flags = ("--iters", 2, "--batch-size", 4, "--steps-per-eval", 0, "--mode", "embedding", "--learning-rate", 0.01)
+    run = grit("train", "--model", file, "--data", tmp_path / "data", "--adapter-path", tmp_path / "a", *flags)
+    assert run.code == 0, run.err
+    monkeypatch.delenv("GRIT_MODEL")  # the model of the package has vectors of another length
+    run = grit("fuse", tmp_path / "a", "--output", tmp_path / "fused")
+    assert run.code == 0, run.err
+    assert "Cosine of vectors before and after fusing: 1.000000" in run.out
