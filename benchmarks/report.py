@@ -485,7 +485,8 @@ def peers(results: dict[str, Any]) -> str:
             "The same weights and texts in one run, each program in an environment of its own, with "
             f"{results['threads']} thread{'s' if results['threads'] > 1 else ''} "
             f"({', '.join(f'{name} {number}' for name, number in sorted(versions.items()))}). Our CPU seconds, and for "
-            "each program how many times as many it took: above 1, grit-mlx is faster.",
+            "each program how many times as many it took: above 1, grit-mlx is faster. The load of "
+            f"the machine was {results['load']}.",
             table(["", "grit-mlx, CPU s", *(PEERS[name] for name in names[1:])], rows),
         ]
     )
@@ -506,13 +507,21 @@ def seed_sizes(results: dict[str, Any]) -> str:
     rows = results["rows"]
     head = ["whole command: s (CPU), peak MB"]
     head += [f"{row['kind'].capitalize()}, {row['layers']} layers, {row['parameters'] / 1e9:.1f} B" for row in rows]
-    lines = [
-        [label, *(f"{timed(row[key])}, {row[key]['peak_mb']:,}" if key in row else "" for row in rows)]
-        for key, label in SIZES.items()
-    ]
+
+    def cell(key: str, run: dict[str, float] | None) -> str:
+        if run is None:
+            return ""
+        if key in ("ctrl_c", "sigterm"):  # its CPU seconds are those before the signal, too
+            return f"{run['seconds']:.1f}"
+        return f"{timed(run)}, {run['peak_mb']:,}"
+
+    lines = [[label, *(cell(key, row.get(key)) for row in rows)] for key, label in SIZES.items()]
     lines.insert(0, ["checkpoint in bfloat16, GB", *(row["gb"] for row in rows)])
     lines.insert(1, ["model in 4 bits, GB", *(row["converted_gb"] for row in rows)])
-    return "\n\n".join(["## GritLM's own sizes", described({"model": "Random weights", **results}), table(head, lines)])
+    lines = [line for line in lines if any(line[1:])]  # a stopped run has not measured all
+    busy = f" The load of the machine was {results['load']}: CPU seconds say more." if "load" in results else ""
+    heading, machine = "## GritLM's own sizes", described({"model": "Random weights", **results})
+    return "\n\n".join([heading, machine + busy, table(head, lines)])
 
 
 PAGES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {

@@ -52,10 +52,12 @@ TEXTS = "Wind leans on the sails of a ship while bread rises.\nThe keel keeps it
 QUESTION = "What keeps a ship upright?"
 NEW_TOKENS = 4
 SECONDS_INTO_BATCH = 2
-ROWS = [
-    *({"query": f"what is {name}", "pos": [f"{name} is a thing"], "neg": ["bread rises"]} for name in ("wind", "rope")),
-    {"prompt": "What is a keel?", "completion": "The lowest part of a ship."},
-]
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "embedding": [
+        {"query": f"what is {name}", "pos": [f"{name} is a thing"], "neg": ["bread rises"]} for name in ("wind", "rope")
+    ],
+    "generative": [{"prompt": "What is a keel?", "completion": "The lowest part of a ship."}],
+}
 
 
 def run(arguments: list[str], *, stop: int | None = None) -> dict[str, Any]:
@@ -128,9 +130,11 @@ def measured(kind: str, layers: int, folder: Path) -> dict[str, Any]:
         nbytes = make_checkpoint(source, kind, SHAPES[kind], layers=layers)
         parameters = count(kind, SHAPES[kind], layers)
         row = {"kind": kind, "layers": layers, "parameters": parameters, "gb": round(nbytes / 1e9, 2)}
-    texts, rows = folder / "texts.txt", folder / "rows.jsonl"
+    texts, data = folder / "texts.txt", folder / "data"
     texts.write_text(TEXTS)
-    rows.write_text("".join(json.dumps(one) + "\n" for one in ROWS))
+    data.mkdir(exist_ok=True)
+    for name, rows in ROWS.items():
+        (data / f"{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     chosen = ["--model", str(model)]
     embed = ["embed", str(texts), *chosen, "--output", str(folder / "vectors.npy"), "--no-server"]
     options = {"iters": 1, "batch-size": 2, "generative-batch-size": 1, "val-rows": 0, "warmup": 0}
@@ -141,7 +145,7 @@ def measured(kind: str, layers: int, folder: Path) -> dict[str, Any]:
         "ctrl_c": (embed, signal.SIGINT),
         "sigterm": (embed, signal.SIGTERM),
         "generate": (["generate", QUESTION, *chosen, "--max-tokens", str(NEW_TOKENS), "--no-server"], None),
-        "train": (["train", *chosen, "--data", str(rows), "--adapter-path", str(folder / "adapter"), *flags], None),
+        "train": (["train", *chosen, "--data", str(data), "--adapter-path", str(folder / "adapter"), *flags], None),
     }
     for name, (arguments, stop) in commands.items():
         if name in row:

@@ -345,7 +345,7 @@ def _lengths(model: GritLM) -> Iterator[int]:
 
 def _prompt(model: GritLM, length: int) -> list[int]:
     """A prompt of exactly so many tokens."""
-    text = texts_of([2 * length], _counter(model))[0]
+    text = texts_of([4 * length + 16], _counter(model))[0]
     tokens: list[int] = model.tokenizer.encode(text, verbose=False)
     return tokens[:length]
 

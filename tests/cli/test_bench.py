@@ -22,7 +22,16 @@ from grit_mlx.model import device, tuning
 from grit_mlx.model.embedding import Embedder
 from tests.cli.conftest import Grit
 
-FLAGS = ("bench", "--seconds", 1)
+FLAGS = ("bench", "--seconds", 2)
+
+
+@pytest.fixture(autouse=True)
+def _little_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is time for everything, however busy the machine is."""
+    monkeypatch.setattr(measuring, "LENGTHS", (4, 8, 16))
+    monkeypatch.setattr(measuring, "PROMPTS", (32, 16))
+    monkeypatch.setattr(measuring, "SHORT_PROMPT", 8)
+    monkeypatch.setattr(measuring, "NEW_TOKENS", 8)
 
 
 def measured(grit: Grit, *flags: object) -> dict[str, Any]:
@@ -40,18 +49,18 @@ def test_json(grit: Grit, tiny_model: Path) -> None:
     }  # fmt: skip
     assert found["model"]["name"] == tiny_model.name and found["model"]["generates"] is True
     assert found["matrix_flops"] > 1e8 and found["memory"]["array_bytes"] > 0
-    assert [row["length"] for row in found["embedding"]] == [32, 128, 512, None]
+    assert [row["length"] for row in found["embedding"]] == [4, 8, 16, None]
     for row in found["embedding"]:
         assert row["tokens"] > row["texts"] >= 4 and 0 <= row["padding"] < 0.5
         assert row["tokens_per_second"] == pytest.approx(row["tokens"] / row["seconds"], rel=1e-3)
         if row["length"]:
-            assert row["tokens"] / row["texts"] == pytest.approx(row["length"], rel=0.5)
+            assert row["tokens"] / row["texts"] > row["length"] / 2
     short, long = found["generation"]
-    assert short["prompt_tokens"] == 32 < long["prompt_tokens"]
+    assert short["prompt_tokens"] == 8 < long["prompt_tokens"]
     for row in (short, long):
         assert row["same_tokens"] and row["rounds"] >= 1 and row["new_tokens"] >= 2
         assert row["ratio"] == pytest.approx(row["mlx_lm_new_seconds"] / row["new_seconds"], rel=1e-3)
-    assert found["document"]["tokens"] > 64 and found["document"]["cached_seconds"] > 0
+    assert found["document"]["tokens"] > 8 and found["document"]["cached_seconds"] > 0
     assert found["trials"] == [] and found["left_out"] == []
     assert f"prompt {long['prompt_tokens']}" in found["line"] and "\n" not in found["line"]
 
@@ -73,7 +82,7 @@ def test_a_table_for_people(grit: Grit) -> None:
 
 
 def test_a_model_that_only_embeds_is_measured_at_that() -> None:
-    found = report.measure(GritLM(), seconds=1)
+    found = report.measure(GritLM(), seconds=2)
     assert found.generation == [] and found.document is None and found.left_out == []
     assert len(found.embedding) == 4 and "prompt" not in found.line()
     json.dumps(found.as_dict())
@@ -83,13 +92,13 @@ def test_what_there_is_no_time_for_is_said(grit: Grit, monkeypatch: pytest.Monke
     real = Embedder.steps
 
     def slow(self: Embedder, pieces: Any, *args: Any, **kwargs: Any) -> Any:
-        time.sleep(0.01 * sum(len(piece.ids) for piece in pieces))  # 100 tokens a second
+        time.sleep(0.1 * sum(len(piece.ids) for piece in pieces))  # ten tokens a second
         return real(self, pieces, *args, **kwargs)
 
     monkeypatch.setattr(Embedder, "steps", slow)
     shown = grit(*FLAGS)
     assert shown.code == 0
-    assert "there was no time for texts of 128 tokens, texts of 512 tokens, texts of mixed lengths" in shown.err
+    assert "there was no time for texts of 8 tokens, texts of 16 tokens, texts of mixed lengths" in shown.err
     assert "raise --seconds" in shown.err
 
 
