@@ -38,7 +38,7 @@ TRAINING = [
 def launched(size: int, *arguments: str) -> tuple[str, float]:
     """What ``grit`` prints in so many processes, and its seconds."""
     start = "from mlx._distributed_utils.launch import main; main()"
-    launcher = [sys.executable, "-c", start, "-n", str(size), "-p", "29100", "--"] if size > 1 else []
+    launcher = [sys.executable, "-c", start, "-n", str(size), "-p", "29300", "--"] if size > 1 else []
     began = time.perf_counter()
     done = subprocess.run(
         [*launcher, *GRIT, *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--texts", type=Path, help="a text a line; default: a development corpus of ../shared")
     parser.add_argument("--count", type=int, default=32)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[2, 4])
     asked = parser.parse_args()
     lines = asked.texts.read_text().splitlines() if asked.texts else corpus("xquad_en")
     results: dict[str, object] = {"model": Path(asked.model).name, "texts": asked.count}
@@ -69,14 +70,14 @@ def main() -> None:
 
         whole, content, seconds = embedded(1)
         results["embed"] = [{"processes": 1, "seconds": seconds}]
-        for size in (2, 4):
+        for size in asked.sizes:
             _, other, seconds = embedded(size)
             results["embed"].append({"processes": size, "seconds": seconds, "bytes_equal": other == content})  # type: ignore[attr-defined]
         split = []
         answer, seconds = launched(1, "generate", PROMPT, "--raw", "-m", asked.model, "--max-tokens", "16", "-q")
         split.append({"processes": 1, "shard": None, "generate_seconds": seconds, "answer": answer})
         for shard in ("tensor", "pipeline"):
-            for size in (2, 4):
+            for size in asked.sizes:
                 vectors, _, seconds = embedded(size, "--shard", shard)
                 text, answered = launched(
                     size, "generate", PROMPT, "--raw", "-m", asked.model, "--max-tokens", "16", "-q", "--shard", shard
