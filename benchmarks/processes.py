@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 from common import corpus, save
@@ -38,7 +39,7 @@ TRAINING = [
 def launched(size: int, *arguments: str) -> tuple[str, float]:
     """What ``grit`` prints in so many processes, and its seconds."""
     start = "from mlx._distributed_utils.launch import main; main()"
-    launcher = [sys.executable, "-c", start, "-n", str(size), "-p", "29100", "--"] if size > 1 else []
+    launcher = [sys.executable, "-c", start, "-n", str(size), "-p", "29300", "--"] if size > 1 else []
     began = time.perf_counter()
     done = subprocess.run(
         [*launcher, *GRIT, *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
@@ -54,63 +55,77 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--texts", type=Path, help="a text a line; default: a development corpus of ../shared")
     parser.add_argument("--count", type=int, default=32)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     asked = parser.parse_args()
     lines = asked.texts.read_text().splitlines() if asked.texts else corpus("xquad_en")
-    results: dict[str, object] = {"model": Path(asked.model).name, "texts": asked.count}
+    results: dict[str, Any] = {"model": Path(asked.model).name, "texts": asked.count}
     with TemporaryDirectory() as name:
         folder = Path(name)
-        texts = folder / "texts.txt"
-        texts.write_text("".join(" ".join(line.split())[:600] + "\n" for line in lines[: asked.count]))
-
-        def embedded(size: int, *more: str) -> tuple[np.ndarray, bytes, float]:
-            output = folder / "v.npy"
-            _, seconds = launched(size, "embed", str(texts), "-m", asked.model, "-o", str(output), "-q", *more)
-            return np.load(output), output.read_bytes(), seconds
-
-        whole, content, seconds = embedded(1)
-        results["embed"] = [{"processes": 1, "seconds": seconds}]
-        for size in (2, 4):
-            _, other, seconds = embedded(size)
-            results["embed"].append({"processes": size, "seconds": seconds, "bytes_equal": other == content})  # type: ignore[attr-defined]
-        split = []
-        answer, seconds = launched(1, "generate", PROMPT, "--raw", "-m", asked.model, "--max-tokens", "16", "-q")
-        split.append({"processes": 1, "shard": None, "generate_seconds": seconds, "answer": answer})
-        for shard in ("tensor", "pipeline"):
-            for size in (2, 4):
-                vectors, _, seconds = embedded(size, "--shard", shard)
-                text, answered = launched(
-                    size, "generate", PROMPT, "--raw", "-m", asked.model, "--max-tokens", "16", "-q", "--shard", shard
-                )
-                split.append(
-                    {
-                        "processes": size,
-                        "shard": shard,
-                        "largest_difference": float(np.abs(vectors - whole).max()),
-                        "embed_seconds": seconds,
-                        "generate_seconds": answered,
-                        "same_answer": text == answer,
-                    }
-                )
-        results["split"] = split
-        results["training"] = training(asked.model, folder, lines)
+        texts = [" ".join(line.split())[:600] for line in lines[: asked.count]]
+        (folder / "texts.txt").write_text("".join(f"{text}\n" for text in texts))
+        results |= {part: PARTS[part](asked.model, folder, asked.sizes) for part in asked.parts}
     save("processes", results)
     print(json.dumps(results, indent=1))
 
 
-def training(model: str, folder: Path, lines: list[str]) -> list[dict[str, object]]:
-    """The same steps in one process and in two."""
-    rows = [{"query": line[:80], "pos": [line[80:240] or line]} for line in lines[:40]]
+def embedded(model: str, folder: Path, size: int, *more: str) -> tuple[bytes, np.ndarray, float]:
+    """The file of vectors, the vectors, and the seconds that the command took."""
+    output = folder / "v.npy"
+    _, seconds = launched(size, "embed", str(folder / "texts.txt"), "-m", model, "-o", str(output), "-q", *more)
+    return output.read_bytes(), np.load(output), seconds
+
+
+def shares(model: str, folder: Path, sizes: list[int]) -> list[dict[str, Any]]:
+    """Embedding with the whole model in every process."""
+    whole, _, seconds = embedded(model, folder, 1)
+    found: list[dict[str, Any]] = [{"processes": 1, "seconds": seconds}]
+    for size in sizes:
+        content, _, seconds = embedded(model, folder, size)
+        found.append({"processes": size, "seconds": seconds, "same_bytes": content == whole})
+    return found
+
+
+def split(model: str, folder: Path, sizes: list[int]) -> list[dict[str, Any]]:
+    """Embedding and generating with one model split among the processes."""
+    asking = ["generate", PROMPT, "--raw", "-m", model, "--max-tokens", "16", "-q"]
+    answer, answering = launched(1, *asking)
+    _, whole, seconds = embedded(model, folder, 1)
+    found: list[dict[str, Any]] = [{"processes": 1, "embed_seconds": seconds, "generate_seconds": answering}]
+    for shard in ("tensor", "pipeline"):
+        for size in sizes:
+            _, vectors, seconds = embedded(model, folder, size, "--shard", shard)
+            text, answering = launched(size, *asking, "--shard", shard)
+            found.append(
+                {
+                    "processes": size,
+                    "shard": shard,
+                    "embed_seconds": seconds,
+                    "generate_seconds": answering,
+                    "largest_difference": float(np.abs(vectors - whole).max()),
+                    "same_answer": text == answer,
+                }
+            )
+    return found
+
+
+def training(model: str, folder: Path, sizes: list[int]) -> list[dict[str, Any]]:
+    """The same steps in one process and in more."""
+    texts = (folder / "texts.txt").read_text().splitlines()
+    rows = [{"query": text[:80], "pos": [text[80:240] or text]} for text in texts]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = []
-    for size in (1, 2):
+    for size in [1, *sizes]:
         adapter = folder / f"adapter-{size}"
         common = ["--data", str(folder / "rows.jsonl"), "--adapter-path", str(adapter), "-q"]
         _, seconds = launched(size, "train", "-m", model, *common, *TRAINING)
         log = [json.loads(line) for line in (adapter / "log.jsonl").read_text().splitlines()]
         steps = [line for line in log if line["kind"] == "train"]
-        found.append({"processes": size, "seconds": seconds, "last": steps[-1]})
+        found.append({"processes": size, "seconds": seconds, "last_step": steps[-1]})
     return found
 
+
+PARTS = {"training": training, "shares": shares, "split": split}
 
 if __name__ == "__main__":
     main()

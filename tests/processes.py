@@ -50,9 +50,12 @@ def launch(size: int, *arguments: object, cwd: Path | None = None) -> subprocess
     )
 
 
-def finished(launcher: subprocess.Popen[str], timeout: float = 240) -> tuple[str, str]:
+def finished(launcher: subprocess.Popen[str], timeout: float = 600) -> tuple[str, str]:
     """Its stdout and stderr once it has ended; mlx's own complaints are left out."""
-    out, err = launcher.communicate(timeout=timeout)
+    try:
+        out, err = launcher.communicate(timeout=timeout)
+    finally:
+        launcher.kill()  # one that hangs is not to outlive the test
     return out, "".join(line for line in err.splitlines(keepends=True) if not line.startswith(("[ring]", "\x1b[33m")))
 
 

@@ -74,7 +74,7 @@ def _process(folder: Path, *, rank: int) -> int:
 def test_a_store_is_that_of_one_process(tiny_model: Path, tmp_path: Path) -> None:
     import lancedb
 
-    texts(tmp_path / "many.txt", 120)
+    texts(tmp_path / "many.txt", 60)
     tables = []
     for size in (1, 2):
         store = tmp_path / f"store-{size}"
