@@ -312,8 +312,8 @@ def rag_index(results: dict[str, Any]) -> str:
     return "\n\n".join(
         [
             described(results) + made_up,
-            "Bytes on disk include files that were replaced and are kept for an hour. Resident memory of the process in "
-            "MB: when a share of the passages was embedded and written, and at most in each of the steps after it:",
+            "Bytes on disk include files that were replaced and are kept for an hour. Resident memory of the process "
+            "in MB: when a share of the passages was embedded and written, and at most in each of the steps after it:",
             table(heads, rows),
             "Milliseconds of a search, median / 95th percentile:" + crowded,
             table(["search", *(f"{one['passages']:,}" for one in sizes)], latencies),
