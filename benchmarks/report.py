@@ -315,13 +315,17 @@ def rag_index(results: dict[str, Any]) -> str:
             "Bytes on disk include files that were replaced and are kept for an hour. Resident memory of the process "
             "in MB: when a share of the passages was embedded and written, and at most in each of the steps after it:",
             table(heads, rows),
-            "Milliseconds of a search, median / 95th percentile:" + crowded,
+            f"Milliseconds of a search, median / 95th percentile.{crowded}",
             table(["search", *(f"{one['passages']:,}" for one in sizes)], latencies),
             f"Recall at 10 of the approximate index against exact search, over {results['queries']} queries: "
             f"{recalls}. Seconds to build it: {build}. Run again with nothing changed: {again} s.",
-            *([extrapolated(*sizes[-2:])] if len(sizes) > 1 else []),
+            *([extrapolated(*sizes[-2:])] if len(sizes) > 1 and sizes[-1]["passages"] >= _LARGE else []),
         ]
     )
+
+
+# Passages of a run that says something of a hundred times as many.
+_LARGE = 100_000
 
 
 def extrapolated(small: dict[str, Any], large: dict[str, Any], passages: int = 10_000_000) -> str:
@@ -337,8 +341,7 @@ def extrapolated(small: dict[str, Any], large: dict[str, Any], passages: int = 1
     hours = passages * large["cpu_seconds"] / large["passages"] / 3600
     said = (
         f"On the line through {small['passages']:,} and {large['passages']:,}, ten million would take "
-        f"{line(lambda one: one['bytes_on_disk']) / 1e9:.1f} GB on disk, {line(lambda one: one['peak_mb']) / 1e3:.1f} "
-        f"GB of memory at most, all indices in memory included, and {hours:.1f} hours of CPU without the model"
+        f"{line(lambda one: one['bytes_on_disk']) / 1e9:.1f} GB on disk and {hours:.1f} hours of CPU without the model"
     )
     if _is_crowded(large):
         return said + "."
