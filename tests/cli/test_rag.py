@@ -201,13 +201,13 @@ def test_a_question_opens_its_store_once(
 
     count(Store, "__init__")
     count(PassageTable, "__init__")
-    count(table, "_connected")
+    count(table, "connected")
     count(PassageTable, "read_state")
     count(fingerprint, "_sampled")  # the weights
     fingerprint._hashed.cache_clear()
     run = grit("rag", "ask", "yeast", *args)
     assert run.code == 0
-    assert calls == Counter({"__init__": 2, "_connected": 1, "read_state": 1, "_sampled": fingerprints})
+    assert calls == Counter({"__init__": 2, "connected": 1, "read_state": 1, "_sampled": fingerprints})
 
 
 def test_nothing_relevant_is_said(grit: Grit, indexed: Path) -> None:
