@@ -415,22 +415,17 @@ def quotes(results: dict[str, Any]) -> str:
 
 def serve(results: dict[str, Any]) -> str:
     embeddings, first, memory = results["embeddings"], results["first_tokens"], results["memory"]
-    head = [
-        "completions at a time",
-        "tokens/s",
-        "mlx_lm.server",
-        "ratio",
-        "CPU ratio",
-        "first token, s",
-        "mlx_lm.server",
-    ]
+    used = any("cpu_ratio" in row for row in results["generation"])
+    theirs = "mlx_lm.server"
+    head = ["completions at a time", "tokens/s", theirs, "ratio", *(["CPU ratio"] if used else [])]
+    head += ["first token, s", theirs]
     rows = [
         [
             f"{row['at_once']}{', while another client embeds' if row['with_embeddings'] else ''}",
             f"{row['tokens_per_second']:.0f}",
             f"{row['mlx_lm_tokens_per_second']:.0f}",
             f"{row['speed_ratio']:.2f}",
-            f"{row['cpu_ratio']:.2f}" if "cpu_ratio" in row else "",
+            *([f"{row['cpu_ratio']:.2f}" if "cpu_ratio" in row else ""] if used else []),
             f"{row['first_token_seconds']:.2f}",
             f"{row['mlx_lm_first_token_seconds']:.2f}",
         ]
@@ -450,9 +445,9 @@ def serve(results: dict[str, Any]) -> str:
         f"- Memory: {memory['bytes'] / 1e6:,.0f} MB after {memory['requests']:,} requests, "
         f"{memory['bytes_later'] / 1e6:,.0f} MB after {memory['requests_later']:,} ({memory['growth']:+.1%}).",
         table(head, rows),
-        f"Each figure is a median of {results['rounds']} rounds, the ratios those of the rounds' ratios; the second is "
-        "that of the CPU's seconds for each token, which other programs change less than the clock. "
-        f"mlx_lm.server cannot embed: beside it a second `grit serve` does, which embedded {there} texts a second "
+        f"Each figure is a median of {results['rounds']} rounds, the ratio that of the rounds' ratios. "
+        + ("The CPU ratio compares the CPU's time for each token, which others change less than the clock. " * used)
+        + f"mlx_lm.server cannot embed: beside it a second `grit serve` does, which embedded {there} texts a second "
         f"meanwhile, the one process {here}.",
     ]
     return "\n\n".join(parts)

@@ -21,7 +21,7 @@ import typer
 from grit_mlx.cli import console, options
 from grit_mlx.cli.loader import EMBEDDED, model_name
 from grit_mlx.cli.options import Use
-from grit_mlx.errors import ArgumentError, ConfigError, GritError, ServerError, unreadable
+from grit_mlx.errors import ArgumentError, ConfigError, GritError, Option, ServerError, unreadable
 from grit_mlx.model import hub
 from grit_mlx.model.options import ModelChoice
 from grit_mlx.options import from_mapping
@@ -81,7 +81,7 @@ def serve(
     if not keys and chosen.host not in ("127.0.0.1", "::1", "localhost"):
         console.warn(f"{chosen.host} can be reached from other machines, and no key is needed: see --api-key-file")
     models = _models(chosen, loading)
-    stores = dict(_store(one) for one in chosen.stores)
+    stores = _stores(chosen)
     listening = _listen(chosen.host, chosen.port)
     with console.status("Loading"):
         # Here, because it brings mlx and transformers.
@@ -237,6 +237,19 @@ def _models(chosen: ServeOptions, loading: ModelChoice) -> dict[str, ModelChoice
             raise ArgumentError(f"Two models are called {name}: rename the folder of one of them.")
         models[name] = replace(choice, model=folder)
     return models
+
+
+def _stores(chosen: ServeOptions) -> dict[str, str]:
+    """The stores by the names that clients use."""
+    stores: dict[str, str] = {}
+    for name, folder in map(_store, chosen.stores):
+        if name in stores:
+            raise ArgumentError(
+                f"Two stores are called {name}, {stores[name]} and {folder}. Name one of them: ",
+                *(Option("stores", f"NAME={folder}"), "."),
+            )
+        stores[name] = folder
+    return stores
 
 
 def _store(given: str) -> tuple[str, str]:

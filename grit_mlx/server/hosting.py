@@ -257,7 +257,7 @@ class Host:
 
     def unload_idle(self) -> None:
         """Unload the models that were not used for as long as the options say."""
-        if self.options.idle:
+        if self.options.idle and self.ready:
             for model in self.models.values():
                 model.unload(60 * self.options.idle)
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Final
 
+from grit_mlx.errors import ArgumentError, Option
 from grit_mlx.options import bytes_of_size, check, option
 
 __all__ = ["RERANKING", "ServeOptions"]
 
 RERANKING: Final = ("likelihood", "cosine")
+
+_ORIGIN: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/\s]+/?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,3 +81,7 @@ class ServeOptions:
 
     def __post_init__(self) -> None:
         check(self)
+        for origin in self.origins:
+            if not _ORIGIN.fullmatch(origin):
+                message = f" must be a page's address without a path, such as https://example.org, not {origin!r:.100}."
+                raise ArgumentError(Option("origins"), message)

@@ -92,6 +92,8 @@ def test_a_port_that_is_taken(running: Any) -> None:
         (["--host", "999.1.1.1"], "There is no address"),
         (["--config", "none.yaml"], "does not exist"),
         (["--max-queue", "0"], ""),
+        (["--origin", "example.org"], "--origin must be a page's address without a path"),
+        (["--store", "a.grit", "--store", "a=b.grit"], "Two stores are called a, a.grit and b.grit. Name one of them"),
     ],
 )
 def test_what_cannot_start_says_why(running: Any, options: list[str], said: str) -> None:
