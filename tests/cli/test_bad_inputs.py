@@ -208,7 +208,8 @@ def instruction_fills_max_length(place: Place) -> list[object]:
 
 
 @case(
-    r"Cannot write {}/v\.xyz: name a file that ends in \.npy, \.npz, \.jsonl, \.jsonl\.gz or \.parquet, or a folder, in /\."
+    r"Cannot write {}/v\.xyz: name a file that ends in \.npy, \.npz, \.jsonl, \.jsonl\.gz or \.parquet, "
+    r"or a folder, in /\."
 )
 def unknown_suffix(place: Place) -> list[object]:
     return ["embed", place.good, "-o", place.folder / "v.xyz"]
