@@ -85,7 +85,7 @@ def open_writer(
     name = fspath(path)
     writer_class = _ParquetWriter if name.endswith("/") else _WRITERS.get(_suffix(name))
     if writer_class is None:
-        raise OutputError(f"Cannot write {name}: name a file that ends in {_listed(_WRITERS)}, or a folder with a /.")
+        raise OutputError(f"Cannot write {name}: name a file that ends in {_listed(_WRITERS)}, or a folder, in /.")
     check_dtype(dtype)
     if dtype in _COMPRESSED and not writer_class.keeps_scales:
         kept = _listed(suffix for suffix, writer in _WRITERS.items() if writer.keeps_scales)

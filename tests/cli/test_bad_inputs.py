@@ -207,7 +207,10 @@ def instruction_fills_max_length(place: Place) -> list[object]:
 # Output
 
 
-@case(r"Cannot write {}/v\.xyz: name a file that ends in \.npy, \.npz, \.jsonl, \.jsonl\.gz or \.parquet\.")
+@case(
+    r"Cannot write {}/v\.xyz: name a file that ends in \.npy, \.npz, \.jsonl, \.jsonl\.gz or \.parquet, "
+    r"or a folder, in /\."
+)
 def unknown_suffix(place: Place) -> list[object]:
     return ["embed", place.good, "-o", place.folder / "v.xyz"]
 

@@ -161,7 +161,7 @@ def test_bad_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "folder.npy").mkdir()
     os.mkfifo(tmp_path / "pipe.npy")
     cases = {
-        "v.txt": "name a file that ends in .npy, .npz, .jsonl, .jsonl.gz or .parquet.",
+        "v.txt": "name a file that ends in .npy, .npz, .jsonl, .jsonl.gz or .parquet, or a folder, in /.",
         "v": "name a file that ends in",
         "missing/v.npy": "its folder does not exist. Create it first.",
         "file/v.npy": "a part of its path is a file, not a folder.",
