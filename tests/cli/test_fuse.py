@@ -48,8 +48,10 @@ def test_fuse_is_convert_with_an_adapter(
     (first, options), (second, others) = calls
     assert first == second
     assert {**vars(options), "output": None} == {**vars(others), "output": None}
-    names = sorted(path.name for path in one.iterdir())
-    assert names == sorted(path.name for path in other.iterdir()) and "model.safetensors" in names
+    names, others = (
+        sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()) for folder in (one, other)
+    )
+    assert names == others and "model.safetensors" in names
     for name in names:
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
 

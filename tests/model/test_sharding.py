@@ -28,8 +28,8 @@ PROMPT = [1, 7, 90, 33, 12, 5, 200, 17]
 # Every process runs this; the first one writes what it found.
 PROGRAM = """
 import json, sys
+from grit_mlx import GritLM  # before mlx, so that it loads the BLAS that this process's models have
 import mlx.core as mx, numpy as np
-from grit_mlx import GritLM
 from grit_mlx.model.options import ModelChoice
 from grit_mlx.model.team import Team
 from grit_mlx.model.world import World
