@@ -16,7 +16,9 @@ if [ ! -e .venv-integrations/installed ] || [ $wanted -nt .venv-integrations/ins
     if command -v npm >/dev/null; then
         mkdir .venv-integrations/node
         cp $node .venv-integrations/node
-        npm install --prefix .venv-integrations/node --no-fund --no-audit --loglevel=error ||
+        # npm itself would try again for many minutes where it reaches nobody.
+        npm install --prefix .venv-integrations/node --no-fund --no-audit --loglevel=error \
+            --fetch-retries=1 --fetch-retry-mintimeout=1000 --fetch-retry-maxtimeout=5000 --fetch-timeout=30000 ||
             echo 'The packages for Node could not be installed: their test is left out.'
     fi
     : >.venv-integrations/installed
