@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["finished", "grit", "launch"]
+__all__ = ["alone", "finished", "grit", "launch"]
 
 ROOT = Path(__file__).parents[1]
 
@@ -62,3 +62,16 @@ def finished(launcher: subprocess.Popen[str], timeout: float = 600) -> tuple[str
 def grit(size: int, *arguments: object, cwd: Path | None = None) -> tuple[str, str]:
     """What ``grit`` says in several processes: stdout and stderr."""
     return finished(launch(size, *GRIT, *arguments, cwd=cwd))
+
+
+def alone(*arguments: object) -> str:
+    """What ``grit`` says on stderr in a single process that computes as several do: with as many threads each.
+
+    The number of threads decides in which order products are summed, and so the last bits of a vector.
+    """
+    command = [sys.executable, *GRIT, *map(str, arguments)]
+    done = subprocess.run(
+        command, env=environment(), capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr

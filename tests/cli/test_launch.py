@@ -29,12 +29,12 @@ def test_vectors_are_those_of_one_process(tiny_model: Path, tmp_path: Path) -> N
     rows = [{"key": i, "text": f"A ship {'sails ' * (i % 90)}on."} for i in range(300)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = ("embed", tmp_path / "rows.jsonl", "-m", tiny_model, "--id", "key", "-o")
-    assert run(*command, tmp_path / "one.jsonl", "-q").code == 0
+    processes.alone(*command, tmp_path / "one.jsonl", "-q")
     out, err = processes.grit(2, *command, tmp_path / "two.jsonl")
     assert (out, err) == ("", f"note: 300 vectors of 32 numbers -> {tmp_path / 'two.jsonl'}\n")
     assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
     few = texts(tmp_path / "few.txt", 1)
-    assert run("embed", few, "-m", tiny_model, "-o", tmp_path / "one.npy", "-q").code == 0
+    processes.alone("embed", few, "-m", tiny_model, "-o", tmp_path / "one.npy", "-q")
     _, err = processes.grit(3, "embed", few, "-m", tiny_model, "-o", tmp_path / "three.npy", "-q")
     assert err == ""
     assert (tmp_path / "one.npy").read_bytes() == (tmp_path / "three.npy").read_bytes()
@@ -50,9 +50,8 @@ def test_a_process_that_is_killed_ends_the_others_and_loses_nothing(tiny_model: 
     os.kill(_process(tmp_path, rank=1), signal.SIGKILL)
     _, err = processes.finished(launcher)
     assert err.count("error: ") == 1 and "nother" in err and "has ended" in err, err
-    again = run(*command)
-    assert again.code == 0 and "resuming: " in again.err
-    assert run(*command[:-1], tmp_path / "w.npy", "-q").code == 0
+    assert "resuming: " in processes.alone(*command)
+    processes.alone(*command[:-1], tmp_path / "w.npy", "-q")
     assert (tmp_path / "v.npy").read_bytes() == (tmp_path / "w.npy").read_bytes()
     assert not parts.parent.exists()
 
@@ -80,7 +79,7 @@ def test_a_store_is_that_of_one_process(tiny_model: Path, tmp_path: Path) -> Non
         store = tmp_path / f"store-{size}"
         command = ("rag", "index", tmp_path / "many.txt", "--store", store, "-m", tiny_model)
         if size == 1:
-            assert run(*command, "-q").code == 0
+            processes.alone(*command, "-q")
         else:
             out, err = processes.grit(size, *command)
             assert "error" not in err and "1 new" in out + err
