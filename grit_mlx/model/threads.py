@@ -82,7 +82,10 @@ class _Worker:
     def close(self, generator: Generator[Any, None, None]) -> None:
         """Close a generator that was stepped here."""
         if self._stopped:
-            return  # it is closed
+            # The worker closes it, or has; until then it must not be collected here, whose thread is not its stream's.
+            if not self.is_this_thread():
+                self._thread.join(timeout=_PATIENCE)
+            return
         job = _Job(generator.close)
         self._jobs.put(job)
         # Not for ever: whoever collects garbage may hold a lock that the work before this wants.
