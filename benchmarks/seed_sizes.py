@@ -31,16 +31,10 @@ from common import machine, save
 
 GRIT = Path(sys.executable).with_name("grit")
 
+_WIDTHS = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8}
 SHAPES: dict[str, dict[str, Any]] = {
-    "mistral": {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8},
-    "mixtral": {
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "num_local_experts": 8,
-        "num_experts_per_tok": 2,
-    },
+    "mistral": _WIDTHS,
+    "mixtral": {**_WIDTHS, "num_local_experts": 8, "num_experts_per_tok": 2},
 }
 LAYERS = 32
 # Part of the free disk space that a checkpoint and its conversion may take.

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,6 +54,7 @@ __all__ = [
     "set_default_model",
     "settled",
     "tokenizer_files",
+    "write_home",
 ]
 
 logger = logging.getLogger("grit_mlx")
@@ -176,15 +177,24 @@ def set_default_model(name: str | None) -> Path:
     if name is not None and Path(name).is_absolute() and Path(name).parent != models_folder():
         folders = [*(folder for folder in folders if folder != name), name]
     chosen = {key: value for key, value in {"model": name, "folders": folders}.items() if value}
+    return write_home(path, chosen)
+
+
+def write_home(path: Path, contents: Mapping[str, Any]) -> Path:
+    """Write one of the JSON files in ``home``, or remove it if there is nothing to keep; returns ``path``.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     try:
-        if not chosen:
+        if not contents:
             path.unlink(missing_ok=True)
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{unwritable(path, error)} Set GRIT_HOME to a folder you can write to.") from error
     with atomic_write(path) as file:
-        file.write(json.dumps(chosen).encode())
+        file.write(json.dumps(contents).encode())
     return path
 
 

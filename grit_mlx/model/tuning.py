@@ -13,8 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from grit_mlx.errors import OutputError, unreadable, unwritable
-from grit_mlx.files.atomic import atomic_write
+from grit_mlx.errors import unreadable
 from grit_mlx.model import device, hub
 from grit_mlx.model.checkpoint import decoder_config
 
@@ -63,7 +62,6 @@ def forget() -> Path:
 
 
 def _write(sizes: dict[str, int] | None) -> Path:
-    path = tuning_file()
     try:
         devices = _read()
         own = devices.get(_device(), {})
@@ -71,17 +69,7 @@ def _write(sizes: dict[str, int] | None) -> Path:
     except (OSError, ValueError, AttributeError, TypeError):
         known, own = {}, {}  # it is damaged, and there is nothing in it that cannot be measured again
     known[_device()] = {**own, **sizes} if sizes is not None else {}
-    known = {name: one for name, one in known.items() if one}
-    try:
-        if not known:
-            path.unlink(missing_ok=True)
-            return path
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{unwritable(path, error)} Set GRIT_HOME to a folder you can write to.") from error
-    with atomic_write(path) as file:
-        file.write(json.dumps(known, indent=1).encode())
-    return path
+    return hub.write_home(tuning_file(), {name: one for name, one in known.items() if one})
 
 
 def _read() -> dict[str, Any]:

@@ -233,13 +233,18 @@ def random_blocks(kind: Kind, rows: int, width: int, seed: int) -> np.ndarray[An
 EXACT = [kind for kind, affine in AFFINE.items() if affine.scales == "F16"]
 
 
+def entry_of(octets: np.ndarray, kind: Kind, path: Path) -> Any:
+    """The header's entry of a file that holds one tensor."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tensor("output.weight", octets, raw_dtype=kind)
+    finish(writer)
+    return read_header(path).entries["output.weight"]
+
+
 @pytest.mark.parametrize("kind", EXACT, ids=lambda kind: kind.name)
 def test_affine_types_keep_every_value(kind: Kind, tmp_path: Path) -> None:
     octets = random_blocks(kind, 24, 96, seed=3)
-    writer = gguf.GGUFWriter(tmp_path / "one.gguf", "llama")
-    writer.add_tensor("output.weight", octets, raw_dtype=kind)
-    finish(writer)
-    entry = read_header(tmp_path / "one.gguf").entries["output.weight"]
+    entry = entry_of(octets, kind, tmp_path / "one.gguf")
     parts = [mx.array(tensor.read(0, 24)) for tensor in tensors_of("lm_head.weight", [entry]).values()]
     packed, scales, biases = parts
     bits = AFFINE[kind].bits
@@ -255,10 +260,7 @@ def test_affine_types_keep_every_value(kind: Kind, tmp_path: Path) -> None:
 def test_k_quants_keep_every_code(kind: Kind, tmp_path: Path) -> None:
     """Their values in float32; in half precision scales and minima are rounded, by 1 in 2048 at most."""
     octets = random_blocks(kind, 12, 512, seed=4)
-    writer = gguf.GGUFWriter(tmp_path / "one.gguf", "llama")
-    writer.add_tensor("output.weight", octets, raw_dtype=kind)
-    finish(writer)
-    entry = read_header(tmp_path / "one.gguf").entries["output.weight"]
+    entry = entry_of(octets, kind, tmp_path / "one.gguf")
     packed, scales, biases = (mx.array(one.read(0, 12)) for one in tensors_of("lm_head.weight", [entry]).values())
     form: dict[str, Any] = {"group_size": 32, "bits": AFFINE[kind].bits}
     expected = gguf.dequantize(octets, kind)
