@@ -15,9 +15,9 @@ demo: .venv/installed ## try search, similarity and rag with the built-in model
 test: .venv/installed-dev ## run the tests; ARGS="-k pooling -x" is passed to pytest
 	.venv/bin/python -m pytest $(ARGS)
 
-peft: .venv/installed-dev ## compare adapters with PEFT, which installs PyTorch
+peft: .venv/installed-dev ## compare adapters with PEFT, and a recipe with its PyTorch
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[peft]'
-	GRIT_REQUIRE_PEFT=1 .venv/bin/python -m pytest tests/faults/test_real_peft.py
+	GRIT_REQUIRE_PEFT=1 .venv/bin/python -m pytest tests/faults/test_real_peft.py tests/test_recipe.py
 
 integrations: .venv/installed-dev ## test the adapters for other tools, which are installed beside .venv
 	@sh scripts/integrations.sh

@@ -34,8 +34,8 @@ QUESTIONS = [
     "who were the first people on the moon?",
     "when is a promise legally binding?",
 ]
-PARAMETERS_OF_THE_BODY = 4_000_000
-BYTES = 10_000_000
+PARAMETERS_OF_THE_BODY = 9_000_000
+BYTES = 19_000_000
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +86,13 @@ def test_similar_sentences_are_nearer(model: GritLM) -> None:
     assert a @ b > a @ c + 0.2
 
 
-def test_any_text_survives_its_tokenizer(model: GritLM) -> None:
-    tokenizer = model.tokenizer
-    for text in ("Hello  world", "# Title\n\nA line.\n    indented\tand tabs", "naïve café – 漢字 🚢", "1984, 3.14"):
-        ids = tokenizer.encode(text, add_special_tokens=False)
-        assert tokenizer.unk_token_id not in ids
-        assert tokenizer.decode(ids) == text
+def test_any_text_has_a_vector(model: GritLM) -> None:
+    """In other scripts and of signs it has no tokens for; letter case does not matter."""
+    texts = ["漢字", "Ωμέγα", "🚢", "🚢🚢 ahoy", "\u0e40\u0e23\u0e37\u0e2d", "x" * 3000, "1984, 3.14"]
+    vectors = model.encode(texts)
+    assert np.isfinite(vectors).all() and np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-4)
+    lower, upper = model.encode(["a keel of oak", "A KEEL OF OAK"])
+    assert lower @ upper > 0.9999
 
 
 def test_it_only_embeds(model: GritLM) -> None:

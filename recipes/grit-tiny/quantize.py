@@ -1,8 +1,4 @@
-"""Quantise the finished model: python recipes/grit-tiny/quantize.py FOLDER OUTPUT
-
-The token table is most of the model and tolerates few bits, because an embedding is the mean of many rows. The layer
-needs more bits, but is small.
-"""
+"""Quantise the finished model: python recipes/grit-tiny/quantize.py FOLDER OUTPUT"""
 
 from __future__ import annotations
 
@@ -13,7 +9,8 @@ from typing import Any
 
 from grit_mlx.convert import convert, quantization
 
-BITS = {"table": 6, "layers": 8}
+BITS = {"table": 4, "layers": 8}
+GROUP = 32  # the width is no multiple of 64
 
 
 def table_apart(model: Any, base: quantization.Quantization) -> quantization.Predicate:
@@ -31,6 +28,7 @@ def main() -> None:
         options.output,
         quantize=True,
         bits=BITS["table"],
+        group_size=GROUP,
         recipe=table_apart,
         dtype="float16",
         force=True,

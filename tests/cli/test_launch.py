@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -189,8 +189,9 @@ def test_nothing_waits_once_another_process_is_lost(monkeypatch: pytest.MonkeyPa
 
     for name in ("all_sum", "all_gather"):
         monkeypatch.setattr(f"mlx.core.distributed.{name}", lose)
-    waits = (lambda: world.from_first(1), lambda: world.from_all(1), lambda: world.arrays_from_all(np.zeros(2)))
-    for wait in (*waits, *waits):
+    waits: list[Callable[[], object]] = [lambda: world.from_first(1), lambda: world.from_all(1)]
+    waits.append(lambda: world.arrays_from_all(np.zeros(2)))
+    for wait in waits * 2:
         with pytest.raises(ProcessError, match="Another process of this run has ended"):
             wait()
     assert len(sent) == 1

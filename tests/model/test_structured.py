@@ -13,7 +13,6 @@ import pytest
 
 from grit_mlx import GritLM
 from grit_mlx.errors import ArgumentError, DependencyError, TokenizerError
-from grit_mlx.model import structured
 from grit_mlx.model.options import GenerationOptions
 from grit_mlx.model.structured import Constraint, TokenBytes, constraint
 
@@ -82,10 +81,8 @@ def _tokenizers(tiny_model: Path, shared: Path, tmp_path: Path) -> dict[str, Any
     """By kind: ▁ with bytes in several ways, byte-level, without bytes, SentencePiece's own file alone."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    builtin = Path(structured.__file__).parents[1] / "builtin" / "grit-tiny"
     folders = {
         "tiny": tiny_model,
-        "grit-tiny": builtin,
         "golden": shared / "golden" / "mistral" / "checkpoint",
         "golden mixtral": shared / "golden" / "mixtral" / "checkpoint",
         "stories": shared / "models" / "stories260k",

@@ -20,7 +20,7 @@ FIRST = {
     "How do I quantise a model to 4 bits?": "README.md convert.md",
     "What happens to the passages of a file that was deleted?": "rag.md",
     "How can one model have both bidirectional and causal attention?": "README.md architecture.md",
-    "How do I resume training that was interrupted?": "training.md",
+    "How do I resume training that was interrupted?": "training.md scale.md",
     "Which scores does grit eval compute?": "evaluation.md",
     "Do programs written for the official gritlm package work?": "README.md python.md architecture.md",
     "What happens if no passage is relevant to my question?": "rag.md",
@@ -39,8 +39,8 @@ SECOND = {
     "Are hidden files indexed?": "rag.md",
     "How do I get int8 or binary vectors?": "python.md cli.md README.md",
 }
-# Of ten. Of the second ten, which nothing was chosen by, fewer are right.
-RIGHT = {"first": 8, "second": 6}
+# Of ten. Nothing was chosen by the second ten.
+RIGHT = {"first": 8, "second": 7}
 
 
 @pytest.fixture(scope="module")
