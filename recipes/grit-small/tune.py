@@ -25,6 +25,7 @@ import grit_mlx  # noqa: F401 - before mlx, to load the fast BLAS
 import mlx.core as mx
 import yaml
 
+from grit_mlx.errors import GritError
 from grit_mlx.options import from_mapping
 from grit_mlx.training import TrainingSettings, train
 from grit_mlx.training.callbacks import Callback, StepReport, TrainingPlan, ValidationReport
@@ -32,7 +33,7 @@ from grit_mlx.training.settings import read_yaml
 
 SETTINGS = Path(__file__).with_name("settings.yaml")
 MODES = ("unified", "embedding", "generative")
-TRIAL_STEPS, SLOW_STEPS = 20, 8  # the first steps also prepare kernels
+TRIAL_STEPS, SLOW_STEPS = 16, 6  # the first steps also prepare kernels
 LEAST_STEPS = 20
 
 
@@ -120,8 +121,12 @@ def main() -> None:
         steps = max(LEAST_STEPS, min(options.most, int(affordable)))
     for name in options.only or MODES:
         if name != "trial":
-            found[name] = run(replace(settings, mode=name, iters=steps), name, until)
-            print(f"{name}: {found[name]}", flush=True)
+            try:
+                found[name] = run(replace(settings, mode=name, iters=steps), name, until)
+            except GritError as error:  # the others may still succeed
+                print(f"{name}: {error}", flush=True)
+            else:
+                print(f"{name}: {found[name]}", flush=True)
     path = Path(settings.adapter_path).parent / "tune.json"
     path.write_text(json.dumps({"steps": steps, "runs": found}, indent=1) + "\n", encoding="utf-8")
 
