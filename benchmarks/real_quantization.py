@@ -207,7 +207,7 @@ def searched(file: Path, subject: Subject, arguments: argparse.Namespace) -> dic
 
 
 def dynamic(subject: Subject, target: float, arguments: argparse.Namespace) -> dict[str, Quantization]:
-    """What mlx_lm.dynamic_quant chooses: its sensitivities, and the threshold that fits."""
+    """What mlx_lm.dynamic_quant chooses: its sensitivities, the highest first, as long as they fit."""
     low, high = TARGETS[target]
     text = " ".join(row["text"] for row in rows("clapnq_dev", "corpus")[:60])
     ids = subject.grit.tokenizer.encode(text)[: 128 * 2 * arguments.calibration]
@@ -218,7 +218,7 @@ def dynamic(subject: Subject, target: float, arguments: argparse.Namespace) -> d
         more = {**chosen, path: Quantization(high, GROUP)}
         size = sum(subject.weights[one].size * how.bits_per_weight(mx.float16) for one, how in more.items())
         if size > target * sum(one.size for one in subject.weights.values()):
-            break
+            continue  # its threshold would end here, well below the target if the table is next
         chosen = more
     return chosen
 
