@@ -50,7 +50,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "mixed_4_6": {"recipe": "mixed_4_6", "quantize": True},
     "grit, mxfp4": {"mode": "mxfp4"},
 }
-# Bits a weight for both searches, with low and high bits of mlx_lm.dynamic_quant (those of 5 bits are its own), and what
+# Bits a weight for both searches, with low and high bits of mlx_lm.dynamic_quant (for 5 its own), and what
 # takes as many everywhere.
 TARGETS = {4.5: (3, 6), 5.0: (4, 5), 3.5: (2, 5)}
 UNIFORM = {5.0: Quantization(4, 32), 4.5: Quantization(4, 64), 3.5: Quantization(3, 64)}
