@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from grit_mlx.gritlm import GritLM
     from grit_mlx.model.team import Team
 
-__all__ = ["enter", "leave", "led", "load", "refuse_stdin", "stopped"]
+__all__ = ["enter", "interrupted", "leave", "led", "load", "refuse_stdin", "stopped"]
 
 
 @dataclass
@@ -98,8 +98,14 @@ def refuse_stdin() -> None:
         raise ArgumentError("Under mlx.launch standard input never ends: write it to a file, and name that.")
 
 
+def interrupted() -> None:
+    """Forget the others: they were interrupted as well, and whoever waits for one that has ended waits for ever."""
+    _state.team = None
+
+
 def stopped() -> None:
     """Say why this process ends, if it was asked to."""
+    interrupted()
     if _size() > 1 and not _rank() and not console.failed():
         console.error(ProcessError("mlx.launch stops this process, because another one has ended."))
 

@@ -211,6 +211,7 @@ class Commands(TyperGroup):
             console.silence_stdout()
             raise typer.Exit(_CLOSED_PIPE) from error
         except KeyboardInterrupt as error:
+            launch.interrupted()
             if console.stderr_is_terminal():
                 sys.stderr.write("\n")  # below the ^C
             raise typer.Exit(_INTERRUPTED) from error

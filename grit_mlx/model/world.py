@@ -35,9 +35,14 @@ class World:
 
     Raises:
         ProcessError: the others cannot be reached. All methods that wait for others raise it once one of them ended.
+
+    Attributes:
+        lost: the error of another process that has ended; None as long as all run. mlx raises an error once, and who
+            waits after that waits for ever, so that nothing waits any more.
     """
 
     def __init__(self, *, alone: bool = False) -> None:
+        self.lost: ProcessError | None = None
         self.group = _group()
         self.size = 1 if alone else self.group.size()
         self.rank = 0 if alone else self.group.rank()
@@ -76,7 +81,7 @@ class World:
         """The first process's value, which JSON can hold, in all processes."""
         if self.size == 1:
             return value
-        with _waiting():
+        with self._waiting():
             text = json.dumps(value).encode() if self.is_first else b""
             length = int(_evaluated(self._all_sum(mx.array(len(text)))))
             own = np.frombuffer(text, dtype=np.uint8) if self.is_first else np.zeros(length, dtype=np.uint8)
@@ -86,7 +91,7 @@ class World:
         """Each process's value, which JSON can hold, in all processes."""
         if self.size == 1:
             return [value]
-        with _waiting():
+        with self._waiting():
             text = json.dumps(value).encode()
             lengths = _evaluated(mx.distributed.all_gather(mx.array([len(text)]), group=self.group)).tolist()
             padded = mx.array(np.frombuffer(text.ljust(max(lengths)), dtype=np.uint8))
@@ -106,7 +111,7 @@ class World:
 
     def arrays_from_all(self, rows: NDArray[Any]) -> NDArray[Any]:
         """Each process's array, all of one shape ``(...)``, in all processes: ``(size, ...)``."""
-        with _waiting():
+        with self._waiting():
             return _evaluated(mx.distributed.all_gather(mx.array(rows)[None], group=self.group))
 
     def number_from_first(self, number: mx.array) -> mx.array:
@@ -143,21 +148,23 @@ class World:
     def _all_sum(self, value: mx.array) -> mx.array:
         return mx.distributed.all_sum(value, group=self.group)
 
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Say in our words that another process has ended."""
+        if self.lost is not None:
+            raise self.lost
+        try:
+            yield
+        except RuntimeError as error:
+            if (lost := lost_process(error)) is None:
+                raise
+            self.lost = lost
+            raise lost from error
+
 
 def _evaluated(array: mx.array) -> NDArray[Any]:
     mx.eval(array)  # np.array alone would not notice that another process has ended
     return np.array(array)
-
-
-@contextmanager
-def _waiting() -> Iterator[None]:
-    """Say in our words that another process has ended."""
-    try:
-        yield
-    except RuntimeError as error:
-        if lost := lost_process(error):
-            raise lost from error
-        raise
 
 
 def _group() -> mx.distributed.Group:

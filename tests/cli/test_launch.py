@@ -158,6 +158,44 @@ def test_models_that_only_have_the_same_name_are_refused() -> None:
         launch._check_equal(["a", "b"])
 
 
+class _Team:
+    ended = False
+
+    def end(self) -> None:
+        self.ended = True
+
+
+@pytest.mark.usefixtures("two")
+def test_who_was_interrupted_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """mlx.launch interrupts all processes, or one has ended: a message to it would never return."""
+    for ends in (launch.interrupted, launch.stopped, lambda: None):
+        team = _Team()
+        monkeypatch.setattr(launch._state, "team", team)
+        ends()
+        launch.leave()
+        assert team.ended is (ends not in (launch.interrupted, launch.stopped))
+
+
+def test_nothing_waits_once_another_process_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    from grit_mlx.model.world import World
+
+    world: Any = World()
+    world.size = 2
+    sent = []
+
+    def lose(*_arguments: Any, **_options: Any) -> None:
+        sent.append(1)
+        raise RuntimeError("[ring] The connection to a peer was lost.")
+
+    for name in ("all_sum", "all_gather"):
+        monkeypatch.setattr(f"mlx.core.distributed.{name}", lose)
+    waits = (lambda: world.from_first(1), lambda: world.from_all(1), lambda: world.arrays_from_all(np.zeros(2)))
+    for wait in (*waits, *waits):
+        with pytest.raises(ProcessError, match="Another process of this run has ended"):
+            wait()
+    assert len(sent) == 1
+
+
 def test_vectors_of_integers_reach_every_process() -> None:
     """A world of one process is the same as none."""
     from grit_mlx.model.world import World
