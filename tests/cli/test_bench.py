@@ -102,8 +102,13 @@ def test_what_is_compiled_at_first_decides_no_figure(tiny_model: Path, monkeypat
 
 
 def test_products_are_of_the_type_that_the_model_computes_in(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    monkeypatch.setattr(report, "matrix_rate", lambda *, seconds, dtype: asked.append(dtype) or 1e9)
+    asked: list[mx.Dtype] = []
+
+    def rate(*, seconds: float, dtype: mx.Dtype) -> float:
+        asked.append(dtype)
+        return 1e9
+
+    monkeypatch.setattr(report, "matrix_rate", rate)
     found = report.measure(GritLM(tiny_model, dtype="bfloat16"), seconds=1)
     assert asked == [mx.bfloat16] and found.matrix_type == "bfloat16" and "GFLOP/s in bfloat16" in found.line()
 
