@@ -152,6 +152,38 @@ def quantization(results: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def real_quantization(results: dict[str, Any]) -> str:
+    sizes = results["sizes"]
+    parts = [
+        described(results),
+        f"Perplexity, KL and the likeliest token of {sizes['texts']} passages of at most {sizes['length']} tokens; "
+        f"nDCG@10 of {sizes['queries']} questions among {sizes['passages']} passages.",
+    ]
+    head = ["weights", "bits per weight", "perplexity", "KL, nats", "same likeliest token", "mean cosine", "nDCG@10"]
+    for name in ("searches", "recipes"):
+        rows = [
+            [
+                row["way"],
+                row["bits_per_weight"],
+                f"{row['perplexity']:.1f}",
+                f"{row['kl']:.3f}",
+                f"{row['top_token']:.1%}",
+                f"{row['cosine_mean']:.3f}",
+                f"{row['ndcg']:.3f}",
+            ]
+            for row in results.get(name, [])
+        ]
+        parts += [table(head, rows)] if rows else []
+    cached = [
+        [f"{row['bits']} bits", f"{row['perplexity']:.2f}", f"{row['kl']:.4f}", f"{row['top_token']:.1%}"]
+        for row in results.get("keys", [])
+    ]
+    if cached:
+        parts.append("The second halves of the passages, from cached keys and values of the first halves:")
+        parts.append(table(["keys and values", "perplexity", "KL, nats", "same likeliest token"], cached))
+    return "\n\n".join(parts)
+
+
 def gradcache(results: dict[str, Any]) -> str:
     chunk = results["chunk"]
     head = ["rows", f"GradCache, chunks of {chunk}: MB", "s", "full batch: MB", "s", "time ratio"]
@@ -182,6 +214,32 @@ def grit_small(results: dict[str, Any]) -> str:
         ["million tokens", *("" if "tokens" not in run else f"{run['tokens'] / 1e6:.1f}" for run in runs.values())]
     )
     return "\n\n".join([described({"model": "stories260k", **results}), table(["", *runs], rows)])
+
+
+def real_training(results: dict[str, Any]) -> str:
+    runs, sizes = list(results["runs"].values()), results["sizes"]
+    lines: dict[str, list[str]] = {}
+    for name in SCORES:
+        if name in runs[0]["retrieval"]:
+            for way in ("dense", "hybrid"):
+                lines[f"{name}, nDCG@10, {way}"] = [f"{run['retrieval'][name][way]:.3f}" for run in runs]
+    for way in ("dense", "hybrid"):
+        lines[f"mean nDCG@10, {way}"] = [f"{run['retrieval']['mean'][way]:.3f}" for run in runs]
+    for label, key in (("holds the answer", "match"), ("is the answer", "exact")):
+        lines[f"what is written {label}"] = [f"{run['answers'][key]:.0%}" for run in runs]
+    lines["words written"] = [f"{run['answers']['words']:.1f}" for run in runs]
+    for name in runs[0]["perplexity"]:
+        lines[f"perplexity of passages of {name}"] = [f"{run['perplexity'][name]:.1f}" for run in runs]
+    rows = [[label, *cells] for label, cells in lines.items()]
+    return "\n\n".join(
+        [
+            described(results),
+            f"Retrieval among the first {sizes['documents']} documents of each set, for at most {sizes['queries']} "
+            f"queries; {sizes['questions']} questions from the passage that answers them; perplexity of "
+            f"{sizes['texts']} passages of each set.",
+            table(["", *results["runs"]], rows),
+        ]
+    )
 
 
 RAG_SIDES = ("none", "doc", "doc, in memory", "query", "doc-query", "query-doc", "auto", "prompt file", "floor")
@@ -499,6 +557,55 @@ def peers(results: dict[str, Any]) -> str:
     )
 
 
+# Fewer than these were measured before "grit bench" did everything once first, when kernels were still being compiled.
+FEW_TEXTS, FEW_TOKENS = 4, 2
+
+
+def bench(results: dict[str, Any]) -> str:
+    """What ``grit bench --json`` printed on a GPU."""
+    m, model, document = results["machine"], results["model"], results["document"]
+    machine = (
+        f"*{model['name']} in {model['types']}, on {m['name']} ({m['kind']}), {m['memory_bytes'] / 1e9:.0f} GB, "
+        f"{m['system']}; mlx {m['mlx']}, mlx-lm {m['mlx_lm']}, Python {m['python']}; {results['date']}.*"
+    )
+    embedded = [
+        [
+            f"{row['length'] or 'mixed'}",
+            f"{row['texts']:,}",
+            f"{row['tokens_per_second']:,.0f}",
+            f"{row['padding']:.1%}",
+        ]
+        for row in results["embedding"]
+        if row["texts"] > FEW_TEXTS
+    ]
+    written = [
+        [
+            f"{row['prompt_tokens']:,}",
+            row["new_tokens"],
+            f"{row['prompt_tokens_per_second']:,.0f}",
+            f"{row['prompt_ratio']:.2f}",
+            f"{row['tokens_per_second']:.0f}",
+            f"{row['ratio']:.2f}",
+        ]
+        for row in results["generation"]
+        if row["new_tokens"] > FEW_TOKENS
+    ]
+    head = ["prompt tokens", "new tokens", "prompt, tokens/s", "beside mlx_lm", "answer, tokens/s", "beside mlx_lm"]
+    return "\n\n".join(
+        [
+            "## On a GPU",
+            machine,
+            'Printed by `grit bench --seconds 25 --json`. "Beside mlx_lm": above 1, grit-mlx is faster.',
+            table(["texts of, tokens", "texts", "tokens/s", "padding"], embedded),
+            table(head, written),
+            f"The first token of an answer from a document of {document['tokens']:,} tokens took "
+            f"{1000 * document['read_seconds']:.0f} ms without its cache and "
+            f"{1000 * document['cached_seconds']:.0f} ms with it ({document['speedup']:.1f} times as fast). "
+            f"Peak memory of arrays: {results['memory']['array_bytes'] / 1e9:.1f} GB.",
+        ]
+    )
+
+
 SIZES = {
     "convert": "conversion to 4 bits, with its proof",
     "embed": "embedding 2 texts",
@@ -538,6 +645,7 @@ PAGES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
         "operations": operations,
         "peers": peers,
         "seed_sizes": seed_sizes,
+        "bench": bench,
     },
     "rag.md": {
         "rag": rag,
@@ -549,8 +657,8 @@ PAGES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
         "quotes": quotes,
     },
     "serve.md": {"serve": serve, "warm": warm},
-    "convert.md": {"convert": conversion, "quantization": quantization},
-    "training.md": {"gradcache": gradcache, "grit_small": grit_small},
+    "convert.md": {"convert": conversion, "quantization": quantization, "real_quantization": real_quantization},
+    "training.md": {"gradcache": gradcache, "grit_small": grit_small, "real_training": real_training},
 }
 
 

@@ -115,7 +115,7 @@ def _show(report: Report) -> None:
         "device": f"{here['name']} ({here['kind']}), {size_of(here['memory_bytes'])}",
         "versions": f"grit-mlx {here['grit_mlx']}, mlx {here['mlx']}, mlx-lm {here['mlx_lm']}, Python {here['python']}",
         "model": f"{model['name']}, {model['parameters'] / 1e6:,.1f} M parameters, {model['types']}{widened}",
-        "matrix products": f"{report.matrix_flops / 1e9:,.0f} GFLOP/s in float32{blas}",
+        "matrix products": f"{report.matrix_flops / 1e9:,.0f} GFLOP/s in {report.matrix_type}{blas}",
         "batches": f"at most {report.batch_tokens['used']:,} tokens ({budget})",
         "peak memory": size_of(report.memory["array_bytes"])
         + " of arrays"

@@ -1,7 +1,8 @@
 """What ``grit bench`` measures of a model, each within a share of the time: embedding, writing, cached documents.
 
 The work fits itself to the machine: what was measured first says how many texts, how long a prompt and how many tokens
-the next measurement has time for. Comparisons alternate between their two sides.
+the next measurement has time for. Comparisons alternate between their two sides. Everything is done once before it is
+timed, since a device may have to compile kernels for it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -37,6 +39,7 @@ __all__ = [
 # Called with the seconds that were spent so far on a measurement.
 Advance = Callable[[float], None]
 
+FEWEST_TEXTS = 4
 # Tokens of the texts that are embedded; the last row mixes lengths up to the longest.
 LENGTHS = (32, 128, 512)
 # Tokens of prompts and documents, the longest first that there is time for.
@@ -139,23 +142,37 @@ class Trial:
 def embedding_rows(model: GritLM, *, seconds: float, advance: Advance) -> Iterator[EmbeddingRow]:
     """Rows by length, shortest first, then mixed lengths; a length that there is no time for is left out."""
     lengths = embedded_lengths(model)
-    longest = model.settings.max_length or LENGTHS[-1]
+    share = seconds / len(lengths)
     rate = 0.0
     for number, length in enumerate(lengths):
-        share = seconds / len(lengths)
-        began = number * share
         if rate and (length or LENGTHS[-1]) / rate > 2 * share:
             continue
-        first = _embedding(model, length, 1 if length else 4, longest)  # the first pass of a shape is slower
-        count = 4
-        while True:
-            row = _embedding(model, length, count, longest)
-            rate = row.tokens_per_second
-            advance(min(began + row.seconds, began + share))
-            if row.seconds + first.seconds > share / 3:
-                break
-            count = max(2 * count, int(count * 0.6 * share / row.seconds))
+        row = _most_texts(model, length, share, partial(_from, number * share, advance))
+        rate = row.tokens_per_second
         yield row
+
+
+def _from(start: float, advance: Advance, done: float) -> None:
+    advance(start + done)
+
+
+def _most_texts(model: GritLM, length: int | None, seconds: float, advance: Advance) -> EmbeddingRow:
+    """As many texts of a length as there is time for.
+
+    Everything is done twice. A device may compile kernels for shapes that it has not seen, for which it takes longer
+    than for the work: that time neither counts nor decides how many texts there are.
+    """
+    longest = model.settings.max_length or LENGTHS[-1]
+    count, spent = FEWEST_TEXTS, 0.0
+    while True:
+        _embedding(model, length, count, longest)
+        row = _embedding(model, length, count, longest)
+        spent += 2 * row.seconds
+        advance(min(spent, seconds))
+        more = int(0.8 * count * (seconds - spent) / (2 * row.seconds))
+        if more < 2 * count:
+            return row
+        count = more
 
 
 def embedded_lengths(model: GritLM) -> list[int | None]:
@@ -224,11 +241,13 @@ def generation_rows(model: GritLM, *, rate: float, seconds: float, advance: Adva
     share = seconds / 2
     tokens = _prompt(model, SHORT_PROMPT)
     with _endless(model):
-        probe = _answers(model, tokens, 2)  # warms up, too
+        _answers(model, tokens, 2)
+        probe = _answers(model, tokens, 2)
         each = max(probe.new_seconds, probe.mlx_lm_new_seconds)
-        left = share - probe.prompt_seconds - probe.mlx_lm_prompt_seconds - 2 * each
-        # Two rounds of both sides at least, where there is time for that.
-        count = max(2, min(NEW_TOKENS, int((left / 4 - probe.prompt_seconds) / max(each, 1e-6))))
+        prompt = max(probe.prompt_seconds, probe.mlx_lm_prompt_seconds)
+        left = share - 4 * (prompt + each)
+        # One round of both sides that does not count and two at least that do, where there is time for that.
+        count = max(2, min(NEW_TOKENS, int((left / 6 - prompt) / max(each, 1e-6))))
         row = _rounds(model, tokens, count, share, advance)
         yield row
         rate = max(row.prompt_tokens / row.prompt_seconds, rate)
@@ -240,10 +259,11 @@ def generation_rows(model: GritLM, *, rate: float, seconds: float, advance: Adva
 
 
 def _rounds(model: GritLM, tokens: list[int], count: int, seconds: float, advance: Advance) -> GenerationRow:
-    """Rounds until the time is over, but one at least; then their medians."""
+    """Rounds until the time is over, but one at least, after one that does not count; then their medians."""
+    _answers(model, tokens, count)
     rounds: list[GenerationRow] = []
     began = time.perf_counter()
-    while not rounds or (time.perf_counter() - began) * (len(rounds) + 1) / len(rounds) < seconds:
+    while not rounds or (time.perf_counter() - began) * (len(rounds) + 2) / len(rounds) < seconds:
         rounds.append(_answers(model, tokens, count, ours_first=len(rounds) % 2 == 0))
         advance(min(seconds, time.perf_counter() - began))
         if len(rounds) == MOST_ROUNDS:
@@ -310,21 +330,24 @@ def document_row(model: GritLM, *, rate: float, seconds: float, advance: Advance
         seconds: that there are for all of it.
         advance: called as time goes on.
     """
-    # Reading it for the cache and once for the answer, in a first round that warms up.
+    # Reading it for the cache, for an answer that does not count, and for one that does.
     length = next((one for one in _lengths(model) if 4 * one / rate < seconds), None)
     if length is None:
         return None
-    began = time.perf_counter()
     document = texts_of([length], _counter(model))[0]
     _, cache = model.encode(document, max_length=2 * length + 64, get_cache=True, role="document")
-    advance(time.perf_counter() - began)
     whole = rag_tokens(model.tokenizer, "none", [QUESTION], document=document)
     rest = rag_tokens(model.tokenizer, "doc", [QUESTION], document=document)
-    rounds: list[tuple[float, float]] = []
-    while not rounds or (time.perf_counter() - began) * (len(rounds) + 2) / (len(rounds) + 1) < seconds:
+
+    def answered() -> tuple[float, float]:
         read = _timed(lambda: model.stream_responses(whole, max_tokens=1))[0]
-        cached = _timed(lambda: model.stream_responses(rest, max_tokens=1, cache=cache))[0]
-        rounds.append((read, cached))
+        return read, _timed(lambda: model.stream_responses(rest, max_tokens=1, cache=cache))[0]
+
+    answered()
+    rounds: list[tuple[float, float]] = []
+    began = time.perf_counter()
+    while not rounds or (time.perf_counter() - began) * (len(rounds) + 3) / len(rounds) < seconds:
+        rounds.append(answered())
         advance(min(seconds, time.perf_counter() - began))
         if len(rounds) == MOST_ROUNDS:
             break

@@ -44,7 +44,8 @@ class Report:
     Attributes:
         machine: the device and the versions.
         model: what the model is called, how many parameters it has, in which types and bytes.
-        matrix_flops: operations per second of float32 products.
+        matrix_flops: operations per second of products.
+        matrix_type: of their numbers, which is what the model computes in.
         batch_tokens: the most tokens of a batch, padding included, and whether that was measured here.
         embedding: by length.
         generation: by prompt; empty for a model that only embeds.
@@ -59,6 +60,7 @@ class Report:
     machine: dict[str, Any]
     model: dict[str, Any]
     matrix_flops: float
+    matrix_type: str
     batch_tokens: dict[str, Any]
     embedding: list[EmbeddingRow]
     generation: list[GenerationRow]
@@ -88,7 +90,7 @@ class Report:
             where + f"{here['memory_bytes'] / 1e9:.0f} GB, {here['system']}",
             f"grit-mlx {here['grit_mlx']}, mlx {here['mlx']}, mlx-lm {here['mlx_lm']}",
             f"{self.model['name']} {self.model['types']}",
-            f"matrix {self.matrix_flops / 1e9:.0f} GFLOP/s",
+            f"matrix {self.matrix_flops / 1e9:.0f} GFLOP/s in {self.matrix_type}",
             "embed "
             + ", ".join(f"{row.length or 'mixed'}: {row.tokens_per_second:,.0f} tok/s" for row in self.embedding),
         ]
@@ -129,9 +131,11 @@ def measure(model: GritLM, *, seconds: float, tune: bool = False, watch: Watch |
         watch: called as the work goes on.
     """
     began = time.perf_counter()
-    mx.reset_peak_memory()
     clock = _Clock(seconds, _parts(model, tune), watch or (lambda _what, _done, _total: None))
-    flops = matrix_rate(seconds=max(0.1, min(2.0, clock.seconds("matrix"))))
+    computed = _computed(model)
+    flops = matrix_rate(seconds=max(0.1, min(2.0, clock.seconds("matrix"))), dtype=computed)
+    mx.clear_cache()
+    mx.reset_peak_memory()
     clock.advance("matrix")(clock.seconds("matrix"))
     tried = _tuned(model, clock) if tune else []
     embedded = []
@@ -162,6 +166,7 @@ def measure(model: GritLM, *, seconds: float, tune: bool = False, watch: Watch |
         machine=this_machine(),
         model=_described(model),
         matrix_flops=flops,
+        matrix_type=_name(computed),
         batch_tokens={"used": model.embedder.token_budget(LONGEST), "measured": model.embedder.fastest is not None},
         embedding=embedded,
         generation=written,
@@ -212,7 +217,7 @@ class _Clock:
 
 def _described(model: GritLM) -> dict[str, Any]:
     arrays: Any = tree_flatten(model.model.parameters())
-    types = {str(value.dtype).rpartition(".")[2] for _, value in arrays}
+    types = {_name(value.dtype) for _, value in arrays}
     quantization = model.config.get("quantization")
     bits = {quantization["bits"]} if isinstance(quantization, dict) and "uint32" in types else set()
     return {
@@ -224,6 +229,22 @@ def _described(model: GritLM) -> dict[str, Any]:
         "widened": widening.is_widened(model.model),
         "generates": model.settings.generates,
     }
+
+
+def _computed(model: GritLM) -> mx.Dtype:
+    """What the model computes in: of several types that of most weights, or of most scales of packed ones."""
+    if widening.is_widened(model.model):
+        return mx.float32
+    arrays: Any = tree_flatten(model.model.parameters())
+    sizes: dict[mx.Dtype, int] = {}
+    for _, value in arrays:
+        if mx.issubdtype(value.dtype, mx.floating):
+            sizes[value.dtype] = sizes.get(value.dtype, 0) + value.size
+    return max(sizes, key=lambda dtype: sizes[dtype], default=mx.float32)
+
+
+def _name(dtype: mx.Dtype) -> str:
+    return str(dtype).rpartition(".")[2]
 
 
 def _parameters(model: GritLM) -> int:

@@ -67,11 +67,13 @@ def _attention(
     **others: Any,
 ) -> mx.array:
     """As mlx-lm's function: queries ``(B, H, L, D)``, keys and values ``(B, K, M, D)`` to ``(B, H, L, D)``."""
+    if hasattr(cache, "bits"):  # packed keys are no array
+        return forward(queries, keys, values, cache, scale=scale, mask=mask, **others)
     batch, heads, length = queries.shape[:3]
     groups, keyed = keys.shape[1:3]
     causal = isinstance(mask, str) and mask == "causal"
     usual = mask is None or causal or (isinstance(mask, mx.array) and mask.dtype == mx.bool_)
-    plain = usual and not others and not hasattr(cache, "bits") and queries.dtype == keys.dtype == mx.float32
+    plain = usual and not others and queries.dtype == keys.dtype == mx.float32
     if not (plain and computes_through_numpy() and batch * heads * length * keyed >= _WORTHWHILE):
         return forward(queries, keys, values, cache, scale=scale, mask=mask, **others)
     rows = min(_CAUSAL_ROWS if causal else length, max(1, _SCORES // (batch * heads * keyed)))

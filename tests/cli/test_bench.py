@@ -10,8 +10,10 @@ import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
 from grit_mlx import GritLM
@@ -44,11 +46,11 @@ def measured(grit: Grit, *flags: object) -> dict[str, Any]:
 def test_json(grit: Grit, tiny_model: Path) -> None:
     found = measured(grit)
     assert set(found) == {
-        "machine", "model", "matrix_flops", "batch_tokens", "embedding", "generation", "document", "trials", "memory",
-        "left_out", "seconds", "date", "line",
+        "machine", "model", "matrix_flops", "matrix_type", "batch_tokens", "embedding", "generation", "document",
+        "trials", "memory", "left_out", "seconds", "date", "line",
     }  # fmt: skip
     assert found["model"]["name"] == tiny_model.name and found["model"]["generates"] is True
-    assert found["matrix_flops"] > 1e8 and found["memory"]["array_bytes"] > 0
+    assert found["matrix_flops"] > 1e8 and found["matrix_type"] == "float32" and found["memory"]["array_bytes"] > 0
     assert [row["length"] for row in found["embedding"]] == [4, 8, 16, None]
     for row in found["embedding"]:
         assert row["tokens"] > row["texts"] >= 4 and 0 <= row["padding"] < 0.5
@@ -63,6 +65,54 @@ def test_json(grit: Grit, tiny_model: Path) -> None:
     assert found["document"]["tokens"] > 8 and found["document"]["cached_seconds"] > 0
     assert found["trials"] == [] and found["left_out"] == []
     assert f"prompt {long['prompt_tokens']}" in found["line"] and "\n" not in found["line"]
+
+
+def test_what_is_compiled_at_first_decides_no_figure(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU a shape takes longer at first than all the work that there is time for."""
+    compiling, now = 100.0, [0.0]
+    seen: set[object] = set()
+
+    def work(shape: object, seconds: float) -> None:
+        now[0] += seconds if shape in seen else compiling
+        seen.add(shape)
+
+    compute = Embedder._compute
+
+    def embedded(self: Embedder, batch: Any, **options: Any) -> Any:
+        work((len(batch), max(len(piece.ids) for piece in batch)), 0.001 * len(batch))
+        return compute(self, batch, **options)
+
+    model = GritLM(tiny_model)
+    forward = type(model.model).__call__
+
+    def called(self: Any, inputs: Any, *args: Any, **options: Any) -> Any:
+        work(("call", inputs.shape), 0.001)
+        return forward(self, inputs, *args, **options)
+
+    monkeypatch.setattr(Embedder, "_compute", embedded)
+    monkeypatch.setattr(type(model.model), "__call__", called)
+    monkeypatch.setattr(measuring, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    found = report.measure(model, seconds=2)
+    assert len(seen) > 4 and found.left_out == []
+    for row in found.embedding:
+        assert row.texts > measuring.FEWEST_TEXTS and row.seconds < 1
+    for written in found.generation:
+        assert written.new_tokens >= 8 and written.rounds > 1
+        assert written.prompt_seconds < 1 and written.mlx_lm_prompt_seconds < 1
+    assert found.document is not None
+    assert found.document.read_seconds < 1 and found.document.cached_seconds < 1
+
+
+def test_products_are_of_the_type_that_the_model_computes_in(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[mx.Dtype] = []
+
+    def rate(*, seconds: float, dtype: mx.Dtype) -> float:
+        asked.append(dtype)
+        return 1e9
+
+    monkeypatch.setattr(report, "matrix_rate", rate)
+    found = report.measure(GritLM(tiny_model, dtype="bfloat16"), seconds=1)
+    assert asked == [mx.bfloat16] and found.matrix_type == "bfloat16" and "GFLOP/s in bfloat16" in found.line()
 
 
 def test_a_table_for_people(grit: Grit) -> None:
