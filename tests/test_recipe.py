@@ -72,7 +72,8 @@ def test_the_student_begins_as_its_teacher(recipe: Any) -> None:
 
     student = recipe("student")
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"hidden_size": 48, "num_attention_heads": 3, "num_hidden_layers": 2, "intermediate_size": 96}
+    sizes: dict[str, Any] = {"hidden_size": 48, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 3, "intermediate_size": 96}
     teacher = BertModel(BertConfig(vocab_size=200, initializer_range=0.1, **sizes), add_pooling_layer=False).eval()
     shape = student.Shape(layers=(0, 1), teacher=48, width=64, heads=3, head=24, neurons=96, vocabulary=200)
     rows = [np.random.default_rng(i).integers(104, 200, 12 + i) for i in range(20)]
