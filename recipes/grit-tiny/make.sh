@@ -9,7 +9,7 @@ work=runs/grit-tiny
 grit() { "$python" -c 'from grit_mlx.cli.main import main; main()' "$@"; }
 
 "$python" $recipe/make_texts.py
-"$python" $recipe/distil.py --seconds "${SECONDS_OF_TRAINING:-280}" ${DEVICE:+--device "$DEVICE"}
+"$python" $recipe/distil.py --half --seconds "${SECONDS_OF_TRAINING:-280}" ${DEVICE:+--device "$DEVICE"}
 "$python" $recipe/write_model.py
 "$python" $recipe/quantize.py $work/start $work/grit-tiny
 cp $recipe/CARD.md $work/grit-tiny/README.md
