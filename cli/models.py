@@ -414,6 +414,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "bytes": sum(tensor.nbytes for tensor in tensors.values()),
         "files": len({tensor.file for tensor in tensors.values()}),
         "dtypes": _dtypes(tensors),
+        "bits": _bits(quantization),
         "quantization": {key: quantization[key] for key in ("bits", "group_size", "mode") if key in quantization}
         or None,
         "layers": text.get("num_hidden_layers"),
@@ -434,6 +435,7 @@ def describe(folder: Path) -> dict[str, Any]:
                 "query_instruction",
                 "document_instruction",
                 "similarity_instruction",
+                "generates",
             )
         },
     }
@@ -470,7 +472,7 @@ def _rows(facts: dict[str, Any]) -> dict[str, str]:
     precision = ", ".join(facts["dtypes"])
     if quantization:
         group = f", groups of {quantization['group_size']}" if "group_size" in quantization else ""
-        precision = f"{quantization.get('bits', '?')} bits{group} ({precision})"
+        precision = f"{' and '.join(map(str, facts['bits'])) or '?'} bits{group} ({precision})"
     settings = facts["settings"]
     rows = {
         "folder": facts["folder"],
@@ -483,8 +485,20 @@ def _rows(facts: dict[str, Any]) -> dict[str, str]:
         "vocabulary": facts["vocabulary_size"],
         "context": facts["context_tokens"] and f"{facts['context_tokens']:,} tokens",
         "experts": facts["experts"],
-        "can generate": "yes" if facts["language_model_head"] else "no: it has no language-model head",
+        "can generate": _writes(facts),
         "settings": FILE_NAME if facts["settings_file"] else f"defaults (there is no {FILE_NAME})",
     }
     found = {label: str(value) for label, value in rows.items() if value is not None}
     return found | {f"  {name}": "(none)" if value == "" else str(value) for name, value in settings.items()}
+
+
+def _bits(quantization: Mapping[str, Any]) -> list[int]:
+    """All bits that occur: modules may differ."""
+    modules = [one for one in quantization.values() if isinstance(one, Mapping)]
+    return sorted({bits for one in (quantization, *modules) if (bits := one.get("bits")) is not None})
+
+
+def _writes(facts: dict[str, Any]) -> str:
+    if not facts["language_model_head"]:
+        return "no: it has no language-model head"
+    return "yes" if facts["settings"]["generates"] else "no: it only embeds"

@@ -46,6 +46,12 @@ def test_info_of_the_default(grit: Grit, tiny_model: Path) -> None:
     assert "defaults (there is no grit.json)" in shown
 
 
+def test_info_of_the_embedded_model(grit: Grit) -> None:
+    shown = " ".join(grit("models", "info", "grit-tiny").out.split())
+    assert "can generate no: it only embeds" in shown and "precision 4 and 8 bits, groups of 32" in shown
+    assert json.loads(grit("models", "info", "grit-tiny", "--json").out)["bits"] == [4, 8]
+
+
 def test_info_tells_the_settings(grit: Grit, model_copy: Any) -> None:
     folder = model_copy()
     (folder / "grit.json").write_text(json.dumps({"pooling": "cls", "query_instruction": "Find it"}))
