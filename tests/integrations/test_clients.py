@@ -201,14 +201,14 @@ def test_llms_endpoint(case: Case, chat: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(
-    not (NODE / "node_modules").is_dir() or shutil.which("node") is None,
-    reason="needs Node and what scripts/integrations.sh installs for it",
+    not (NODE / "node_modules" / ".bin" / "node").exists(),
+    reason="needs what scripts/integrations.sh installs for Node, and Node itself",
 )
 def test_programs_for_node(case: Case, chat: Any) -> None:
     program = NODE / "clients.mjs"
     shutil.copy(Path(__file__).with_name("node") / "clients.mjs", program)
     asked = json.dumps({"texts": TEXTS, "question": QUESTION, "schema": SCHEMA, "tokens": TOKENS})
-    command = ["node", str(program), case.url, case.name]
+    command = [str(NODE / "node_modules" / ".bin" / "node"), str(program), case.url, case.name]
     done = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
