@@ -20,7 +20,7 @@ FIRST = {
     "How do I quantise a model to 4 bits?": "README.md convert.md",
     "What happens to the passages of a file that was deleted?": "rag.md",
     "How can one model have both bidirectional and causal attention?": "README.md architecture.md",
-    "How do I resume training that was interrupted?": "training.md scale.md",
+    "How do I resume training that was interrupted?": "training.md",
     "Which scores does grit eval compute?": "evaluation.md",
     "Do programs written for the official gritlm package work?": "README.md python.md architecture.md",
     "What happens if no passage is relevant to my question?": "rag.md",
