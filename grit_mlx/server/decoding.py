@@ -24,6 +24,7 @@ from grit_mlx.model.attention import not_finite
 from grit_mlx.model.caches import TextCache, copy_cache
 from grit_mlx.model.detokenizing import Detokenizer
 from grit_mlx.model.generation import StopTexts, sampling, seed_of_step
+from grit_mlx.model.numpy_linear import through_numpy
 from grit_mlx.model.options import GenerationOptions
 from grit_mlx.model.structured import Constraint, constraint
 
@@ -222,6 +223,7 @@ class Decoder:
             return layers, list(rest)
         return (copy_cache(prompt.layers) or None), tokens
 
+    @through_numpy()
     def _write(self, seconds: float, wanted: Callable[[], bool]) -> int:
         """In the library's thread: steps of mlx-lm's, for ``step``."""
         deadline, written = time.perf_counter() + seconds, 0

@@ -11,6 +11,7 @@ import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
 from grit_mlx.model import threads
+from grit_mlx.model.numpy_linear import through_numpy
 from grit_mlx.rag.encoding import Encoder
 from grit_mlx.rag.likelihood import likelihood
 from grit_mlx.server.decoding import likeliest
@@ -55,6 +56,7 @@ def scored(model: GritLM, tokens: Sequence[int], top: int) -> Generator[None, No
     return found
 
 
+@through_numpy()
 def _scores(model: GritLM, read: Sequence[int], following: Sequence[int], top: int, cache: Any) -> list[Scored]:
     logits = model.model(mx.array([list(read)]), cache=cache)[0].astype(mx.float32)
     logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
