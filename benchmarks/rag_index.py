@@ -205,22 +205,23 @@ class Run:
 
 def measured(run: Run, count: int) -> dict[str, Any]:
     """Index and search one size."""
-    files = run.folder / "files"
+    files = [run.folder / "files" / "passages.jsonl"]
     memory = Memory()
     start, cpu = time.perf_counter(), time.process_time()
     with phases(memory):
-        report = run.open(exact_bytes=1 << 40).index([files], progress=memory.progress, approximate=False)
+        report = run.open(exact_bytes=1 << 40).index(files, progress=memory.progress, approximate=False)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
-    again = run.open().index([files], approximate=False).seconds
+    again = run.open().index(files, approximate=False).seconds
     store = run.open(exact_bytes=1 << 40)
     searches = {"bm25": run.timed(store, method="bm25")}
     for method in ("dense", "hybrid"):
         searches[f"{method}, exact"] = run.timed(store, method=method)
     wanted = run.nearest(store)
-    (files / "more.txt").write_text("One more passage.")  # a change, so that there is a new version to publish
+    files.append(run.folder / "files" / "more.txt")
+    files[1].write_text("One more passage.")  # a change, so that there is a new version to publish
     later = Memory()
     with phases(later):
-        run.open(exact_bytes=0).index([files], approximate=True)
+        run.open(exact_bytes=0).index(files, approximate=True)
     store = run.open(exact_bytes=0)
     for method in ("dense", "hybrid"):
         searches[f"{method}, approximate"] = run.timed(store, method=method)
