@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from common import corpus, save
+from common import RESULTS, corpus, save
 
 GRIT = [sys.executable, "-c", "import sys; from grit_mlx.cli.main import main; sys.exit(main())"]
 PROMPT = "The capital of France is"
@@ -64,9 +64,17 @@ def main() -> None:
         folder = Path(name)
         texts = [" ".join(line.split())[:600] for line in lines[: asked.count]]
         (folder / "texts.txt").write_text("".join(f"{text}\n" for text in texts))
-        results |= {part: PARTS[part](asked.model, folder, asked.sizes) for part in asked.parts}
+        results |= earlier(results) | {part: PARTS[part](asked.model, folder, asked.sizes) for part in asked.parts}
     save("processes", results)
     print(json.dumps(results, indent=1))
+
+
+def earlier(results: dict[str, Any]) -> dict[str, Any]:
+    """The parts that an earlier run measured with the same model and texts."""
+    path = RESULTS / "processes.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    alike = all(found.get(name) == value for name, value in results.items())
+    return {part: found[part] for part in PARTS if part in found} if alike else {}
 
 
 def embedded(model: str, folder: Path, size: int, *more: str) -> tuple[bytes, np.ndarray, float]:
