@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from grit_mlx.model import threads
 from grit_mlx.model.caches import TextCache, copy_cache
+from grit_mlx.model.numpy_linear import through_numpy
 from grit_mlx.model.prompts import literal_tokens, rag_prompt
 from grit_mlx.rag.encoding import Encoder
 
@@ -16,6 +17,7 @@ __all__ = ["likelihood", "mean_likelihood", "question_tokens"]
 
 
 @threads.computes
+@through_numpy()
 def likelihood(encoder: Encoder, question: str, layers: TextCache) -> float:
     """The mean log-probability of a question's tokens after a document (UPR, Sachan et al. 2022).
 

@@ -20,6 +20,7 @@ from mlx_lm.models.cache import LRUPromptCache, can_trim_prompt_cache, trim_prom
 
 from grit_mlx.errors import ProcessError
 from grit_mlx.model.caches import copy_cache
+from grit_mlx.model.numpy_linear import through_numpy
 
 if TYPE_CHECKING:
     from grit_mlx.gritlm import GritLM
@@ -95,6 +96,7 @@ class Batch:
         self._names[number] = tuple(names)
         return number, known
 
+    @through_numpy()
     def next(self) -> list[Any]:
         """mlx-lm's next responses: a token of every answer, or none while prompts are read.
 

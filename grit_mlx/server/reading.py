@@ -13,6 +13,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from grit_mlx.errors import ProcessError
 from grit_mlx.model import threads
+from grit_mlx.model.numpy_linear import through_numpy
 from grit_mlx.model.settings import Settings
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def reading_jobs(model: GritLM) -> dict[str, Callable[..., object]]:
     return {"read": read, "forget": lambda number: held.pop(number, None)}
 
 
+@through_numpy()
 def _read(
     model: GritLM,
     held: dict[int, Any],
