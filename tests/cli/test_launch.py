@@ -162,6 +162,7 @@ def test_models_that_only_have_the_same_name_are_refused() -> None:
 
 
 class _Team:
+    lost = None
     ended = False
 
     def end(self) -> None:
