@@ -173,8 +173,8 @@ def serving(model: str, folder: Path, sizes: list[int]) -> list[dict[str, Any]]:
                 "answer": text,
             }
         )
-    alone = found[0]["answer"]
-    return [{**one, "same_answer": one.pop("answer") == alone} for one in found]
+    answers = [one.pop("answer") for one in found]
+    return [{**one, "same_answer": text == answers[0]} for one, text in zip(found, answers, strict=True)]
 
 
 @contextmanager
