@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,6 @@ import pytest
 from tests import processes
 from tests.cli.test_launch import process_of
 from tests.server.conftest import Server
-
-_QUEUE = 3000
 
 TEXTS = ["A keel keeps a ship upright.", "Bread.", "A sail catches the wind, and the ship moves on and on."]
 
@@ -63,29 +63,26 @@ def said(answer: Any) -> Any:
     return choice["message"]["content"], choice["finish_reason"], answer["usage"]
 
 
-@pytest.fixture(scope="module")
-def begin() -> Iterator[Callable[..., Split]]:
-    running: list[Split] = []
+_began = itertools.count(3000)
 
-    def start(*options: object, size: int = 2) -> Split:
-        known = ("--max-queue", _QUEUE + len(running))  # what its processes are found by
-        launcher = processes.launch(size, *processes.GRIT, "serve", *options, *known, "--port", 0)
-        assert launcher.stderr is not None
-        notes: list[str] = []
-        while "serving" not in (line := launcher.stderr.readline()):
-            assert line, (notes, launcher.communicate())
-            notes.append(line)
-        running.append(Split(launcher, int(line.rpartition(":")[2]), known))
-        return running[-1]
 
-    yield start
-    held = [split.process(rank) for split in running if split.launcher.poll() is None for rank in (0, 1)]
-    for launcher in (split.launcher for split in running):
-        launcher.terminate()
-        launcher.wait(30)
-        for pipe in (launcher.stdout, launcher.stderr):
-            assert pipe is not None
-            pipe.close()
+@contextmanager
+def begun(*options: object) -> Iterator[Split]:
+    """A server in two processes for as long as this lasts: mlx.launch keeps a core busy for each process."""
+    known = ("--max-queue", next(_began))  # what its processes are found by
+    launcher = processes.launch(2, *processes.GRIT, "serve", *options, *known, "--port", 0)
+    assert launcher.stderr is not None and launcher.stdout is not None
+    notes: list[str] = []
+    while "serving" not in (line := launcher.stderr.readline()):
+        assert line, (notes, launcher.communicate())
+        notes.append(line)
+    split = Split(launcher, int(line.rpartition(":")[2]), known)
+    yield split
+    held = [split.process(rank) for rank in (0, 1)] if launcher.poll() is None else []
+    launcher.terminate()
+    launcher.wait(30)
+    launcher.stdout.close()
+    launcher.stderr.close()
     deadline = time.monotonic() + 20
     while any(Path(f"/proc/{process}").exists() for process in held):  # they notice that it has ended
         assert time.monotonic() < deadline
@@ -93,10 +90,11 @@ def begin() -> Iterator[Callable[..., Split]]:
 
 
 @pytest.fixture(scope="module", params=["tensor", "pipeline"])
-def split(request: pytest.FixtureRequest, begin: Callable[..., Split], tiny_model: Path, notes: Path) -> Split:
+def split(request: pytest.FixtureRequest, tiny_model: Path, notes: Path) -> Iterator[Split]:
     store = f"notes={notes / 'store'}"
     # Memory for a few prompts: others are dropped, in all processes.
-    return begin("-m", tiny_model, "--store", store, "--shard", request.param, "--prompt-memory", "300KB")
+    with begun("-m", tiny_model, "--store", store, "--shard", request.param, "--prompt-memory", "300KB") as server:
+        yield server
 
 
 def test_it_answers_as_one_process_does(split: Split, server: Server) -> None:
@@ -173,15 +171,6 @@ def test_who_goes_away_and_what_fails_leave_all_in_step(split: Split, server: Se
     assert said(split.chat("Name a ship."))[:2] == said(server.post("/v1/chat/completions", asked("Name a ship.")))[:2]
 
 
-def test_a_mixture_of_experts(begin: Callable[..., Split], start: Callable[..., Server], tiny_mixtral: Path) -> None:
-    split, alone = begin("-m", tiny_mixtral), start(models={"mixtral": tiny_mixtral})
-    for text in ("Name a ship.", "Name a ship. Or two."):
-        assert said(split.chat(text)) == said(alone.post("/v1/chat/completions", asked(text)))
-    replies = split.post("/v1/embeddings", input=TEXTS), alone.post("/v1/embeddings", {"input": TEXTS})
-    found, expected = ([one["embedding"] for one in reply["data"]] for reply in replies)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-
-
 def test_commands_do_not_use_it(split: Split) -> None:
     """They would compute in an order that the other processes do not know."""
     connection = http.client.HTTPConnection("127.0.0.1", split.port, timeout=60)
@@ -189,18 +178,28 @@ def test_commands_do_not_use_it(split: Split) -> None:
     assert connection.getresponse().status == 404
 
 
+def test_a_mixture_of_experts(start: Callable[..., Server], tiny_mixtral: Path) -> None:
+    alone = start(models={"mixtral": tiny_mixtral})
+    with begun("-m", tiny_mixtral) as split:
+        for text in ("Name a ship.", "Name a ship. Or two."):
+            assert said(split.chat(text)) == said(alone.post("/v1/chat/completions", asked(text)))
+        replies = split.post("/v1/embeddings", input=TEXTS), alone.post("/v1/embeddings", {"input": TEXTS})
+    found, expected = ([one["embedding"] for one in reply["data"]] for reply in replies)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("busy", [False, True])
-def test_a_process_that_is_killed_ends_the_server(begin: Callable[..., Split], tiny_model: Path, busy: bool) -> None:
-    split = begin("-m", tiny_model, "--shard", "pipeline" if busy else "tensor")
-    leader, follower = map(split.process, (0, 1))
-    connection = http.client.HTTPConnection("127.0.0.1", split.port, timeout=60)
-    if busy:
-        connection.request("POST", "/v1/chat/completions", json.dumps(asked("All", max_tokens=9000, stream=True)))
-        assert connection.getresponse().read(200)
-    os.kill(follower, signal.SIGKILL)
-    started = time.monotonic()
-    _, err = processes.finished(split.launcher, timeout=60)
-    assert err.count("error: ") == 1 and "nother" in err and "has ended" in err and "Traceback" not in err, err
-    assert not Path(f"/proc/{leader}").exists()
-    assert time.monotonic() - started < 20
-    connection.close()
+def test_a_process_that_is_killed_ends_the_server(tiny_model: Path, busy: bool) -> None:
+    with begun("-m", tiny_model, "--shard", "pipeline" if busy else "tensor") as split:
+        leader, follower = map(split.process, (0, 1))
+        connection = http.client.HTTPConnection("127.0.0.1", split.port, timeout=60)
+        if busy:
+            connection.request("POST", "/v1/chat/completions", json.dumps(asked("All", max_tokens=9000, stream=True)))
+            assert connection.getresponse().read(200)
+        os.kill(follower, signal.SIGKILL)
+        started = time.monotonic()
+        _, err = processes.finished(split.launcher, timeout=60)
+        assert err.count("error: ") == 1 and "nother" in err and "has ended" in err and "Traceback" not in err, err
+        assert not Path(f"/proc/{leader}").exists()
+        assert time.monotonic() - started < 20
+        connection.close()
