@@ -326,7 +326,8 @@ def stats(*, store: Location = ".grit", json_output: options.JsonFlag = False) -
     held = _opened(store).stats()
     if json_output:
         unrelated = vars(held.unrelated) if held.unrelated else None
-        cached = {"files": held.caches.files, "bytes": held.caches.bytes}
+        shared = vars(held.caches.shared) if held.caches.shared else None
+        cached = {"files": held.caches.files, "bytes": held.caches.bytes, "shared": shared}
         console.write(console.dumps({"store": store, **vars(held), "unrelated": unrelated, "caches": cached}))
         return
     unmeasured, measured = "not measured", held.unrelated
@@ -339,6 +340,9 @@ def stats(*, store: Location = ".grit", json_output: options.JsonFlag = False) -
         "disk": "on another machine" if held.bytes is None else size_of(held.bytes),
         "cached": f"{number_of(held.caches.files, 'document')}, {size_of(held.caches.bytes)}",
     }
+    if held.caches.shared:
+        counted = f"{number_of(held.caches.shared.files, 'document')}, {size_of(held.caches.shared.bytes)}"
+        lines["shared"] = f"{counted} of at most {size_of(held.caches.shared.budget)}"
     for name, value in lines.items():
         console.write(f"{name:<15} {console.visible(value)}")
 

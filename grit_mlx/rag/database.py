@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from grit_mlx.errors import GritError, OutputError, StoreError, first_line
 
-__all__ = ["connected", "is_remote", "lance_errors", "sql_text", "table_names"]
+__all__ = ["connected", "endpoint", "is_remote", "lance_errors", "sql_text", "table_names"]
 
 # What Lance may keep of indices and of metadata, in bytes. Its own limits are 6 and 1 GB, of every connection.
 _INDEX_CACHE: Final = 1 << 30
@@ -111,10 +111,10 @@ def connected(uri: str) -> Any:
         if uri.startswith("db://"):
             return lancedb.connect(uri, api_key=os.environ.get("LANCEDB_API_KEY"))
         session = lancedb.Session(index_cache_size_bytes=_INDEX_CACHE, metadata_cache_size_bytes=_METADATA_CACHE)
-        return lancedb.connect(uri, session=session, storage_options=_endpoint(uri))
+        return lancedb.connect(uri, session=session, storage_options=endpoint(uri))
 
 
-def _endpoint(uri: str) -> dict[str, str] | None:
+def endpoint(uri: str) -> dict[str, str] | None:
     """Where a bucket is, if the environment says so."""
     address = next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), None)
     if address is None or not uri.startswith("s3://"):
