@@ -14,10 +14,7 @@ from typing import Any, Final
 from grit_mlx.optional import importing
 from grit_mlx.rag.database import endpoint, lance_errors
 
-__all__ = ["SCHEMES", "Bucket", "Listed", "Version", "is_bucket", "tag_of"]
-
-# Where an object can be written only if nobody else has written it since, which a list that machines share needs.
-SCHEMES: Final = ("s3", "gs", "az")
+__all__ = ["Bucket", "Listed", "Version", "tag_of"]
 
 # A request may take this long, of a large object on a slow line.
 _REQUEST_SECONDS: Final = 240
@@ -49,11 +46,6 @@ class Listed:
     name: str
     bytes: int
     tag: str  # the server's name for its content
-
-
-def is_bucket(uri: str) -> bool:
-    """Whether a store is in a bucket."""
-    return uri.partition("://")[0] in SCHEMES and "://" in uri
 
 
 class Bucket:

@@ -201,6 +201,11 @@ class DocumentCaches:
         if self.sharing is not None:
             self.sharing.settle()
 
+    def stop(self) -> None:
+        """Write no more to the bucket than what is on its way."""
+        if self.sharing is not None:
+            self.sharing.stop()
+
     def most_used(self, count: int) -> list[str]:
         """Ids of the passages that were used most often on this machine and are not cached on it."""
         return self.local.most_used(count)

@@ -11,7 +11,10 @@ from typing import Any, Final
 
 from grit_mlx.errors import GritError, OutputError, StoreError, first_line
 
-__all__ = ["connected", "endpoint", "is_remote", "lance_errors", "sql_text", "table_names"]
+__all__ = ["BUCKETS", "connected", "endpoint", "is_bucket", "is_remote", "lance_errors", "sql_text", "table_names"]
+
+# The addresses of buckets in which an object can be written only if nobody else has written it since.
+BUCKETS: Final = ("s3://", "gs://", "az://")
 
 # What Lance may keep of indices and of metadata, in bytes. Its own limits are 6 and 1 GB, of every connection.
 _INDEX_CACHE: Final = 1 << 30
@@ -89,6 +92,11 @@ _REQUEST: Final = re.compile(r"uri: some\([^)]*\)|<(bucketname|key|resource)>[^<
 def is_remote(uri: str) -> bool:
     """Whether a store is on another machine."""
     return "://" in uri
+
+
+def is_bucket(uri: str) -> bool:
+    """Whether a store is in a bucket, beside which there may be other objects."""
+    return uri.startswith(BUCKETS)
 
 
 def sql_text(value: str) -> str:

@@ -149,8 +149,10 @@ class Sharing:
 
     def settle(self) -> None:
         """Wait until what is to be written is written."""
-        while self._jobs:
-            self._jobs.pop().result()
+        with self._lock:
+            jobs, self._jobs = self._jobs, []
+        for job in jobs:
+            job.result()
 
     def stop(self) -> None:
         """Write no more than the document that is being written."""
@@ -249,11 +251,10 @@ class Sharing:
 
     def _in_background(self, job: Callable[[], None]) -> None:
         """Do it after what is being done. The interpreter waits for it before it ends."""
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(1, thread_name_prefix="grit-sharing")
-        self._jobs = [running for running in self._jobs if not running.done()]
-        with suppress(RuntimeError):  # the interpreter is ending
-            self._jobs.append(self._pool.submit(job))
+        with self._lock, suppress(RuntimeError):  # the interpreter is ending
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(1, thread_name_prefix="grit-sharing")
+            self._jobs = [*(one for one in self._jobs if not one.done()), self._pool.submit(job)]
 
     def _attempted(self, function: Callable[[CacheBucket], T], default: T) -> T:
         """What a function makes of the bucket; a default if it cannot be used."""

@@ -31,10 +31,8 @@ from grit_mlx.files.lock import writer_of, writing
 from grit_mlx.model import hub
 from grit_mlx.model.options import ModelChoice
 from grit_mlx.progress import Progress
-from grit_mlx.rag.bucket import SCHEMES, is_bucket
-from grit_mlx.rag.cachebucket import CacheBucket
 from grit_mlx.rag.caches import CacheStats, DocumentCaches, cache_key
-from grit_mlx.rag.database import is_remote
+from grit_mlx.rag.database import BUCKETS, is_bucket, is_remote
 from grit_mlx.rag.encoding import Encoder
 from grit_mlx.rag.fingerprint import check_fingerprint, digest, find_model, fingerprint
 from grit_mlx.rag.indexing import IndexReport, PassageWriter, hash_of, known_contents, plan_index
@@ -46,7 +44,6 @@ from grit_mlx.rag.options import PRECISIONS, IndexOptions, SearchOptions, StoreO
 from grit_mlx.rag.relevance import NEEDED, PROBES, Unrelated, relevance
 from grit_mlx.rag.retrieval import Retriever, SearchResult, SearchResults, where_clause
 from grit_mlx.rag.schema import StoredPassage
-from grit_mlx.rag.sharing import Sharing
 from grit_mlx.rag.table import PassageTable
 from grit_mlx.text.blocks import Notes
 from grit_mlx.text.options import FileReading, WalkOptions
@@ -172,6 +169,9 @@ class Store:
         if not budget:
             self.caches.sharing = None
         elif self.caches.sharing is None:
+            from grit_mlx.rag.cachebucket import CacheBucket
+            from grit_mlx.rag.sharing import Sharing
+
             self.caches.sharing = Sharing(self.caches.local, partial(CacheBucket.of, self.uri, budget))
 
     def refresh(self) -> None:
@@ -319,7 +319,7 @@ class Store:
         if chosen.shared_cache is not None and not is_bucket(self.uri):
             raise ArgumentError(
                 Option("shared_cache"),
-                f" is for stores at {', '.join(f'{scheme}://' for scheme in SCHEMES)}. Machines that use a store in a "
+                f" is for stores at {', '.join(BUCKETS)}. Machines that use a store in a "
                 "folder share its cached documents anyway.",
             )
         size = self.encoder.model.embedding_size
@@ -384,6 +384,8 @@ class Store:
             return
         known = int(noted.get("shared_cache") or 0)
         if wanted or known:
+            from grit_mlx.rag.cachebucket import CacheBucket
+
             CacheBucket.of(self.uri, wanted).resize(wanted)
         if wanted != known:
             table.write_state(shared_cache=wanted)

@@ -19,9 +19,10 @@ from obstore.store import MemoryStore
 
 from grit_mlx.errors import DependencyError, StoreError
 from grit_mlx.rag import DocumentCaches, cachebucket, sharing
-from grit_mlx.rag.bucket import Bucket, is_bucket
+from grit_mlx.rag.bucket import Bucket
 from grit_mlx.rag.budget import Held, giving_way
 from grit_mlx.rag.cachebucket import CacheBucket, DamagedError
+from grit_mlx.rag.database import is_bucket
 from grit_mlx.rag.ledger import ABANDONED_SECONDS, Ledger
 from grit_mlx.rag.sharing import Sharing
 from tests.rag.test_caches import layers_of
