@@ -46,6 +46,7 @@ _REMOTE: Final[Mapping[tuple[str, ...], str]] = {
     (
         "invalidaccesskeyid",
         "signaturedoesnotmatch",
+        "failed to authenticate",
         "expiredtoken",
         "status: 401",
         "unauthorized",

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from grit_mlx.rag.cachebucket import CacheBucket
-from tests.integrations.test_buckets import GRIT, Bucket, address, bucket, serving
+from tests.integrations.remote import GRIT, serving
+from tests.integrations.test_buckets import MOTO, Bucket, address, bucket
 
 __all__ = ["address", "bucket"]  # fixtures
 
@@ -55,8 +56,8 @@ class Machines:
     def ask(self, machine: str, *options: str, **environment: str) -> tuple[dict[str, Any], str]:
         """The answer, and what else was said."""
         arguments = ("ask", QUESTION, "--store", STORE, "--model", self.model, "--no-server", "--top", "3", "--json")
-        arguments += ("--min-score", "-1", "--max-tokens", "4", "--cache", "doc", *options)
-        code, said = self.bucket.run(*arguments, machine=machine, **environment)
+        how = ("--min-score", "-1", "--max-tokens", "4", "--cache", "doc", *options)
+        code, said = self.bucket.run(*arguments, *how, machine=machine, **environment)
         assert code == 0, said
         start = said.index("{")
         answer, end = json.JSONDecoder().raw_decode(said[start:])
@@ -256,7 +257,7 @@ def test_killed_while_uploading(machines: Machines) -> None:
 def strict(bucket: Bucket, tmp_path: Path) -> Iterator[str]:
     folder = tmp_path / "strict"
     folder.mkdir()
-    with serving(folder, INITIAL_NO_AUTH_ACTION_COUNT="0") as address:
+    with serving(MOTO, folder, INITIAL_NO_AUTH_ACTION_COUNT="0") as address:
         yield address
 
 
@@ -267,7 +268,7 @@ def test_caches_that_cannot_be_written_cost_no_answer(
     machines.index("--shared-cache", "10MB")
     code = "import grit_mlx.rag.bucket as b; b.endpoint = lambda uri: {{'endpoint': {0!r}, 'allow_http': 'true'}}; "
     for place, reason in {strict: "the credentials are not accepted", "http://127.0.0.1:9": "does not answer"}.items():
-        monkeypatch.setattr("tests.integrations.test_buckets.GRIT", code.format(place) + GRIT)
+        monkeypatch.setattr("tests.integrations.remote.GRIT", code.format(place) + GRIT)
         first, said = machines.ask("one")
         assert first["answer"] and said.count("not shared for now") == 1 and reason in said, said
         second, _ = machines.ask("one")
