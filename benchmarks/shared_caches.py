@@ -11,7 +11,8 @@ is measured is the work around it. ``--documents`` are lengths in tokens. The co
 - ``disk``: the same from this machine's own folder;
 - ``give``: room in the list, the document, the list again: in the background, after an answer.
 
-For lists of some lengths, the seconds to read one and to note a use in it. The median of the rounds counts.
+For lists of some lengths, the seconds to read one and to note a use in it. The best round counts,
+to exclude other load on a shared machine.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ import grit_mlx  # noqa: F401 - before mlx, to load the fast BLAS
 
 # isort: split
 import mlx.core as mx
-from common import machine, median, random_model, save, seconds
+from common import machine, random_model, save, seconds
 from rag import Texts
 
 from grit_mlx import GritLM
@@ -121,7 +122,7 @@ def lists(rounds: int) -> list[dict[str, Any]]:
             place = CacheBucket.of(uri, 0)
             read.append(seconds(partial(place.sizes, used)))
             note.append(seconds(partial(place.note_use, used)))
-        rows.append({"documents": count, "bytes": len(content), "read": median(read), "note": median(note)})
+        rows.append({"documents": count, "bytes": len(content), "read": min(read), "note": min(note)})
     return rows
 
 
@@ -141,7 +142,7 @@ def main() -> None:
         rows = []
         for tokens in options.documents:
             runs = [measure(encoder, texts, tokens, folder) for _ in range(options.rounds)]
-            rows.append({"tokens": tokens, **{side: median([run[side] for run in runs]) for side in runs[0]}})
+            rows.append({"tokens": tokens, **{side: min(run[side] for run in runs) for side in runs[0]}})
             print(rows[-1], file=sys.stderr)
         results = {
             "model": options.model or "random Mistral, 2 layers of 1024 (23 M parameters)",

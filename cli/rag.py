@@ -108,7 +108,7 @@ Location = Annotated[
         show_envvar=True,
         metavar="FOLDER",
         rich_help_panel=_STORE,
-        help="Folder of the store, or s3://bucket/path, gs://bucket/path or db://name.",
+        help="Folder of the store, or s3://bucket/path, gs://bucket/path, az://container/path or db://name.",
     ),
 ]
 

@@ -20,7 +20,7 @@ __all__ = ["Bucket", "Listed", "Version", "tag_of"]
 _REQUEST_SECONDS: Final = 240
 _CONNECT_SECONDS: Final = 10
 # Nobody is to wait minutes for a cache: what fails for longer is done without.
-_RETRIES: Final = 2
+_RETRIES: Final = 5
 _RETRY_SECONDS: Final = 20
 
 _YES: Final = ("1", "true", "yes", "on")

@@ -207,7 +207,7 @@ class CacheBucket:
         # After the listing: what has been written since is missing there, and what is unknown here is nobody's.
         self._touch()
         ledger, now = self._ledger, self._version.time if self._version is not None else None
-        wrong = {}
+        wrong: dict[str, str] = {}
         for done, (key, document) in enumerate(ledger.written.items(), start=1):
             name = object_name(key, document)
             found = listed.get(name) or self._bucket.head(name)
@@ -219,8 +219,11 @@ class CacheBucket:
                 progress(done, len(ledger.written))
         unfinished = set(ledger.documents).difference(ledger.without_abandoned(now).documents)
         unknown = [name for name in set(listed) - ledger.objects if self._bucket.head(name) is not None]
-        self._clear(self._change(lambda ledger, now: ledger.without_abandoned(now)).doomed)
-        self.forget([key for key in wrong if self._ledger.documents.get(key) == ledger.documents[key]])
+        newest = self._change(lambda ledger, now: ledger.without_abandoned(now))
+        self._clear(newest.doomed)
+        # Another process may have removed some, or written them anew.
+        wrong = {key: said for key, said in wrong.items() if newest.documents.get(key) == ledger.documents[key]}
+        self.forget(wrong)
         self._bucket.delete(unknown)
         return [
             *wrong.values(),

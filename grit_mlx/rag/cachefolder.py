@@ -177,6 +177,10 @@ class CacheFolder:
             self.forget(keys)
             self._write("DELETE FROM caches WHERE key = ?", [(key,) for key in keys])
 
+    def held(self) -> dict[str, int]:
+        """Bytes of the files of all documents, by their keys."""
+        return dict(self._read("SELECT key, bytes FROM caches WHERE bytes > 0 AND crc != ?", _WRITING))
+
     def totals(self) -> tuple[int, int]:
         """The number of documents, and the bytes of their files."""
         counted = "SELECT COUNT(*), TOTAL(bytes) FROM caches WHERE bytes > 0 AND crc != ?"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -191,7 +191,7 @@ class DocumentCaches:
             self.sharing.offer(key)
         return saved
 
-    def share_held(self, keys: Collection[str]) -> None:
+    def share_held(self, keys: Iterable[str]) -> None:
         """Let other machines have those of some documents that are on this one, as far as there is room for them."""
         if self.sharing is not None:
             self.sharing.offer_held(keys)

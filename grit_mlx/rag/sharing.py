@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 import zlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -69,7 +69,7 @@ class Sharing:
         self._waiting: dict[str, None] = {}  # in order
         self._pool: ThreadPoolExecutor | None = None
         self._jobs: list[Future[None]] = []
-        self._paused_until = float("-inf")
+        self._paused_until = {"read": float("-inf"), "write": float("-inf")}
         self._warned = self._stopped = False
 
     @property
@@ -128,15 +128,14 @@ class Sharing:
         if waiting >= _WAITING:
             self.settle()
 
-    def offer_held(self, keys: Collection[str]) -> None:
+    def offer_held(self, keys: Iterable[str]) -> None:
         """Let others have those of some documents that this machine keeps, as far as nothing gives way to them."""
-        held = {key: size for key in keys if (size := self._local.size(key))}
-        there = self.sizes(held)
-        stats = self.stats()
+        held = self._local.held()
+        there, stats = self.sizes(held), self.stats()
         room = 0 if stats is None else stats.budget - stats.bytes
-        for key, size in held.items():
-            if key not in there and size <= room:
-                room -= size
+        for key in keys:
+            if key in held and key not in there and held[key] <= room:
+                room -= held.pop(key)
                 self.offer(key)
 
     def note_use(self) -> None:
@@ -196,7 +195,7 @@ class Sharing:
                 return None if found is None else found[0]
             except DamagedError as error:
                 logger.warning("A shared document is damaged and is computed again: %s", first_line(error))
-                bucket.forget([key])
+                self._attempted(lambda bucket: bucket.forget([key]), None, to="write")
                 return error
 
         return self._attempted(read, None)
@@ -218,7 +217,7 @@ class Sharing:
                     del self._waiting[key]
             if not batch:
                 return
-            self._attempted(partial(self._put, batch), None)
+            self._attempted(partial(self._put, batch), None, to="write")
 
     def _put(self, batch: Collection[str], bucket: CacheBucket) -> None:
         there = bucket.sizes(batch)
@@ -247,7 +246,7 @@ class Sharing:
 
     def _tell(self, since: float) -> None:
         keys = self._local.used_since(since)
-        self._attempted(lambda bucket: bucket.note_use(keys), None)
+        self._attempted(lambda bucket: bucket.note_use(keys), None, to="write")
 
     def _in_background(self, job: Callable[[], None]) -> None:
         """Do it after what is being done. The interpreter waits for it before it ends."""
@@ -256,14 +255,14 @@ class Sharing:
                 self._pool = ThreadPoolExecutor(1, thread_name_prefix="grit-sharing")
             self._jobs = [*(one for one in self._jobs if not one.done()), self._pool.submit(job)]
 
-    def _attempted(self, function: Callable[[CacheBucket], T], default: T) -> T:
-        """What a function makes of the bucket; a default if it cannot be used."""
-        if time.monotonic() < self._paused_until:
+    def _attempted(self, function: Callable[[CacheBucket], T], default: T, *, to: str = "read") -> T:
+        """What a function makes of the bucket; a default if it cannot be used to read or write."""
+        if time.monotonic() < self._paused_until[to]:
             return default
         try:
             return function(self.bucket)
         except (DependencyError, OutputError, StoreError) as error:
-            self._paused_until = time.monotonic() + _PAUSE_SECONDS
+            self._paused_until[to] = time.monotonic() + _PAUSE_SECONDS
             log = logger.info if self._warned else logger.warning
             log("Cached documents are not shared for now: %s", error)
             self._warned = True

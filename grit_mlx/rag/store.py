@@ -105,8 +105,8 @@ class Store:
     """Passages of files with their vectors, in LanceDB.
 
     Args:
-        uri: a folder; or ``s3://bucket/path``, ``gs://...`` or ``db://name`` for LanceDB's server, whose cached
-            documents are kept on this machine.
+        uri: a folder; or ``s3://bucket/path``, ``gs://...``, ``az://...`` or ``db://name`` for LanceDB's server, whose
+            cached documents are kept on this machine, and in the bucket if ``index`` was told so.
         model: embeds; None to look at a store without one.
         options: how files are split and what is cached.
         **keywords: fields of ``StoreOptions``, in place of ``options``.
@@ -530,7 +530,7 @@ class Store:
         """Cache what an earlier run embedded without caching it, while there is room in the budget."""
         model = self.model_digest
         if self.caches.sharing is not None:
-            self.caches.share_held([cache_key(model, one.content) for one in self.passages()])
+            self.caches.share_held(cache_key(model, one.content) for one in self.passages())
         others = [one for one in self.passages() if cache_key(model, one.content) not in self.caches]
         for start in range(0, len(others), _CACHED_AT_ONCE):
             if self.caches.filled() > _FULL:

@@ -7,7 +7,8 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,10 @@ URI = "s3://notes/store/caches"
 A, B, C = "a" * 40, "b" * 40, "c" * 40
 
 
+# A store in memory and Python's own lock wait for each other in earlier versions of obstore.
+ONE_REQUEST = threading.Lock()
+
+
 class Counted(Bucket):
     """Counts requests, and fails on demand."""
 
@@ -40,11 +45,13 @@ class Counted(Bucket):
         super().__init__(URI, store=store)
         self.requests.clear()
 
-    def _sentences(self) -> Any:  # around every request
+    @contextmanager
+    def _sentences(self) -> Iterator[None]:  # around every request
         if self.fails:
             raise StoreError("The store s3://notes/store cannot be used: the server does not answer.")
-        self.requests.append(sys._getframe(1).f_code.co_name)
-        return super()._sentences()
+        self.requests.append(sys._getframe(2).f_code.co_name)
+        with ONE_REQUEST, super()._sentences():
+            yield
 
 
 class Machines:
@@ -63,12 +70,17 @@ class Machines:
         caches.sharing = Sharing(caches.local, lambda: place)
         return caches
 
+    def listed(self) -> dict[str, int]:
+        """Sizes of the documents in the bucket."""
+        with ONE_REQUEST:
+            found = obstore.list(self.store).collect()
+        return {one["path"]: one["size"] for one in found if one["path"] != "ledger.json"}
+
     def bytes(self) -> int:
-        listed = obstore.list(self.store).collect()
-        return sum(one["size"] for one in listed if one["path"] != "ledger.json")
+        return sum(self.listed().values())
 
     def names(self) -> set[str]:
-        return {one["path"] for one in obstore.list(self.store).collect()} - {"ledger.json"}
+        return set(self.listed())
 
 
 @pytest.fixture
@@ -408,10 +420,32 @@ def test_a_bucket_that_fails_is_told_once_and_tried_again(
         caches.remove([A])
     place._bucket.fails = False
     monkeypatch.setattr(sharing, "_PAUSE_SECONDS", 0.0)
-    caches.sharing._paused_until = 0.0
+    caches.sharing._paused_until.update(read=0.0, write=0.0)
     caches.save(C, "passage", layers_of(0))
     caches.settle()
     assert place.sizes([C])
+
+
+def test_a_machine_that_may_only_read(machines: Machines, caplog: pytest.LogCaptureFixture) -> None:
+    first = machines.caches("one")
+    for key in (A, B):
+        first.save(key, "passage", layers_of(0))
+    first.settle()
+    reader = machines.caches("two")
+    assert reader.sharing is not None
+    reader.sharing.bucket._bucket.put = lambda *_, **__: _denied()  # type: ignore[method-assign]
+    reader.save(C, "passage", layers_of(0))
+    reader.settle()
+    for key in (A, B):
+        reader.fetch({key: "passage"})
+        reader.note_use([(key, "passage")])
+        reader.settle()
+    assert reader.get(A) is not None and reader.get(B) is not None
+    assert caplog.text.count("not shared for now") == 1
+
+
+def _denied() -> None:
+    raise StoreError("The store s3://notes/store cannot be used: the credentials do not permit it.")
 
 
 def test_without_the_package(
