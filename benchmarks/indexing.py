@@ -1,10 +1,10 @@
 """Indexing a documentation tree: this commit and an earlier one, in one run on the same machine.
 
     git worktree add ../before COMMIT
-    python benchmarks/indexing.py [FOLDER] --before ../before [--every N]
+    python benchmarks/indexing.py [FOLDER] --before ../before [--model FOLDER] [--every N]
 
-FOLDER is Python's documentation by default (Debian's package python3-doc). Each side indexes
-the same files with the same model in a process of its own, started in turn; both model folders are grit-tiny's. The
+FOLDER is Python's documentation by default (Debian's package python3-doc). Each side indexes the same files in a
+process of its own, started in turn, with the model that is named or with the grit-tiny that its commit brings. The
 commits cut files differently, so files and characters a second are compared besides passages. CPU seconds are of all
 threads; loading is not counted. Memory is resident memory at a tenth of the bytes and at the end.
 """
@@ -60,12 +60,11 @@ with tempfile.TemporaryDirectory() as folder:
 """
 
 
-def measured(code: Path, files: Path) -> dict[str, Any]:
+def measured(code: Path, files: Path, model: Path | None) -> dict[str, Any]:
     """Index some files with the code of a commit."""
     environment = {**os.environ, "PYTHONPATH": str(code)}
-    # Each side's own folder: the weights are the same, but an earlier commit does not know all settings.
-    model = str(next(path for path in MODELS if (code / path).is_dir()))
-    command = [sys.executable, "-c", SIDE, str(code / model), str(files)]
+    model = model or next(code / path for path in MODELS if (code / path).is_dir())
+    command = [sys.executable, "-c", SIDE, str(model), str(files)]
     done = subprocess.run(command, env=environment, cwd=files, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     if not Path(found.pop("code")).is_relative_to(code):
@@ -81,24 +80,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=FOLDER)
     parser.add_argument("--before", type=Path, required=True, help="worktree of the earlier commit")
+    parser.add_argument("--model", type=Path, help="folder of a model that both commits load")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="index each Nth file only")
     options = parser.parse_args()
     pages = [path for path in sorted(options.folder.rglob("*.html")) if path.is_file() and not path.is_symlink()]
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=options.before, stdout=subprocess.PIPE, text=True, check=True
     ).stdout.strip()
+    model = None if options.model is None else options.model.resolve()
     with TemporaryDirectory() as name:
         for path in pages[:: options.every]:
             copy = Path(name) / path.relative_to(options.folder)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, copy)
-        before = measured(options.before.resolve(), Path(name))
-        now = measured(HERE, Path(name))
+        before = measured(options.before.resolve(), Path(name), model)
+        now = measured(HERE, Path(name), model)
     names = [name for name in now if "_per_" in name]
     ratios = {name: round(now[name] / before[name], 2) for name in names}
     from common import machine, save  # after the measurements: it loads mlx
 
-    results = {"before": {"commit": commit, **before}, "now": now, "now_to_before": ratios}
+    results = {
+        "model": "each commit's own" if model is None else model.name,
+        "before": {"commit": commit, **before},
+        "now": now,
+        "now_to_before": ratios,
+    }
     save(f"indexing-{machine()['device']}", results)
 
 

@@ -34,7 +34,7 @@ import grit_mlx  # noqa: F401 - before mlx, to load the fast BLAS
 
 # isort: split
 import numpy as np
-from common import SHARED, machine, peak_memory, random_model, save
+from common import RESULTS, SHARED, machine, peak_memory, random_model, save
 from numpy.typing import NDArray
 
 from grit_mlx import GritLM
@@ -205,22 +205,23 @@ class Run:
 
 def measured(run: Run, count: int) -> dict[str, Any]:
     """Index and search one size."""
-    files = run.folder / "files"
+    files = [run.folder / "files" / "passages.jsonl"]
     memory = Memory()
     start, cpu = time.perf_counter(), time.process_time()
     with phases(memory):
-        report = run.open(exact_bytes=1 << 40).index([files], progress=memory.progress, approximate=False)
+        report = run.open(exact_bytes=1 << 40).index(files, progress=memory.progress, approximate=False)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
-    again = run.open().index([files], approximate=False).seconds
+    again = run.open().index(files, approximate=False).seconds
     store = run.open(exact_bytes=1 << 40)
     searches = {"bm25": run.timed(store, method="bm25")}
     for method in ("dense", "hybrid"):
         searches[f"{method}, exact"] = run.timed(store, method=method)
     wanted = run.nearest(store)
-    (files / "more.txt").write_text("One more passage.")  # a change, so that there is a new version to publish
+    files.append(run.folder / "files" / "more.txt")
+    files[1].write_text("One more passage.")  # a change, so that there is a new version to publish
     later = Memory()
     with phases(later):
-        run.open(exact_bytes=0).index([files], approximate=True)
+        run.open(exact_bytes=0).index(files, approximate=True)
     store = run.open(exact_bytes=0)
     for method in ("dense", "hybrid"):
         searches[f"{method}, approximate"] = run.timed(store, method=method)
@@ -279,20 +280,22 @@ def main() -> None:
     parser.add_argument("--vectors", choices=("model", "random"), default="model")
     parser.add_argument("--size", type=int, default=64, help="E, of the vectors")
     parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("--keep", action="store_true", help="keep the other sizes of the results that are there")
     options = parser.parse_args()
-    sizes = []
+    name = f"{'rag_index' if options.vectors == 'model' else 'rag_index_random'}-{machine()['device']}"
+    kept = json.loads((RESULTS / f"{name}.json").read_text())["sizes"] if options.keep else []
+    sizes = {one["passages"]: one for one in kept}
     for count in options.passages:
-        sizes.append(alone(of_size, options, count))
-        print(json.dumps(sizes[-1], indent=1), file=sys.stderr)
+        sizes[count] = alone(of_size, options, count)
+        print(json.dumps(sizes[count], indent=1), file=sys.stderr)
     results = {
         "model": f"random Mistral, 1 layer of {options.size}, vocabulary 32,000",
         "vectors": options.vectors,
         "size": options.size,
         "queries": options.queries,
-        "sizes": sizes,
+        "sizes": [sizes[count] for count in sorted(sizes)],
     }
-    name = "rag_index" if options.vectors == "model" else "rag_index_random"
-    save(f"{name}-{machine()['device']}", results)
+    save(name, results)
 
 
 if __name__ == "__main__":

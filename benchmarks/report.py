@@ -200,7 +200,7 @@ def gradcache(results: dict[str, Any]) -> str:
 SCORES = ("clapnq_dev", "fairytaleqa_val", "pubmedqa", "scitldr_test", "xquad_en")
 
 
-def grit_small(results: dict[str, Any]) -> str:
+def stories(results: dict[str, Any]) -> str:
     runs = results["runs"]
     lines = {
         **{f"{name}, nDCG@10": [run["scores"][name] for run in runs.values()] for name in SCORES},
@@ -678,7 +678,7 @@ PAGES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
     "serve.md": {"serve": serve, "warm": warm},
     "convert.md": {"convert": conversion, "quantization": quantization, "real_quantization": real_quantization},
     "scale.md": {"shared_caches": shared_caches},
-    "training.md": {"gradcache": gradcache, "grit_small": grit_small, "real_training": real_training},
+    "training.md": {"gradcache": gradcache, "stories": stories, "real_training": real_training},
 }
 
 

@@ -38,12 +38,6 @@ Examples:
 """
 
 
-_SHARD = (
-    "Under mlx.launch: split the model among the processes, each layer (tensor, the default) or layer by layer "
-    "(pipeline)."
-)
-
-
 @dataclass(frozen=True)
 class Generated:
     """What was generated, and how fast."""
@@ -95,7 +89,7 @@ def generate(
     sampling: GenerationOptions,
     model: Annotated[ModelChoice, Use(without=("pooling", "attn"))],
     server: ServerUse,
-    sharding: Annotated[Sharding, Use(helps={"shard": _SHARD})],
+    sharding: Annotated[Sharding, Use(helps={"shard": launch.SHARD})],
     json_output: Annotated[
         bool, typer.Option("--json", rich_help_panel=options.OUTPUT, help="Print the answer and its timings as JSON.")
     ] = False,
@@ -113,8 +107,7 @@ def generate(
         raise typer.BadParameter("A raw prompt has no system message: put it into the prompt.", param_hint="--system")
     if schema is not None:
         sampling = replace(sampling, schema=_schema(schema))
-    shard = sharding.shard or ("tensor" if launch.led() else None)
-    grit = load_model(model, mode="generative", server=server, split=shard)
+    grit = load_model(model, mode="generative", server=server, split=launch.split(sharding))
     messages = [{"role": "system", "content": system}] if system else []
     given = prompt if raw else [*messages, {"role": "user", "content": prompt}]
     responses = grit.stream_responses(given, raw=raw, **asdict(sampling))

@@ -13,6 +13,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -23,14 +25,42 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import typer
 
 from grit_mlx.cli import console
-from grit_mlx.errors import ArgumentError, GritError, ProcessError
-from grit_mlx.model.options import ModelChoice
+from grit_mlx.errors import ArgumentError, GritError, Option, ProcessError
+from grit_mlx.model.options import ModelChoice, Sharding
 
 if TYPE_CHECKING:
     from grit_mlx.gritlm import GritLM
     from grit_mlx.model.team import Team
 
-__all__ = ["enter", "interrupted", "leave", "led", "load", "refuse_stdin", "stopped"]
+__all__ = [
+    "SHARD",
+    "STOPPED",
+    "abandon",
+    "check_alone",
+    "end_soon",
+    "end_with_launcher",
+    "enter",
+    "interrupted",
+    "leave",
+    "led",
+    "load",
+    "refuse_stdin",
+    "split",
+    "stopped",
+]
+
+
+# What ``--shard`` does for a command that cannot give each process a share of the work.
+SHARD: Final = (
+    "Under mlx.launch: split the model among the processes, each layer (tensor, the default) or layer by layer "
+    "(pipeline)."
+)
+
+# Why a process ends that mlx.launch asks to.
+STOPPED: Final = ProcessError("mlx.launch stops this process, because another one has ended.")
+
+# Seconds in which a process ends that has lost another one.
+_PATIENCE: Final = 5.0
 
 
 @dataclass
@@ -40,7 +70,7 @@ class _State:
 
 _state = _State()
 
-_FOLLOWED: Final = ("embed", "generate", "rag index")
+_FOLLOWED: Final = ("embed", "generate", "serve", "rag index")
 _EACH: Final = ("train", "doctor", "models list", "models info", "models pull", "models use")
 
 
@@ -66,7 +96,7 @@ def enter(path: str) -> None:
             f"{', '.join(f'grit {one}' for one in _FOLLOWED)} and grit train."
         )
     if _rank():
-        _follow()
+        _follow(path)
     console.progress_in_lines()  # mlx.launch passes it on
     _team()
 
@@ -76,6 +106,29 @@ def leave() -> None:
     if _state.team is not None and not _rank():
         with suppress(GritError):  # one of them is gone
             _state.team.end()
+        if _state.team.lost is not None:
+            abandon(1)
+
+
+def end_soon(error: GritError) -> None:
+    """See that this process ends, and says why, even if mlx waits for another one that has ended."""
+
+    def end() -> None:
+        if not console.failed():
+            console.error(error)
+        abandon(1)
+
+    timer = threading.Timer(_PATIENCE, end)
+    timer.daemon = True
+    timer.start()
+
+
+def abandon(code: int) -> NoReturn:
+    """End this process at once: what it waits for of another one that has ended, mlx would wait for at its exit too."""
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def load(choice: ModelChoice, *, mode: str, split: str | None) -> GritLM:
@@ -86,6 +139,42 @@ def load(choice: ModelChoice, *, mode: str, split: str | None) -> GritLM:
     """
     with _team().doing("load", choice=_plain(choice), mode=mode, split=split):
         return _load(choice, mode, split)
+
+
+def split(sharding: Sharding) -> str | None:
+    """How a command that has to split its model among processes does so; None where there is one process.
+
+    Raises:
+        ArgumentError: it is to be split in one process.
+    """
+    if led():
+        return sharding.shard or "tensor"
+    check_alone(sharding.shard)
+    return None
+
+
+def check_alone(shard: str | None) -> None:
+    """Refuse to split a model in one process.
+
+    Raises:
+        ArgumentError: that was asked for.
+    """
+    if shard is not None:
+        raise ArgumentError(Option("shard", shard), " needs several processes: mlx.launch -n 2 grit COMMAND ...")
+
+
+def end_with_launcher() -> None:
+    """Interrupt this process once mlx.launch has ended, killed perhaps: it holds the other end of standard input."""
+    if "MLX_RANK" not in os.environ:
+        return
+
+    def wait() -> None:
+        with suppress(OSError):
+            while os.read(0, 1 << 16):
+                pass
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def refuse_stdin() -> None:
@@ -107,22 +196,31 @@ def stopped() -> None:
     """Say why this process ends, if it was asked to."""
     interrupted()
     if _size() > 1 and not _rank() and not console.failed():
-        console.error(ProcessError("mlx.launch stops this process, because another one has ended."))
+        console.error(STOPPED)
 
 
-def _follow() -> NoReturn:
+def _follow(path: str) -> NoReturn:
     # Whatever stops this process may do so in the middle of a computation: it keeps nothing.
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         signal.signal(getattr(signal, name), signal.SIG_DFL)
     console.set_up(quiet=True, verbose=False)
     try:
         jobs: dict[str, Any] = {}
-        jobs["load"] = lambda choice, **how: jobs.update(_load(ModelChoice(**choice), **how).jobs)
+
+        def load(choice: dict[str, Any], **how: Any) -> None:
+            model = _load(ModelChoice(**choice), **how)
+            jobs.update(model.jobs)
+            if path == "serve":
+                from grit_mlx.server.following import served_jobs
+
+                jobs.update(served_jobs(model))
+
+        jobs["load"] = load
         _team().follow(jobs)
     except GritError as error:
         if not getattr(error, "told", False):
             console.error(GritError(f"process {_rank()} of {_size()}: ", *error.parts))
-        raise typer.Exit(1) from error
+        abandon(1)
     # mlx complains in every process whose neighbour ends before it: the one that a person reads is to be the first.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     with suppress(GritError):

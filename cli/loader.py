@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grit_mlx.cli import console, launch
-from grit_mlx.errors import ArgumentError, Option
 from grit_mlx.model import hub
 from grit_mlx.model.catalogue import recommended
 from grit_mlx.model.options import ModelChoice
@@ -40,8 +39,7 @@ def load_model(choice: ModelChoice, *, mode: str, server: ServerUse | None = Non
     """
     if launch.led():
         return launch.load(hub.settled(choice), mode=mode, split=split)
-    if split is not None:
-        raise ArgumentError(Option("shard", split), " needs several processes: mlx.launch -n 2 grit COMMAND ...")
+    launch.check_alone(split)
     choice = _resolved(choice)
     return _remote(choice, mode, server) or _loaded(choice, mode)
 

@@ -9,21 +9,22 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from grit_mlx.cli import console, options
+from grit_mlx.cli import console, launch, options
 from grit_mlx.cli.loader import EMBEDDED, model_name
 from grit_mlx.cli.options import Use
 from grit_mlx.errors import ArgumentError, ConfigError, GritError, Option, ServerError, unreadable
 from grit_mlx.model import hub
-from grit_mlx.model.options import ModelChoice
+from grit_mlx.model.options import ModelChoice, Sharding
 from grit_mlx.options import from_mapping
 from grit_mlx.server.options import ServeOptions
 from grit_mlx.server.running import RunningServer, announced, loaded_as, package_version
@@ -32,6 +33,7 @@ from grit_mlx.text import kinds
 if TYPE_CHECKING:
     from uvicorn import Server
 
+    from grit_mlx.gritlm import GritLM
     from grit_mlx.server.hosting import Host
 
 __all__ = ["EXAMPLES", "serve"]
@@ -46,6 +48,9 @@ Examples:
 # Seconds that running requests have once the server is told to stop.
 _PATIENCE = 10
 
+# Seconds in which a signal that other processes ended of reaches this one as well.
+_SIGNAL_SECONDS = 0.3
+
 
 @options.command
 def serve(
@@ -56,6 +61,7 @@ def serve(
         typer.Option("--config", "-c", metavar="FILE", rich_help_panel="Server", help="YAML file of these options."),
     ] = None,
     loading: Annotated[ModelChoice, Use(only=("dtype", "trust_remote_code"))],
+    sharding: Annotated[Sharding, Use(helps={"shard": launch.SHARD})],
     install: Annotated[
         bool,
         typer.Option(
@@ -74,6 +80,9 @@ def serve(
     models are loaded. Ctrl-C finishes what is being answered; a second one stops at once.
     """
     chosen = from_mapping(ServeOptions, {**_configured(config), **given})
+    shard = launch.split(sharding)
+    if launch.led():
+        _check_split(chosen, service=install or uninstall)
     if install or uninstall:
         _service(given, config, loading, install=install)
         return
@@ -87,8 +96,34 @@ def serve(
         # Here, because it brings mlx and transformers.
         from grit_mlx.server.hosting import Host
 
-        host = Host(chosen, models, stores)
+        host = Host(chosen, models, stores, load=_together(chosen, loading, shard) if shard else None)
     _run(host, keys, listening)
+
+
+def _check_split(chosen: ServeOptions, *, service: bool) -> None:
+    """Refuse what a model that is split among processes cannot do.
+
+    Raises:
+        ArgumentError: names the option.
+    """
+    if service:
+        raise ArgumentError("A service runs one process: mlx.launch is not part of it.")
+    if len(chosen.models) > 1:
+        raise ArgumentError("Several processes serve one model, split among them: name one.")
+    if chosen.idle:
+        raise ArgumentError(Option("idle"), " does not work in several processes: all keep their parts of the model.")
+
+
+def _together(chosen: ServeOptions, loading: ModelChoice, shard: str) -> Callable[[ModelChoice], GritLM]:
+    """How a model is loaded in all processes, each of which finds it by its name."""
+    named = hub.settled(replace(loading, model=next(iter(chosen.models), None)))
+
+    def load(_: ModelChoice) -> GritLM:
+        from grit_mlx.model import threads
+
+        return threads.run(partial(launch.load, named, mode="unified", split=shard))
+
+    return load
 
 
 def _service(given: Mapping[str, Any], config: str | None, loading: ModelChoice, *, install: bool) -> None:
@@ -128,18 +163,28 @@ def _run(host: Host, keys: list[str], listening: socket.socket) -> None:
     failed: list[GritError] = []
     server: Server | None = None
 
+    def fail(error: GritError) -> None:
+        failed.append(error)
+        if server is not None:
+            server.should_exit = True
+
+    def lost(error: GritError) -> None:
+        time.sleep(_SIGNAL_SECONDS)  # who was interrupted with the others has nothing to say
+        if server is None or not server.should_exit:
+            launch.end_soon(error)
+            fail(error)
+
     def loaded(error: GritError | None) -> None:
         if error is None:
             console.note(f"serving {', '.join(host.names())} on {_address(listening)}")
             running.enter_context(announced(_announcement(host, listening)))
             return
-        failed.append(error)
-        if server is not None:
-            server.should_exit = True
+        fail(error)
 
     # Before the application adds a handler that sends commands what they cause.
     for handler in logging.getLogger("grit_mlx").handlers:
         handler.addFilter(_Seldom())
+    host.engine.on_loss = lost
     app = application(host, keys=keys, loaded=loaded)
     settings = uvicorn.Config(
         app,
@@ -150,11 +195,15 @@ def _run(host: Host, keys: list[str], listening: socket.socket) -> None:
         timeout_graceful_shutdown=_PATIENCE,
         timeout_keep_alive=75,  # clients keep connections for a minute
     )
-    server = _server(settings)
+    server = _server(settings, fail)
+    if launch.led():
+        launch.end_with_launcher()
     with ExitStack() as running:
         server.run(sockets=[listening])
     if failed:
         raise failed[0]
+    if launch.led():
+        launch.abandon(0)  # the others were told to stop as well
 
 
 class _Seldom(logging.Filter):
@@ -175,26 +224,26 @@ class _Seldom(logging.Filter):
 
 def _announcement(host: Host, listening: socket.socket) -> RunningServer:
     """How other programs of this user find the server."""
+    models = {} if host.is_split else host.models  # commands cannot compute in it
     address = _address(listening).replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
     key_file = host.options.api_key_file
     return RunningServer(
         process=os.getpid(),
         address=address,
         version=package_version(),
-        models={name: str(model.choice.model) for name, model in host.models.items()},
+        models={name: str(model.choice.model) for name, model in models.items()},
         stores={
             name: store.uri if "://" in store.uri else str(Path(store.uri).expanduser().resolve())
             for name, store in host.stores.items()
         },
         loaded={
-            str(model.choice.model): loaded_as(str(model.choice.model), model.choice.dtype)
-            for model in host.models.values()
+            str(model.choice.model): loaded_as(str(model.choice.model), model.choice.dtype) for model in models.values()
         },
         key_file=None if key_file is None else str(key_file.expanduser().resolve()),
     )
 
 
-def _server(settings: Any) -> Server:
+def _server(settings: Any, fail: Callable[[GritError], None]) -> Server:
     from uvicorn import Server
 
     class Stoppable(Server):
@@ -203,6 +252,9 @@ def _server(settings: Any) -> Server:
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             if self.should_exit and sig == signal.SIGINT:
                 os._exit(128 + sig)
+            if sig == signal.SIGTERM and launch.led() and not self.should_exit:
+                launch.end_soon(launch.STOPPED)
+                fail(launch.STOPPED)
             self.should_exit = True
 
     return Stoppable(settings)

@@ -527,6 +527,16 @@ class GritLM:
         return generation.stream_responses(model, self._engine_tokenizer, tokens, options, team=team)
 
     @property
+    def team(self) -> Team | None:
+        """The processes that compute together; None where this one computes alone."""
+        return self._loaded.team
+
+    @property
+    def is_split(self) -> bool:
+        """Whether this process has only a part of the model: what it has of keys and values is not to be kept."""
+        return self.team is not None and self.team.split is not None
+
+    @property
     def jobs(self) -> dict[str, Callable[..., object]]:
         """What a process that follows its team's leader computes, for ``Team.follow``."""
 

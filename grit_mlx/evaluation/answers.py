@@ -13,6 +13,7 @@ from grit_mlx.errors import DocumentError, ModeError
 from grit_mlx.evaluation.sets import AnswerSet
 from grit_mlx.gritlm import GritLM
 from grit_mlx.model.batching import plan_batches
+from grit_mlx.model.numpy_linear import through_numpy
 from grit_mlx.model.passes import pad
 from grit_mlx.progress import Progress
 
@@ -89,6 +90,7 @@ def answer_loss(
     return AnswerLoss(nats, tokens, sum(_bytes(model, row) for row in rows), len(rows), len(tokenized) - len(rows))
 
 
+@through_numpy()
 def _loss(model: GritLM, rows: list[TokenizedChat]) -> float:
     """Sum of the losses of a batch. Causal attention never sees the padding, which follows the rows."""
     (ids, _), (counted, _) = pad([row.ids for row in rows]), pad([row.learned for row in rows])

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from grit_mlx.errors import ArgumentError
 from grit_mlx.gritlm import GritLM
+from grit_mlx.model.numpy_linear import through_numpy
 from grit_mlx.progress import Progress
 
 __all__ = [
@@ -166,6 +167,7 @@ def kept_positions(vocabulary: int, texts: int) -> int:
     return max(1, _KEPT_BYTES // (4 * vocabulary * texts))
 
 
+@through_numpy()
 def _log_probabilities(model: GritLM, texts: Sequence[str], report: Callable[[int], None]) -> NDArray[np.float32]:
     """Of the token that follows each of the last few tokens of each text, ``(M, V)``."""
     kept: list[NDArray[np.float32]] = []

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -62,17 +63,28 @@ def numpy_threads(count: int | None) -> int | None:
     Returns:
         The number until now; None, and nothing is set, if NumPy has another BLAS or ``count`` is None.
     """
+    library = None if count is None else _numpy_library()
+    if library is None:
+        return None
+    get, put = library
+    before = int(get())
+    if before != count:
+        put(count)
+    return before
+
+
+@cache
+def _numpy_library() -> tuple[Callable[[], int], Callable[[int | None], None]] | None:
+    """Of the OpenBLAS inside NumPy's wheel, the functions that tell and set its number of threads."""
     import numpy as np
 
     libraries = Path(np.__file__).parent.parent / "numpy.libs"
     path = next(libraries.glob("libscipy_openblas*"), None)
-    if path is None or count is None:
+    if path is None:
         return None
     suffix = "64_" if "openblas64_" in path.name else ""
     library = ctypes.CDLL(str(path))  # loaded already
     try:
-        before = int(library[f"scipy_openblas_get_num_threads{suffix}"]())
-        library[f"scipy_openblas_set_num_threads{suffix}"](count)
+        return library[f"scipy_openblas_get_num_threads{suffix}"], library[f"scipy_openblas_set_num_threads{suffix}"]
     except AttributeError:
         return None
-    return before

@@ -276,7 +276,17 @@ class Embedder:
         """
         assert self._team is not None
         self.settings = Settings(**settings)
-        self._with_others([[Piece(0, ids, skipped) for ids, skipped in batch] for batch in batches], self._team)
+        try:
+            self._with_others([[Piece(0, ids, skipped) for ids, skipped in batch] for batch in batches], self._team)
+        except MemoryError:
+            if self._team.split is not None:
+                raise
+            # The leader knows as well, and tells smaller batches.
+
+    def layers(self, ids: Sequence[int], *, settings: Settings) -> TextCache:
+        """Keys and values of one text, or of this process's part of the model."""
+        [kept] = self._compute([Piece(0, list(ids), 0)], keep=True, settings=settings)[1]
+        return kept
 
     def _with_others(self, batches: Sequence[Sequence[Piece]], team: Team) -> list[_Computed]:
         if team.split is not None:
@@ -295,19 +305,19 @@ class Embedder:
             raise MemoryError
         return [(part[: len(batch)], []) for part, batch in zip(parts, batches, strict=False)]
 
-    def _compute(self, batch: Sequence[Piece], *, keep: bool) -> _Computed:
-        """Pooled vectors ``(B, E)`` of one batch, and the caches of its rows."""
+    def _compute(self, batch: Sequence[Piece], *, keep: bool, settings: Settings | None = None) -> _Computed:
+        """Pooled vectors ``(B, E)`` of one batch, and the caches of its rows; with the own settings if not given."""
         with device.wired(), through_numpy():
-            return self._pass(batch, keep=keep)
+            return self._pass(batch, settings or self.settings, keep=keep)
 
-    def _pass(self, batch: Sequence[Piece], *, keep: bool) -> _Computed:
+    def _pass(self, batch: Sequence[Piece], settings: Settings, *, keep: bool) -> _Computed:
         ids, real = pad([piece.ids for piece in batch], rows=self._rows)
         vectors, caches = represent(
             self._loaded.model,
             mx.array(ids),
             None if real.all() else mx.array(real),
             mx.array(pooled_tokens(real, [piece.skipped for piece in batch])),
-            settings=self.settings,
+            settings=settings,
             projection=self._loaded.projection,
             keep=keep,
         )

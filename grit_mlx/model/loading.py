@@ -382,6 +382,10 @@ def _materialize(model: nn.Module) -> None:
             numpy_linear.prepare(layer)
         if here.kind == "cpu":
             numpy_exponentials.prepare(layer)
+    if here.blas == "bundled":
+        numpy_linear.prepare(model)  # the head
+    elif here.blas == "openblas":
+        numpy_linear.prepare_rows(model)
     # Not only the parameters: position embeddings keep frequencies of their own, and what is lazy would be computed
     # by the first thread that uses it, which is not the one it belongs to.
     mx.eval(threads.arrays_of(model))

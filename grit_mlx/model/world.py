@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import signal
+import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import mlx.core as mx
 import numpy as np
@@ -25,6 +26,10 @@ __all__ = ["World"]
 
 Rows = TypeVar("Rows", bound=Any)
 T = TypeVar("T")
+
+# Bytes that ``from_first`` sends at once: what is longer needs a second message, and each takes as long as the network.
+_FIRST_BYTES: Final = 1024
+_HEAD: Final = struct.Struct("<I")
 
 
 class World:
@@ -81,17 +86,21 @@ class World:
         """The first process's value, which JSON can hold, in all processes."""
         if self.size == 1:
             return value
-        with self._waiting():
+        with self.waiting():
             text = json.dumps(value).encode() if self.is_first else b""
-            length = int(_evaluated(self._all_sum(mx.array(len(text)))))
-            own = np.frombuffer(text, dtype=np.uint8) if self.is_first else np.zeros(length, dtype=np.uint8)
-            return json.loads(_evaluated(self._all_sum(mx.array(own))).tobytes())
+            head = _HEAD.pack(len(text)) + text if self.is_first else b""
+            begun = self._bytes_from_first(head[:_FIRST_BYTES], _FIRST_BYTES)
+            [length] = _HEAD.unpack_from(begun)
+            room = _FIRST_BYTES - _HEAD.size
+            if length > room:
+                begun += self._bytes_from_first(text[room:], length - room)
+            return json.loads(begun[_HEAD.size : _HEAD.size + length])
 
     def from_all(self, value: Any) -> list[Any]:
         """Each process's value, which JSON can hold, in all processes."""
         if self.size == 1:
             return [value]
-        with self._waiting():
+        with self.waiting():
             text = json.dumps(value).encode()
             lengths = _evaluated(mx.distributed.all_gather(mx.array([len(text)]), group=self.group)).tolist()
             padded = mx.array(np.frombuffer(text.ljust(max(lengths)), dtype=np.uint8))
@@ -111,13 +120,20 @@ class World:
 
     def arrays_from_all(self, rows: NDArray[Any]) -> NDArray[Any]:
         """Each process's array, all of one shape ``(...)``, in all processes: ``(size, ...)``."""
-        with self._waiting():
+        with self.waiting():
             return _evaluated(mx.distributed.all_gather(mx.array(rows)[None], group=self.group))
 
-    def number_from_first(self, number: mx.array) -> mx.array:
-        """The first process's integers in all processes, not evaluated yet."""
-        own = number if self.is_first else mx.zeros_like(number)
-        return self._all_sum(own)
+    def number_from_first(self, number: mx.array, *, after: mx.array | None = None) -> mx.array:
+        """The first process's integers in all processes, not evaluated yet.
+
+        Args:
+            number: this process's, computed from what all have computed: they exchange numbers after that.
+            after: what must have been exchanged before; two exchanges that do not depend on each other could come in
+                another order in each process.
+        """
+        number = number.astype(mx.uint32)
+        own = number if self.is_first else number * 0
+        return self._all_sum(own if after is None else mx.depends(own, after))
 
     def agree(self, value: bool) -> bool:
         """The first process's answer, in all processes."""
@@ -145,12 +161,17 @@ class World:
                 raise refused
         return result
 
+    def _bytes_from_first(self, own: bytes, length: int) -> bytes:
+        """The first process's bytes, padded to a length that all know, in all processes."""
+        padded = np.frombuffer(own.ljust(length, b"\0"), dtype=np.uint8)
+        return _evaluated(self._all_sum(mx.array(padded))).tobytes()
+
     def _all_sum(self, value: mx.array) -> mx.array:
         return mx.distributed.all_sum(value, group=self.group)
 
     @contextmanager
-    def _waiting(self) -> Iterator[None]:
-        """Say in our words that another process has ended."""
+    def waiting(self) -> Iterator[None]:
+        """Wait for others in this block; says in our words that another process has ended."""
         if self.lost is not None:
             raise self.lost
         try:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from grit_mlx.gritlm import GritLM
     from grit_mlx.model.caches import TextCache
+    from grit_mlx.model.settings import Settings
     from grit_mlx.progress import Progress
 
 __all__ = ["Encoder"]
@@ -57,14 +58,25 @@ class Encoder:
         return len(rag_tokens(self.model.tokenizer, mode, [""], document=""))
 
     def query(self, question: str) -> tuple[NDArray[np.float32], TextCache]:
-        """The question's vector ``(E,)`` and, from the same pass, its keys and values.
+        """The question's vector ``(E,)`` and, from the same pass, its keys and values; none of a model that is split.
 
         Raises:
             ArgumentError: the question is empty.
         """
         check_question(question)
+        if self.model.is_split:
+            return self.queries([question])[0], []
         vectors, layers = self._with_caches([question], self.query_prompt)
         return vectors[0], layers[0]
+
+    def document_tokens(self, content: str) -> tuple[list[int], Settings]:
+        """The tokens of a passage whose keys and values are wanted, and how they are to be read."""
+        prompt, harmless = self.document_prompt, self.neutralised(content)
+        room = len((prompt + harmless).encode()) + 64
+        [piece] = self._reader.embedder.pieces(
+            [harmless], self._reader.embedding_options(instruction=prompt, max_length=room)
+        )
+        return piece.ids, self._reader.settings
 
     def queries(self, questions: Sequence[str]) -> NDArray[np.float32]:
         """Vectors of questions, ``(N, E)``."""

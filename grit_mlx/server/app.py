@@ -558,7 +558,8 @@ def application(
         routes=[
             *routes(host),
             *page.routes(),
-            *warm.routes(host),
+            # Commands compute in an order of their own, which other processes do not follow.
+            *(() if host.is_split else warm.routes(host)),
             *(tools.routes if tools is not None else ()),
             *(more or []),
         ],

@@ -1,4 +1,4 @@
-"""Answers of one model, many at once: mlx-lm's continuous batching, and the prompts that it need not read again.
+"""Answers of one model, many at once: from tokens to what is delivered of them. ``batch`` has mlx-lm compute them.
 
 Everything here is called by the engine's thread; mlx computes in the library's (``model/threads.py``).
 """
@@ -10,22 +10,24 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.generate import BatchGenerator
-from mlx_lm.models.cache import LRUPromptCache, can_trim_prompt_cache, trim_prompt_cache
+from mlx_lm.models.cache import LRUPromptCache
 
-from grit_mlx.errors import ArgumentError, GritError, MemoryLimitError, ModelError, first_line
+from grit_mlx.errors import ArgumentError, GritError, MemoryLimitError, ModelError, ProcessError, first_line
 from grit_mlx.model import device, threads
 from grit_mlx.model.attention import not_finite
-from grit_mlx.model.caches import TextCache, copy_cache
+from grit_mlx.model.caches import TextCache
 from grit_mlx.model.detokenizing import Detokenizer
 from grit_mlx.model.generation import StopTexts, sampling, seed_of_step
 from grit_mlx.model.options import GenerationOptions
 from grit_mlx.model.structured import Constraint, constraint
+from grit_mlx.server.batch import batch_of
 
 if TYPE_CHECKING:
     from grit_mlx.gritlm import GritLM
@@ -33,10 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["Answer", "Decoder", "Prompt", "Token", "form_of", "likeliest", "within_context", "worded"]
 
 logger = logging.getLogger("grit_mlx")
-
-# Tokens of each prompt, and prompts, that are read between two tokens of the answers that are being written.
-_PREFILL: Final = 256
-_PROMPTS: Final = 4
 
 # What "no limit" is to mlx-lm.
 _ENDLESS: Final = 2**30
@@ -126,10 +124,9 @@ class Decoder:
 
     def __init__(self, model: GritLM, prefixes: LRUPromptCache) -> None:
         self.model = model
-        self._prefixes = prefixes
         self._ends = frozenset(model.engine_tokenizer.eos_token_ids)
         self._answers: dict[int, Answer] = {}  # in the order of their arrival
-        self._generator: BatchGenerator | None = None
+        self._batch = batch_of(model, prefixes)
 
     def __len__(self) -> int:
         return len(self._answers)
@@ -146,7 +143,7 @@ class Decoder:
         number = next((number for number, one in self._answers.items() if one is answer), None)
         if number is not None:
             del self._answers[number]
-            threads.run(self._release, number, answer)
+            threads.run(partial(self._batch.remove, number, keep=True))
 
     def step(self, seconds: float, wanted: Callable[[], bool]) -> int:
         """Write for a while: at least the next token of every answer, or the next part of the prompts.
@@ -170,57 +167,32 @@ class Decoder:
         for answer in self._answers.values():
             answer.deliver(ModelError("The server is stopping."))
         self._answers.clear()
-        threads.run(self._begin_anew)
+        self._reset()
 
-    def _begin_anew(self) -> None:
-        """In the library's thread: forget mlx-lm's batch."""
-        if self._generator is not None:
-            self._generator.close()
-            self._generator = None
-        mx.clear_cache()
+    def _reset(self) -> None:
+        with suppress(ProcessError):  # then there is nothing left to begin anew with
+            threads.run(self._batch.reset)
 
     def _insert(self, answer: Answer) -> None:
         """In the library's thread: hand an answer over to mlx-lm, behind what is known of its prompt."""
         prompt, written = answer.prompt, answer.written
-        tokens = [*prompt.tokens, *written]
-        layers, rest = self._known(prompt, tokens)
-        known = len(tokens) - len(rest)
-        if answer.reused is None:
-            answer.reused = known
-        if self._generator is None:
-            self._generator = BatchGenerator(
-                self.model.model,
-                stop_tokens=[[token] for token in self._ends],
-                prefill_step_size=_PREFILL,
-                prefill_batch_size=_PROMPTS,
-            )
         limit = prompt.options.max_tokens
         # An answer that begins again after another one failed needs a new one.
         answer.form = form_of(self.model, prompt.options)
         if answer.form is not None:
             answer.form.follow(written)
         chosen = sampling(prompt.options, len(self.model.tokenizer), (), answer.form)
-        [number] = self._generator.insert(
-            [rest],
-            max_tokens=[_ENDLESS if limit < 0 else limit - len(written)],
-            caches=None if layers is None else [layers],
-            all_tokens=[tokens[:known]],
-            samplers=[_sampler(prompt.options, chosen["sampler"], len(written))],
-            logits_processors=[chosen["logits_processors"]],
+        number, known = self._batch.insert(
+            [*prompt.tokens, *written],
+            _ENDLESS if limit < 0 else limit - len(written),
+            names=prompt.names,
+            layers=prompt.layers,
+            sampler=_sampler(prompt.options, chosen["sampler"], len(written)),
+            processors=chosen["logits_processors"],
         )
         self._answers[number] = answer
-
-    def _known(self, prompt: Prompt, tokens: list[int]) -> tuple[list[Any] | None, list[int]]:
-        """Keys and values of a prompt's beginning, None for none, and the tokens after it, at least one."""
-        layers, rest = self._prefixes.fetch_nearest_cache((id(self.model), *prompt.names), tokens)
-        if layers is not None and not rest:
-            trimmed: Any = trim_prompt_cache(layers, 1) if can_trim_prompt_cache(layers) else None
-            if trimmed == 1:
-                return layers, tokens[-1:]
-            layers = None
-        if layers is not None:
-            return layers, list(rest)
-        return (copy_cache(prompt.layers) or None), tokens
+        if answer.reused is None:
+            answer.reused = known
 
     def _write(self, seconds: float, wanted: Callable[[], bool]) -> int:
         """In the library's thread: steps of mlx-lm's, for ``step``."""
@@ -235,16 +207,14 @@ class Decoder:
 
     def _next(self) -> list[tuple[Answer, Token | Exception]]:
         """In the library's thread: one step of mlx-lm's."""
-        assert self._generator is not None
-        _, responses = self._generator.next()
         delivered: list[tuple[Answer, Token | Exception]] = []
-        for response in responses:
+        for response in self._batch.next():
             answer = self._answers.get(response.uid)
             if answer is None:
                 continue
             if not answer.written and not np.isfinite(np.max(np.array(response.logprobs.astype(mx.float32)))):
                 del self._answers[response.uid]
-                self._generator.remove([response.uid])
+                self._end(response, keep=False)
                 delivered.append((answer, not_finite("The next token's probabilities are NaN or infinity")))
                 continue
             token = answer.add(response, self.model.tokenizer, self._ends)
@@ -252,28 +222,24 @@ class Decoder:
             delivered.append((answer, ArgumentError(answer.form.failure) if failed and answer.form else token))
             if token.finish_reason is not None:
                 del self._answers[response.uid]
-                if response.finish_reason is not None:
-                    self._keep(answer, response.prompt_cache, response.all_tokens)
-                else:  # at a stop text, which mlx-lm does not know
-                    self._release(response.uid, answer)
+                self._end(response, keep=True)
         return delivered
 
-    def _release(self, number: int, answer: Answer) -> None:
-        if self._generator is not None:
-            for layers, tokens in self._generator.remove([number], return_prompt_caches=True).values():
-                self._keep(answer, layers, tokens)
-
-    def _keep(self, answer: Answer, layers: Any, tokens: Any) -> None:
-        if layers and tokens:
-            key = (id(self.model), *answer.prompt.names)
-            self._prefixes.insert_cache(key, list(tokens), layers)
+    def _end(self, response: Any, *, keep: bool) -> None:
+        """Take an answer out of the batch, where mlx-lm has not: at a stop text, which it does not know."""
+        if response.finish_reason is None:
+            self._batch.remove(response.uid, keep=keep)
 
     def _recover(self, error: Exception) -> None:
         """Go on without the newest answer, which was one too many or cannot be computed."""
         answers = list(self._answers.values())
-        logger.warning("An answer failed: %s", first_line(error))
         self._answers.clear()
-        threads.run(self._begin_anew)
+        if isinstance(error, ProcessError):  # none of them can be computed any more
+            for answer in answers:
+                answer.deliver(error)
+            return
+        logger.warning("An answer failed: %s", first_line(error))
+        self._reset()
         if answers:
             answers[-1].deliver(worded(error))
         for answer in answers[:-1]:

@@ -15,6 +15,8 @@ thread, gets a future, or is called with each token::
 - While answers are being written a batch is bounded by time, so that no stream waits for a large request, and both get
   half of the time.
 - What fails, fails alone: the others of its batch are computed again.
+- Of a model that is split among processes this is the one that leads (``model/team.py``). While nothing is asked the
+  others rest, and where one of them has ended, the engine does.
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ import numpy as np
 from mlx_lm.models.cache import LRUPromptCache
 from numpy.typing import NDArray
 
-from grit_mlx.errors import ServerError, TextError
-from grit_mlx.model import device
+from grit_mlx.errors import ProcessError, ServerError, TextError
+from grit_mlx.model import device, threads
 from grit_mlx.model.embedding import Piece
 from grit_mlx.model.inputs import token_ids
 from grit_mlx.model.options import EmbeddingOptions
@@ -44,6 +46,7 @@ from grit_mlx.server.decoding import Answer, Decoder, Prompt, Token, within_cont
 if TYPE_CHECKING:
     from grit_mlx.gritlm import GritLM
     from grit_mlx.model.embedding import Embedder
+    from grit_mlx.model.team import Team
 
 __all__ = ["Counts", "Embedded", "Engine", "Lane"]
 
@@ -63,6 +66,10 @@ _ALONE_SECONDS: Final = 1.0
 _SHARED_TEXTS: Final = 256
 
 _LANE_PREFIXES: Final = 64  # prompts that are kept, at most, whatever their size
+
+# Seconds for which other processes rest, the first time and at most: a request may have to wait for that long.
+_FIRST_REST: Final = 0.005
+_LONGEST_REST: Final = 0.1
 
 
 @dataclass(frozen=True)
@@ -295,10 +302,14 @@ class Engine:
 
     Attributes:
         counts: what it has done.
+        on_loss: called in the engine's thread, which ends then, where the processes of a model that is split cannot go
+            on together.
     """
 
     def __init__(self, *, prefix_bytes: int = 1 << 30) -> None:
         self.counts = Counts()
+        self.on_loss: Callable[[ProcessError], None] = lambda _: None
+        self._team: Team | None = None
         self.prefixes = LRUPromptCache(max_size=_LANE_PREFIXES, max_bytes=prefix_bytes)
         self._lanes: list[Lane] = []
         self._tasks: deque[_Task] = deque()
@@ -313,7 +324,12 @@ class Engine:
     def open(self, model: GritLM) -> Lane:
         """A place for a model."""
         lane = Lane(self, model)
-        self.call(lambda: self._lanes.append(lane))
+
+        def begin() -> None:
+            self._lanes.append(lane)
+            self._team = model.team
+
+        self.call(begin)
         return lane
 
     def close(self, lane: Lane) -> None:
@@ -362,9 +378,13 @@ class Engine:
 
     def _work(self) -> None:
         with device.wired():
-            while not self._stopping:
-                self._take()
-                self._step()
+            while not self._stopping and (self._team is None or self._team.lost is None):
+                with suppress(ProcessError):  # the team is lost
+                    self._take()
+                    self._step()
+        self._stopping = True
+        if self._team is not None and self._team.lost is not None:
+            self.on_loss(self._team.lost)
         with self._lock:
             self._closed = True
         self._take()
@@ -382,14 +402,27 @@ class Engine:
         wait = not (self._tasks or self.is_writing or self._stopping)
         with suppress(queue.Empty):
             while True:
-                arrived = self._inbox.get(block=wait)
+                arrived = self._awaited() if wait else self._inbox.get_nowait()
                 wait = False
                 try:
                     arrived()
+                except ProcessError:  # the loop ends
+                    pass
                 except Exception as error:
                     logger.error("Unexpected error", exc_info=error)
         for lane in self._lanes:
             self._gather(lane)
+
+    def _awaited(self) -> Callable[[], Any]:
+        """What arrives next."""
+        if self._team is None:
+            return self._inbox.get()
+        seconds = _FIRST_REST
+        while True:
+            threads.run(self._team.rest, seconds)
+            with suppress(queue.Empty):
+                return self._inbox.get(timeout=seconds)
+            seconds = min(2 * seconds, _LONGEST_REST)
 
     def _gather(self, lane: Lane) -> None:
         """Make batches of the texts that wait."""

@@ -33,6 +33,8 @@ _ROLES = ("query", "document", "similarity")
 
 _STORE_PREFIX = "rag:"
 
+Load = Callable[["ModelChoice"], GritLM]
+
 
 class HostedModel:
     """A model that is loaded when it is needed.
@@ -41,19 +43,21 @@ class HostedModel:
         engine: computes.
         name: to clients.
         choice: which.
+        load: loads it.
 
     Attributes:
         created: when it was loaded last, in seconds since 1970.
         users: requests that use it now.
     """
 
-    def __init__(self, engine: Engine, name: str, choice: ModelChoice) -> None:
+    def __init__(self, engine: Engine, name: str, choice: ModelChoice, load: Load) -> None:
         self.name = name
         self.created = int(time.time())
         self.users = 0
         self.on_unload: list[Callable[[], None]] = []
         self._engine = engine
         self.choice = choice
+        self._load = load
         self._lock = threading.Lock()
         self._lane: Lane | None = None
         self._used = time.monotonic()
@@ -72,7 +76,7 @@ class HostedModel:
         with self._lock:
             self._used = time.monotonic()
             if self._lane is None:
-                self._lane = self._engine.open(GritLM.from_choice(self.choice))
+                self._lane = self._engine.open(self._load(self.choice))
                 self.created = int(time.time())
             return self._lane
 
@@ -143,16 +147,28 @@ class Host:
         options: of the server.
         models: each name with its choice; the first is used where a request names none.
         stores: each name with its folder.
+        load: loads the only model, which is split among processes; None where this process loads all of each.
 
     Attributes:
         ready: whether all of them are loaded.
+        is_split: whether the model is split among processes.
         refused: how many requests found no place.
     """
 
-    def __init__(self, options: ServeOptions, models: Mapping[str, ModelChoice], stores: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        options: ServeOptions,
+        models: Mapping[str, ModelChoice],
+        stores: Mapping[str, str],
+        *,
+        load: Load | None = None,
+    ) -> None:
         self.options = options
+        self.is_split = load is not None
         self.engine = Engine(prefix_bytes=options.prompt_memory)
-        self.models = {name: HostedModel(self.engine, name, choice) for name, choice in models.items()}
+        self.models = {
+            name: HostedModel(self.engine, name, choice, load or GritLM.from_choice) for name, choice in models.items()
+        }
         self.stores = {name: ServedStore(name, uri) for name, uri in stores.items()}
         self._readers: dict[str, HostedModel] = {}  # of each store, the model that it was made with
         self.ready = False

@@ -12,6 +12,7 @@ from grit_mlx.errors import (
     MemoryLimitError,
     ModeError,
     ModelError,
+    ProcessError,
     ServerError,
     StoreError,
 )
@@ -80,7 +81,7 @@ def refusal_of(error: Exception) -> Refusal:
         return Refusal(503, message, "server_error", code="out_of_memory")
     if isinstance(error, ArgumentError | ModeError):
         return Refusal(400, message, param=error.option)
-    if isinstance(error, StoreError | ModelError | ServerError):
+    if isinstance(error, StoreError | ModelError | ServerError | ProcessError):
         return Refusal(503, message, "server_error")
     if isinstance(error, GritError):
         return Refusal(400, message, param=error.option)

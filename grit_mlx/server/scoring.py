@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.models.cache import make_prompt_cache
 
 from grit_mlx.model import threads
 from grit_mlx.rag.encoding import Encoder
-from grit_mlx.rag.likelihood import likelihood
+from grit_mlx.rag.likelihood import mean_likelihood, question_tokens
 from grit_mlx.server.decoding import likeliest
+from grit_mlx.server.reading import Reading
 
 if TYPE_CHECKING:
     from grit_mlx.gritlm import GritLM
@@ -46,19 +47,18 @@ def scored(model: GritLM, tokens: Sequence[int], top: int) -> Generator[None, No
         top: how many of the likeliest tokens to report for each.
     """
     found = [Scored(None, ())]
-    cache: Any = make_prompt_cache(model.model)
-    for start in range(0, len(tokens) - 1, _CHUNK):
-        read = list(tokens[start : start + _CHUNK])
-        following = tokens[start + 1 : start + 1 + _CHUNK]
-        found += threads.run(_scores, model, read[: len(following)], following, top, cache)
-        yield
+    with closing(Reading(model)) as reading:
+        for start in range(0, len(tokens) - 1, _CHUNK):
+            read = list(tokens[start : start + _CHUNK])
+            following = tokens[start + 1 : start + 1 + _CHUNK]
+            found += threads.run(_scores, reading, read[: len(following)], following, top)
+            yield
     return found
 
 
-def _scores(model: GritLM, read: Sequence[int], following: Sequence[int], top: int, cache: Any) -> list[Scored]:
-    logits = model.model(mx.array([list(read)]), cache=cache)[0].astype(mx.float32)
+def _scores(reading: Reading, read: Sequence[int], following: Sequence[int], top: int) -> list[Scored]:
+    logits = reading.logits(read)
     logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-    mx.eval(logprobs, [layer.state for layer in cache])
     scores = []
     for row, token in zip(np.array(logprobs), following, strict=True):
         best, own = likeliest(row, top, token)
@@ -70,9 +70,14 @@ def likelihoods(model: GritLM, query: str, documents: Sequence[str]) -> Generato
     """For each document the geometric mean of the probabilities of the query's tokens after it."""
     encoder = Encoder(model)
     scores = []
+    asked, start = question_tokens(encoder, query)
+
+    def likelihood(reading: Reading) -> float:
+        return mean_likelihood(reading.logits(asked[:-1]), asked, start)
+
     for document in documents:
-        _, [layers] = encoder.vectors_and_caches([document])
-        yield
-        scores.append(float(np.exp(likelihood(encoder, query, layers))))
+        tokens, settings = encoder.document_tokens(document)
+        with closing(Reading(model, tokens, settings=settings)) as reading:
+            scores.append(float(np.exp(threads.run(likelihood, reading))))
         yield
     return scores

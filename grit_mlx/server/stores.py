@@ -135,7 +135,8 @@ class ServedStore:
         self._store.require()
         self._store.refresh()
         if self._rag is None or self._rag[0] is not lane:
-            self._rag = lane, Rag(lane.model, self._store, RagOptions())
+            # Caches hold the keys and values of a whole model.
+            self._rag = lane, Rag(lane.model, self._store, RagOptions(cache="none" if lane.model.is_split else "auto"))
         return self._rag[1]
 
     def release(self) -> None:
@@ -220,7 +221,8 @@ class ServedStore:
         prepared = rag.answerer.prepare(
             f"{system}\n\n{question}" if system else question,
             documents,
-            query_cache=None if turns or system else results.query_cache,
+            cache=rag.options.cache,
+            query_cache=None if turns or system else results.query_cache or None,
             history=turns,
             options=options,
         )

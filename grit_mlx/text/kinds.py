@@ -40,6 +40,11 @@ class Kind:
         return ":" in self.reader
 
     @property
+    def whole(self) -> bool:
+        """Whether its reader holds the complete file."""
+        return self.reader in _WHOLE
+
+    @property
     def encoded(self) -> bool:
         """Whether it is text whose encoding may have to be named; other kinds say it themselves."""
         return self.typed or self.reader in ("jsonl", "json", "csv", "tsv", "html:read_html")
@@ -54,6 +59,8 @@ class Kind:
         """Whether it is plain text, whose lines are what people typed."""
         return self.reader.startswith("markup:")
 
+
+_WHOLE: Final = ("json", "html:read_html", "mail:read_mail", "notebook:read_notebook", "rtf:read_rtf")
 
 _TEXT: Final = Kind("text", "markup:read_text", by="line")
 _CODE: Final = Kind("code", "markup:read_code", by="line")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from grit_mlx.errors import ArgumentError, DocumentError, first_line, unreadable
 from grit_mlx.text.junk import is_junk_file
-from grit_mlx.text.kinds import is_listed, why_not
+from grit_mlx.text.kinds import is_listed, kind_of, why_not
 from grit_mlx.text.options import WalkOptions
 
 if TYPE_CHECKING:
@@ -83,15 +83,15 @@ def walk(
 ) -> Walk:
     """Find the files of some files and folders.
 
-    A file that is named is taken whatever its kind. In folders only known kinds are, without hidden names, what
-    .gitignore files exclude (those above the folder too, up to the repository's root), and symbolic links, which can
-    lead in circles or out of the folder.
+    A file that is named is taken whatever its kind, and whatever its size unless it must be read as a whole. In folders
+    only known kinds of moderate size are, without hidden names, what .gitignore files exclude (those above the folder
+    too, up to the repository's root), and symbolic links, which can lead in circles or out of the folder.
 
     Args:
         paths: files and folders.
         without: folders to leave out, such as the store itself.
         patterns: which files to take of these.
-        max_bytes: larger files are left out.
+        max_bytes: larger files are left out, unless they are named and can be read a part at a time.
 
     Raises:
         DocumentError: one of ``paths`` does not exist.
@@ -117,7 +117,7 @@ def walk(
                 continue
             if not chosen.take(path.relative_to(root if root.is_dir() else root.parent).as_posix()):
                 found.skipped["excluded"] += 1
-            elif _readable(path, max_bytes, found):
+            elif _readable(path, found) and _is_moderate(path, max_bytes, found, named=path == root):
                 seen.add(path)
                 found.files.append(path)
     return found
@@ -176,7 +176,7 @@ def _folder(folder: Path, rules: _Rules, excluded: set[Path], found: Walk) -> It
             yield path
 
 
-def _readable(path: Path, max_bytes: int, found: Walk) -> bool:
+def _readable(path: Path, found: Walk) -> bool:
     try:
         status = path.stat()
     except OSError as error:
@@ -185,11 +185,17 @@ def _readable(path: Path, max_bytes: int, found: Walk) -> bool:
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait forever
         found.skipped["special"] += 1
         return False
-    if status.st_size > max_bytes:
-        found.skipped["large"] += 1
-        found.problems.append((stored_name(path), f"has {status.st_size:,} bytes, more than {max_bytes:,}"))
-        return False
     return True
+
+
+def _is_moderate(path: Path, max_bytes: int, found: Walk, *, named: bool) -> bool:
+    size, whole = path.stat().st_size, kind_of(path).whole
+    if size <= max_bytes or (named and not whole):
+        return True
+    advice = "Split it: this kind is read as a whole" if whole else "Name the file itself to index it nevertheless"
+    found.skipped["large"] += 1
+    found.problems.append((stored_name(path), f"has {size:,} bytes, more than {max_bytes:,}. {advice}"))
+    return False
 
 
 def _rules_above(root: Path) -> _Rules:

@@ -47,7 +47,7 @@ def test_a_process_that_is_killed_ends_the_others_and_loses_nothing(tiny_model: 
     deadline = time.monotonic() + 240
     while not (parts.exists() and parts.stat().st_size) and launcher.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    os.kill(_process(tmp_path, rank=1), signal.SIGKILL)
+    os.kill(process_of(tmp_path, rank=1), signal.SIGKILL)
     _, err = processes.finished(launcher)
     assert err.count("error: ") == 1 and "nother" in err and "has ended" in err, err
     assert "resuming: " in processes.alone(*command)
@@ -56,8 +56,8 @@ def test_a_process_that_is_killed_ends_the_others_and_loses_nothing(tiny_model: 
     assert not parts.parent.exists()
 
 
-def _process(folder: Path, *, rank: int) -> int:
-    """The process of a rank that was started with a file of a folder."""
+def process_of(argument: str | Path, *, rank: int) -> int:
+    """The process of a rank that was started with a file of a folder, or another argument that is the test's own."""
     if not Path("/proc").is_dir():
         pytest.skip("needs /proc")
     for path in Path("/proc").glob("[0-9]*"):
@@ -65,7 +65,7 @@ def _process(folder: Path, *, rank: int) -> int:
             known = (path / "environ").read_bytes(), (path / "cmdline").read_bytes()
         except OSError:
             continue
-        if f"MLX_RANK={rank}\0".encode() in known[0] + b"\0" and os.fsencode(folder) in known[1]:
+        if f"MLX_RANK={rank}\0".encode() in known[0] + b"\0" and os.fsencode(argument) in known[1]:
             return int(path.name)
     raise AssertionError("there is no such process")
 
@@ -106,8 +106,11 @@ def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (("serve",), "'grit serve' runs in one process: start it without mlx.launch. Several processes can run grit"),
+        (("chat",), "'grit chat' runs in one process: start it without mlx.launch. Several processes can run grit"),
         (("rag", "ask", "why?"), "'grit rag ask' runs in one process"),
+        (("serve", "--idle", "5"), "--idle does not work in several processes: all keep their parts of the model."),
+        (("serve", "-m", "a", "-m", "b"), "Several processes serve one model, split among them: name one."),
+        (("serve", "--install"), "A service runs one process: mlx.launch is not part of it."),
         (("embed", "-", "-o", "v.npy"), "Under mlx.launch standard input never ends: write it to a file"),
         (("generate", "why?", "-"), "Under mlx.launch standard input never ends"),
         (("embed", "a text in quotes"), "Several processes write to a file: name one with --output."),
@@ -122,7 +125,7 @@ def test_what_is_refused(command: tuple[str, ...], message: str) -> None:
 @pytest.mark.usefixtures("two")
 def test_the_others_say_nothing_of_what_the_first_one_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLX_RANK", "1")
-    refused = run("serve")
+    refused = run("chat")
     assert (refused.code, refused.out, refused.err) == (1, "", "")
 
 

@@ -10,18 +10,15 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from mlx_lm import convert as mlx_convert
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import load_model
-from numpy.typing import NDArray
 
 from grit_mlx import GritLM
 from grit_mlx.errors import (
@@ -138,37 +135,6 @@ def test_matrices_turned_for_the_reference_blas_are_the_same(
     saved: Any = mx.load(str(tmp_path / "saved.safetensors"))
     for name, value in parameters(before.model).items():
         assert np.array_equal(value, saved[name]), name
-
-
-def test_products_go_through_numpy_only_where_no_gradient_follows(
-    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ids = mx.array([[1, 5, 7]])
-
-    def gradient(model: GritLM) -> mx.array:
-        found: Any = nn.value_and_grad(model.model, lambda it: it(ids).square().sum())(model.model)[1]
-        weight: mx.array = found["model"]["layers"][0]["self_attn"]["q_proj"]["weight"]
-        return weight
-
-    before = GritLM(tiny_model, dtype="float32")
-    here = replace(device.current_device(), blas="bundled")
-    monkeypatch.setattr(device, "current_device", lambda: here)
-    prepared = GritLM(tiny_model, dtype="float32")
-    seen: list[Any] = []
-
-    def watched(values: mx.array) -> NDArray[np.float32]:
-        seen.append(values)
-        return real(values)
-
-    real = np.asarray
-    monkeypatch.setattr("grit_mlx.model.numpy_linear.np", SimpleNamespace(asarray=watched))
-    np.testing.assert_allclose(prepared.encode(TEXTS), before.encode(TEXTS), atol=1e-6)
-    assert seen
-    seen.clear()
-    np.testing.assert_allclose(gradient(prepared), gradient(before), rtol=1e-3, atol=1e-3)  # they reach 90
-    assert not seen
-    assert prepared.generate("a keel", max_tokens=3) == before.generate("a keel", max_tokens=3)
-    assert seen
 
 
 def test_bfloat16_is_widened_on_a_cpu(model_copy: Copy, tiny_model: Path) -> None:

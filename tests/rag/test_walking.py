@@ -70,6 +70,20 @@ def test_what_is_no_file(tmp_path: Path) -> None:
         walk(["a\0b"])
 
 
+def test_how_large_a_file_may_be(tmp_path: Path) -> None:
+    """What is named is wanted: a table or a log is read a part at a time, however large it is."""
+    for name in ("rows.jsonl", "rows.csv", "long.log", "scan.pdf", "page.html", "rows.json"):
+        (tmp_path / name).write_text("x" * 100)
+    inside = walk([tmp_path], max_bytes=50)
+    assert inside.files == [] and inside.skipped == {"large": 5, "kind": 1}
+    said = {Path(name).name: problem for name, problem in inside.problems}
+    assert said["rows.csv"] == "has 100 bytes, more than 50. Name the file itself to index it nevertheless"
+    assert said["page.html"] == "has 100 bytes, more than 50. Split it: this kind is read as a whole"
+    named = walk(sorted(tmp_path.iterdir()), max_bytes=50)
+    assert names(named, tmp_path) == ["long.log", "rows.csv", "rows.jsonl", "scan.pdf"]
+    assert {Path(name).name for name, _ in named.problems} == {"page.html", "rows.json"}
+
+
 HOSTILE = [
     "it's a 'name'.txt",
     'a "quoted" name.txt',

@@ -189,7 +189,7 @@ def held(server: Server) -> dict[str, int]:
     assert forgotten.wait(20)
     lanes = [model.lane() for model in server.host.models.values()]
     # With nothing to write, mlx-lm's batch is empty; the next answer begins with it.
-    for generator in (lane.decoder._generator for lane in lanes if lane.decoder is not None):
+    for generator in (lane.decoder._batch._generator for lane in lanes if lane.decoder is not None):
         if generator is not None:
             assert not (generator._unprocessed_sequences or generator._currently_processing)
             assert not generator._generation_batch.uids

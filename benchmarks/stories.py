@@ -1,10 +1,10 @@
 """Train a small model in the modes unified, embedding and generative for the same number of steps, and unified longer.
 
-    nice python benchmarks/grit_small.py            everything, about 35 minutes on two cores; resumes if interrupted
-    python benchmarks/grit_small.py --only report   only the results and curves
+    nice python benchmarks/stories.py            everything, about 35 minutes on two cores; resumes if interrupted
+    python benchmarks/stories.py --only report   only the results and curves
 
-Requires ../shared (the model, training data and evaluation sets). Writes runs/grit-small/,
-benchmarks/results/grit_small-*.json and docs/training-curves.png (which needs the extra `plots`).
+Requires ../shared (the model, training data and evaluation sets). Writes runs/stories/,
+benchmarks/results/stories-*.json and docs/training-curves.png (which needs the extra `plots`).
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from grit_mlx.training.validation import held_out_losses
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
-CONFIG = ROOT / "benchmarks" / "grit_small.yaml"
-RUNS = Path("runs") / "grit-small"
+CONFIG = ROOT / "benchmarks" / "stories.yaml"
+RUNS = Path("runs") / "stories"
 CURVES = ROOT / "docs" / "training-curves.png"
 
 # Settings that differ from the YAML. The last run shows whether the unified one only needs more steps.
@@ -131,7 +131,7 @@ def measure_all(settings: TrainingSettings) -> None:
 
 def report(settings: TrainingSettings) -> None:
     results = json.loads((RUNS / "results.json").read_text(encoding="utf-8"))
-    save(f"grit_small-{machine()['device']}", {"runs": results})
+    save(f"stories-{machine()['device']}", {"runs": results})
     plot_curves(CURVES, {name: read_log(RUNS / name / "log.jsonl") for name in VARIANTS})
 
 
