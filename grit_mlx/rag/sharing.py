@@ -262,8 +262,9 @@ class Sharing:
         try:
             return function(self.bucket)
         except (DependencyError, OutputError, StoreError) as error:
-            self._paused_until[to] = time.monotonic() + _PAUSE_SECONDS
-            log = logger.info if self._warned else logger.warning
+            for use in ("read", "write") if to == "read" else ("write",):  # who cannot read cannot write either
+                self._paused_until[use] = time.monotonic() + _PAUSE_SECONDS
+            log = logger.debug if self._warned else logger.warning
             log("Cached documents are not shared for now: %s", error)
             self._warned = True
             return default

@@ -408,7 +408,7 @@ def test_a_bucket_that_fails_is_told_once_and_tried_again(
     assert caches.sharing is not None
     place: Any = caches.sharing.bucket
     place._bucket.fails = True
-    with caplog.at_level(logging.WARNING, logger="grit_mlx"):
+    with caplog.at_level(logging.INFO, logger="grit_mlx"):  # which the command line shows as notes
         for key in (A, B):
             caches.fetch({key: "passage"})
             assert caches.save(key, "passage", layers_of(0)) and caches.get(key) is not None
