@@ -468,6 +468,7 @@ def _sharing(opened: Store | None) -> Iterator[None]:
         with console.status("Sharing cached documents"):
             opened.caches.settle()
     except KeyboardInterrupt:
+        console.note("stopping after the document that is being shared")
         opened.caches.stop()
 
 
