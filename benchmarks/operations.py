@@ -19,9 +19,13 @@ import grit_mlx  # noqa: F401 - before mlx, to load the fast BLAS
 
 # isort: split
 import mlx.core as mx
+import mlx.nn as nn
 from common import machine, matmul_rate, save, seconds
 from mlx_lm.models.activations import swiglu
 
+from grit_mlx.model import numpy_linear
+
+VOCABULARY = 32_000
 ROWS, LENGTH, HIDDEN, WIDTH, HEADS, KV_HEADS, SIZE = 8, 256, 512, 1408, 8, 4, 64
 
 
@@ -39,6 +43,15 @@ def operations() -> list[dict[str, Any]]:
     repeated = mx.repeat(keys, HEADS // KV_HEADS, axis=1)
     scores = mx.random.normal((ROWS, HEADS, LENGTH, LENGTH))
     norm = mx.ones((HIDDEN,))
+    row, head = mx.random.normal((1, 1, HIDDEN)), nn.Linear(HIDDEN, VOCABULARY, bias=False)
+    prepared = nn.Linear(HIDDEN, VOCABULARY, bias=False)
+    prepared.weight = head.weight
+    numpy_linear.prepare_rows(prepared)
+
+    def through_numpy() -> mx.array:
+        with numpy_linear.through_numpy():
+            return prepared(row)
+
     work: dict[str, tuple[Callable[[], mx.array], int]] = {
         "hidden -> feed-forward product": (lambda: x @ up.T, wide.size),
         "SwiGLU": (lambda: swiglu(wide, wide), wide.size),
@@ -53,8 +66,11 @@ def operations() -> list[dict[str, Any]]:
             lambda: mx.fast.scaled_dot_product_attention(queries, keys, keys, scale=0.1, mask=None),
             scores.size,
         ),
+        "one row -> logits": (lambda: head(row), VOCABULARY),
     }
-    mx.eval(x, wide, up, queries, keys, repeated, scores, norm)
+    if machine()["device"] == "cpu":
+        work["one row -> logits, through NumPy"] = (through_numpy, VOCABULARY)
+    mx.eval(x, wide, up, queries, keys, repeated, scores, norm, row, head.parameters())
     rows = []
     for name, (function, numbers) in work.items():
         took = best(function)

@@ -110,13 +110,13 @@ def leave() -> None:
             abandon(1)
 
 
-def end_soon(error: GritError) -> None:
+def end_soon(error: GritError | None = None) -> None:
     """See that this process ends, and says why, even if mlx waits for another one that has ended."""
 
     def end() -> None:
-        if not console.failed():
+        if error is not None and not console.failed():
             console.error(error)
-        abandon(1)
+        abandon(0 if error is None else 1)
 
     timer = threading.Timer(_PATIENCE, end)
     timer.daemon = True

@@ -252,9 +252,11 @@ def _server(settings: Any, fail: Callable[[GritError], None]) -> Server:
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             if self.should_exit and sig == signal.SIGINT:
                 os._exit(128 + sig)
-            if sig == signal.SIGTERM and launch.led() and not self.should_exit:
-                launch.end_soon(launch.STOPPED)
-                fail(launch.STOPPED)
+            if launch.led() and not self.should_exit:
+                error = launch.STOPPED if sig == signal.SIGTERM else None
+                launch.end_soon(error)
+                if error is not None:
+                    fail(error)
             self.should_exit = True
 
     return Stoppable(settings)

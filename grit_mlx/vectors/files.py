@@ -17,6 +17,8 @@ number.
     scales also ``scale``.
 FOLDER/
     Parquet files of such columns, ``part-00000.parquet`` and so on, as Spark and Ray read and write them.
+
+Fields of rows that are kept are int64 in .npz and Parquet where every row has an integer, and text otherwise.
 """
 
 from __future__ import annotations
@@ -24,9 +26,10 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from os import PathLike, fspath
 from pathlib import Path
@@ -225,6 +228,7 @@ class _NpzWriter(VectorWriter):
         self._spooled_scales = self._spool()
         self._spooled_texts = self._spool()
         self._widths = {"texts": 1, "sources": 1, **dict.fromkeys(self._keep, 1)}  # code points of the longest
+        self._whole = set(self._keep)  # those that are integers so far
 
     def _spool(self) -> IO[bytes]:
         # On the disk of the target, which has to have the room anyway; /tmp may be small, or memory.
@@ -236,7 +240,9 @@ class _NpzWriter(VectorWriter):
         if isinstance(stored, CompressedVectors):
             self._spooled_scales.write(_bytes(stored.scales))
         for text in texts or ():
-            fields = [_as_text(value) or "" for value in _kept(text, self._keep).values()]
+            kept = _kept(text, self._keep)
+            self._whole -= {name for name, value in kept.items() if not _is_whole(value)}
+            fields = [_as_text(value) or "" for value in kept.values()]
             cells = [_clean(text.text), _clean(text.source), *fields]
             for name, cell in zip(self._widths, cells, strict=True):
                 self._widths[name] = max(self._widths[name], len(cell))
@@ -266,7 +272,7 @@ class _NpzWriter(VectorWriter):
             "sources": np.dtype(f"U{self._widths['sources']}"),
             "lines": np.dtype(np.int64),
             "end_lines": np.dtype(np.int64),
-            **{name: np.dtype(f"U{self._widths[name]}") for name in self._keep},
+            **{name: np.dtype(np.int64 if name in self._whole else f"U{self._widths[name]}") for name in self._keep},
         }
         for index, (column, kind) in enumerate(columns.items()):
             self._spooled_texts.seek(0)
@@ -316,11 +322,27 @@ class _JsonlGzipWriter(_JsonlWriter):
 
 
 class _ParquetWriter(VectorWriter):
-    """Row groups of some thousand rows, gathered from smaller batches."""
+    """Row groups of some thousand rows, gathered from smaller batches.
+
+    A column that held integers so far and holds something else now becomes text: what is written is written again.
+
+    Attributes:
+        whole: the fields that are integers so far.
+    """
+
+    def __init__(self, file: BinaryIO, *, name: str, dtype: str, keep: Kept = ()) -> None:
+        super().__init__(file, name=name, dtype=dtype, keep=keep)
+        self.whole = set(self._keep)
 
     def _begin(self) -> None:
+        self._gathered: list[Any] = []  # record batches
+        self._parquet: Any = None
+        self._open_files.callback(self._close)
+        self._schema = self._columns()
+
+    def _columns(self) -> Any:
+        """The schema, with the integers there are."""
         import pyarrow as pa
-        from pyarrow.parquet import ParquetWriter
 
         values = np.dtype(_VALUE_TYPES[self._dtype])
         columns = -(-self._dimensions // 8) if self._dtype == "binary" else self._dimensions
@@ -330,15 +352,10 @@ class _ParquetWriter(VectorWriter):
         if self._has_texts:
             strings = [(name, pa.string()) for name in ("text", "source")]
             numbers = [(name, pa.int64()) for name in ("line", "end_line")]
-            kept = [(name, pa.string()) for name in self._keep]
+            kept = [(name, pa.int64() if name in self.whole else pa.string()) for name in self._keep]
             fields = [*strings, *numbers, *kept, *fields]
         facts = {"grit_mlx.dtype": self._dtype, "grit_mlx.dimensions": str(self._dimensions)}
-        self._schema = pa.schema(fields, metadata=facts)
-        self._gathered: list[Any] = []  # record batches
-        self._parquet = self._open_files.enter_context(
-            # Only sources repeat enough to be worth a dictionary.
-            ParquetWriter(self._file, self._schema, use_dictionary=["source"] if self._has_texts else False)
-        )
+        return pa.schema(fields, metadata=facts)
 
     def _append(self, stored: Stored, texts: Sequence[Text] | None) -> None:
         import pyarrow as pa
@@ -354,22 +371,67 @@ class _ParquetWriter(VectorWriter):
             columns["line"] = pa.array([text.line for text in texts], pa.int64())
             columns["end_line"] = pa.array([text.end_line for text in texts], pa.int64())
             rows = [_kept(text, self._keep) for text in texts]
-            columns |= {name: pa.array([_as_text(row[name]) for row in rows], pa.string()) for name in self._keep}
+            self._take([name for name in self._keep if not all(_is_whole(row[name]) for row in rows)])
+            columns |= {name: self._column([row[name] for row in rows], name) for name in self._keep}
         batch = pa.record_batch([columns[name] for name in self._schema.names], schema=self._schema)
         self._gathered.append(batch)
         if sum(len(batch) for batch in self._gathered) >= _ROW_GROUP_ROWS:
             self._write_group()
 
+    def _column(self, values: Sequence[object], name: str) -> Any:
+        import pyarrow as pa
+
+        return pa.array(values, pa.int64()) if name in self.whole else pa.array(map(_as_text, values), pa.string())
+
+    def _take(self, texts: Iterable[str]) -> None:
+        """Write these fields as text from now on, and what is written of them as well."""
+        if not self.whole.intersection(texts):
+            return
+        self.whole -= set(texts)
+        self._schema = self._columns()
+        self._gathered = [batch.cast(self._schema) for batch in self._gathered]
+        if self._parquet is not None:
+            self._close()
+            self._file.flush()
+            with tempfile.TemporaryFile(dir=Path(self._file.name).parent) as before:
+                with Path(self._file.name).open("rb") as written:
+                    shutil.copyfileobj(written, before)
+                self._file.seek(0)
+                self._file.truncate()
+                self._parquet = _with_schema(before, self._file, self._schema)
+
     def _write_group(self) -> None:
         import pyarrow as pa
 
+        self._parquet = self._parquet or _parquet(self._file, self._schema)
         self._parquet.write_table(pa.Table.from_batches(self._gathered, self._schema))
         self._gathered = []
 
     def _finish(self) -> None:
         if self._gathered:
             self._write_group()
-        self._parquet.close()
+        self._close()
+
+    def _close(self) -> None:
+        if self._parquet is not None:
+            self._parquet.close()
+
+
+def _parquet(file: BinaryIO, schema: Any) -> Any:
+    from pyarrow.parquet import ParquetWriter
+
+    # Only sources repeat enough to be worth a dictionary.
+    return ParquetWriter(file, schema, use_dictionary=["source"] if "source" in schema.names else False)
+
+
+def _with_schema(before: IO[bytes], file: BinaryIO, schema: Any) -> Any:
+    """A writer of a file that has the groups of another one, with columns of other types."""
+    from pyarrow.parquet import ParquetFile
+
+    groups, writer = ParquetFile(before), _parquet(file, schema)
+    for number in range(groups.num_row_groups):
+        writer.write_table(groups.read_row_group(number).cast(schema))
+    return writer
 
 
 class _FolderWriter:
@@ -379,7 +441,8 @@ class _FolderWriter:
         self.rows = 0
         self._folder, self._name, self._dtype, self._keep = folder, name, dtype, keep
         self._file = ExitStack()
-        self._files = 0
+        self._paths: list[Path] = []
+        self._whole = set(_named(keep))
         self._writer: _ParquetWriter | None = None
 
     def __enter__(self) -> _FolderWriter:
@@ -397,11 +460,12 @@ class _FolderWriter:
             self._end_file()
         with output_errors(self._name):
             if self._writer is None:
-                path = self._folder / f"part-{self._files:05}.parquet"
+                path = self._folder / f"part-{len(self._paths):05}.parquet"
                 file = self._file.enter_context(path.open("wb"))
                 self._writer = _ParquetWriter(file, name=self._name, dtype=self._dtype, keep=self._keep)
+                self._writer.whole = self._whole  # what one file has found is so in all
                 self._file.enter_context(self._writer)
-                self._files += 1
+                self._paths.append(path)
         self._writer.write(vectors, texts)
         self.rows += len(vectors)
 
@@ -410,12 +474,30 @@ class _FolderWriter:
         if not self.rows:
             raise OutputError(f"Cannot write {self._name}: there are no vectors to write.")
         self._end_file()
+        with output_errors(self._name):
+            for path in self._paths:
+                _with_texts(path, self._whole)
 
     def _end_file(self) -> None:
         if self._writer is not None:
             self._writer.finish()
             self._writer = None
             self._file.close()
+
+
+def _with_texts(path: Path, whole: Collection[str]) -> None:
+    """Make text of a file's integers that are not integers in others of its folder."""
+    import pyarrow as pa
+    from pyarrow.parquet import read_schema
+
+    schema, own = read_schema(path), ("line", "end_line")
+    changed = [name for name in schema.names if schema.field(name).type == pa.int64() and name not in (*own, *whole)]
+    if not changed:
+        return
+    for name in changed:
+        schema = schema.set(schema.get_field_index(name), pa.field(name, pa.string()))
+    with path.open("rb") as before, atomic_write(path) as file:
+        _with_schema(before, file, schema).close()
 
 
 _WRITERS: Final[dict[str, type[VectorWriter]]] = {
@@ -480,6 +562,11 @@ def _kept(text: Text, keep: Mapping[str, str]) -> dict[str, object]:
         if text.fields is None or name not in text.fields:
             raise failure(text.source, text.line, missing([name], text.fields or ()))
     return {name: text.fields[field] for name, field in keep.items()} if text.fields else {}
+
+
+def _is_whole(value: object) -> bool:
+    """Whether it is an integer that int64 holds."""
+    return isinstance(value, int) and not isinstance(value, bool) and -(1 << 63) <= value < 1 << 63
 
 
 def _as_text(value: object) -> str | None:

@@ -84,13 +84,51 @@ def test_a_folder_of_parquet_files_to_another(
     assert run(*command, "-o", f"{target}/", "-q").code == 0
     assert [path.name for path in sorted(target.iterdir())] == [f"part-{i:05}.parquet" for i in range(3)]
     found = dataset(target).to_table().to_pylist()
-    assert [row["id"] for row in found] == [str(10 * n + i) for n in (0, 2, 1) for i in range(5)]
+    assert [row["id"] for row in found] == [10 * n + i for n in (0, 2, 1) for i in range(5)]
     again = run(*command, "-o", f"{target}/")
     assert again.code == 1 and "it holds files" in again.err
     by_pattern = run("embed", data / "*" / "part-*.parquet", *command[2:], "-o", tmp_path / "v.parquet", "-q")
     assert by_pattern.code == 0
     assert pq.read_table(tmp_path / "v.parquet")["embedding"].to_pylist() == [row["embedding"] for row in found]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "v.parquet", "vectors"]
+
+
+@pytest.mark.parametrize("odd", [None, "x", 1.5, True, 1 << 63])
+def test_integers_stay_integers_if_all_are(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, odd: object
+) -> None:
+    """Whenever the first row comes that has none: before a group of rows is written, and after files were."""
+    from grit_mlx.vectors import files
+
+    monkeypatch.setattr(files, "_ROW_GROUP_ROWS", 4)
+    monkeypatch.setattr(files, "_FILE_BYTES", 32 * 4 * 12)
+    monkeypatch.setattr("grit_mlx.cli.embed._WRITTEN_TEXTS", 2)
+    big = (1 << 63) - 1
+
+    def written(name: str, rows: list[object]) -> Path:
+        lines = [json.dumps({"text": f"A ship, {i}", "n": n, "whole": -i * big // 30}) for i, n in enumerate(rows)]
+        (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+        target = tmp_path / name
+        output = target if target.suffix else f"{target}/"
+        command = ("embed", tmp_path / "rows.jsonl", "-m", tiny_model, "--id", "whole", "--keep", "n")
+        assert run(*command, "-o", output, "-q").code == 0
+        return target
+
+    whole: list[object] = list(range(30))
+    ids = [-i * big // 30 for i in range(30)]
+    for at in (0, 7, 29):
+        rows = [*whole[:at], odd, *whole[at + 1 :]]
+        expected = [None if n is None else n if isinstance(n, str) else json.dumps(n) for n in rows]
+        for name in (f"{at}.parquet", f"{at}"):
+            table = dataset(written(name, rows)).to_table()
+            assert table["n"].to_pylist() == expected and table["id"].to_pylist() == ids
+            assert table["id"].type == pa.int64() and table["n"].type == pa.string()
+        arrays = np.load(written(f"{at}.npz", rows))
+        assert arrays["n"].tolist() == [one or "" for one in expected] and arrays["id"].tolist() == ids
+    table = pq.read_table(written("v.parquet", whole))
+    assert table["n"].to_pylist() == whole and table["n"].type == pa.int64()
+    arrays = np.load(written("v.npz", whole))
+    assert arrays["n"].dtype == np.int64 and arrays["n"].tolist() == whole and arrays["id"].tolist() == ids
 
 
 def test_search_prints_the_id(corpus: Path, tiny_model: Path) -> None:

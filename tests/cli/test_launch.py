@@ -29,10 +29,10 @@ def test_vectors_are_those_of_one_process(tiny_model: Path, tmp_path: Path) -> N
     rows = [{"key": i, "text": f"A ship {'sails ' * (i % 90)}on."} for i in range(300)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = ("embed", tmp_path / "rows.jsonl", "-m", tiny_model, "--id", "key", "-o")
-    processes.alone(*command, tmp_path / "one.jsonl", "-q")
-    out, err = processes.grit(2, *command, tmp_path / "two.jsonl")
-    assert (out, err) == ("", f"note: 300 vectors of 32 numbers -> {tmp_path / 'two.jsonl'}\n")
-    assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
+    processes.alone(*command, tmp_path / "one.parquet", "-q")
+    out, err = processes.grit(2, *command, tmp_path / "two.parquet")
+    assert (out, err) == ("", f"note: 300 vectors of 32 numbers -> {tmp_path / 'two.parquet'}\n")
+    assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
     few = texts(tmp_path / "few.txt", 1)
     processes.alone("embed", few, "-m", tiny_model, "-o", tmp_path / "one.npy", "-q")
     _, err = processes.grit(3, "embed", few, "-m", tiny_model, "-o", tmp_path / "three.npy", "-q")
@@ -162,6 +162,7 @@ def test_models_that_only_have_the_same_name_are_refused() -> None:
 
 
 class _Team:
+    lost = None
     ended = False
 
     def end(self) -> None:

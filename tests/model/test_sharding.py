@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -76,11 +77,11 @@ def random_model(tiny_model: Path, folder: Path, bits: int | None = None, **chan
     return folder
 
 
-def alone(choice: dict[str, Any]) -> dict[str, Any]:
+def alone(choice: dict[str, Any], texts: Sequence[str]) -> dict[str, Any]:
     grit = GritLM.from_choice(ModelChoice(**choice))
     logits = grit.model(mx.array([PROMPT]))[0, -1].astype(mx.float32)
     return {
-        "vectors": [grit.with_attention(attn).encode(TEXTS) for attn in ("bbcc", "cccc")],
+        "vectors": [grit.with_attention(attn).encode(texts) for attn in ("bbcc", "cccc")],
         "logits": np.array(logits),
         "tokens": [one.token for one in grit.stream_responses(PROMPT, 5, prefill_step_size=3)],
         "layers": len(grit.model.layers),
@@ -100,17 +101,31 @@ def test_a_model_that_is_split_equals_a_whole_one(
         quantised = {"model": random_model(tiny_model, tmp_path / "wide", 4, **WIDE), "dtype": "stored"}
         tuned = {"model": tiny_model, "adapter": tmp_path / "adapter"}
         cases += [(quantised, "tensor")] + [(one, "pipeline") for one in (plain, mixtral, quantised, tuned)]
+    compare(cases, size)
+
+
+@pytest.mark.parametrize("how", ["tensor", "pipeline"])
+def test_a_real_model_in_four_processes(smollm2: Path, how: str) -> None:
+    """Its three heads of keys and values become four."""
+    compare([({"model": smollm2}, how)], 4, texts=TEXTS[:2])
+
+
+def compare(cases: Sequence[tuple[dict[str, Any], str]], size: int, texts: Sequence[str] = TEXTS) -> None:
+    """Each choice of a model, split in a way among processes, beside one process."""
     asked = [
-        {"choice": {name: str(value) for name, value in choice.items()}, "split": how, "prompt": PROMPT, "texts": TEXTS}
+        {"choice": {name: str(value) for name, value in choice.items()}, "split": how, "prompt": PROMPT, "texts": texts}
         for choice, how in cases
     ]
     out, err = finished(launch(size, "-c", PROGRAM, json.dumps(asked)))
     assert out, err
     for (choice, how), found in zip(cases, json.loads(out), strict=True):
-        whole, about = alone(choice), f"{choice} {how}"
+        whole, about = alone(choice, texts), f"{choice} {how}"
         closest = 0 if how == "pipeline" else 1e-5
         np.testing.assert_allclose(found["vectors"], whole["vectors"], atol=closest, err_msg=about)
-        np.testing.assert_allclose(found["logits"], whole["logits"], atol=10 * closest, err_msg=about)
+        # Relative to the largest logit, as float32 rounds: with the weights of ``random_model`` one process is itself
+        # 6e-6 of it from float64, and 3e-6 from the same sums in another order.
+        largest = np.abs(whole["logits"]).max()
+        np.testing.assert_allclose(found["logits"], whole["logits"], rtol=0, atol=closest * largest, err_msg=about)
         greedy, drawn = found["answers"]
         assert greedy == whole["tokens"], about
         assert len(drawn) == 5 and drawn != greedy, about

@@ -94,7 +94,9 @@ def begin() -> Iterator[Callable[..., Split]]:
 
 @pytest.fixture(scope="module", params=["tensor", "pipeline"])
 def split(request: pytest.FixtureRequest, begin: Callable[..., Split], tiny_model: Path, notes: Path) -> Split:
-    return begin("-m", tiny_model, "--store", f"notes={notes / 'store'}", "--shard", request.param)
+    store = f"notes={notes / 'store'}"
+    # Memory for a few prompts: others are dropped, in all processes.
+    return begin("-m", tiny_model, "--store", store, "--shard", request.param, "--prompt-memory", "300KB")
 
 
 def test_it_answers_as_one_process_does(split: Split, server: Server) -> None:
@@ -169,6 +171,15 @@ def test_who_goes_away_and_what_fails_leave_all_in_step(split: Split, server: Se
         assert response.status == 400 and response.read()
     connection.close()
     assert said(split.chat("Name a ship."))[:2] == said(server.post("/v1/chat/completions", asked("Name a ship.")))[:2]
+
+
+def test_a_mixture_of_experts(begin: Callable[..., Split], start: Callable[..., Server], tiny_mixtral: Path) -> None:
+    split, alone = begin("-m", tiny_mixtral), start(models={"mixtral": tiny_mixtral})
+    for text in ("Name a ship.", "Name a ship. Or two."):
+        assert said(split.chat(text)) == said(alone.post("/v1/chat/completions", asked(text)))
+    replies = split.post("/v1/embeddings", input=TEXTS), alone.post("/v1/embeddings", {"input": TEXTS})
+    found, expected = ([one["embedding"] for one in reply["data"]] for reply in replies)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_commands_do_not_use_it(split: Split) -> None:
