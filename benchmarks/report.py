@@ -638,6 +638,25 @@ def seed_sizes(results: dict[str, Any]) -> str:
     return "\n\n".join([heading, machine + busy, table(head, lines)])
 
 
+def shared_caches(results: dict[str, Any]) -> str:
+    sides = ("compute", "bucket", "bucket, again", "disk", "give")
+    head = ["seconds, by tokens of the document", "MB", *sides, "`bucket` cuts"]
+    rows = [
+        [
+            f"{row['tokens']:,}",
+            f"{row['bytes'] / 1e6:.1f}",
+            *(f"{row[side]:.3f}" for side in sides),
+            f"{1 - row['bucket'] / row['compute']:.0%}",
+        ]
+        for row in results["rows"]
+    ]
+    lists = ", ".join(
+        f"{row['documents']:,} documents ({row['bytes'] / 1e6:.2f} MB) {row['read']:.3f} and {row['note']:.3f} s"
+        for row in results["lists"]
+    )
+    return f"{described(results)}\n\n{table(head, rows)}\n\nTo read a list, and to note a use in it: {lists}."
+
+
 PAGES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
     "performance.md": {
         "embed": embed,
@@ -658,6 +677,7 @@ PAGES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
     },
     "serve.md": {"serve": serve, "warm": warm},
     "convert.md": {"convert": conversion, "quantization": quantization, "real_quantization": real_quantization},
+    "scale.md": {"shared_caches": shared_caches},
     "training.md": {"gradcache": gradcache, "stories": stories, "real_training": real_training},
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence, Sized
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from textwrap import wrap
@@ -108,7 +108,7 @@ Location = Annotated[
         show_envvar=True,
         metavar="FOLDER",
         rich_help_panel=_STORE,
-        help="Folder of the store, or s3://bucket/path, gs://bucket/path or db://name.",
+        help="Folder of the store, or s3://bucket/path, gs://bucket/path, az://container/path or db://name.",
     ),
 ]
 
@@ -264,7 +264,8 @@ def ask(
         results = rag.find(question)
         _check_filters(results, opened, chosen)
         if answering:
-            _show_answer(rag.respond(results, **asdict(sampling)), opened, in_json=output.json)
+            with _sharing(opened):
+                _show_answer(rag.respond(results, **asdict(sampling)), opened, in_json=output.json)
             return
     else:
         if chosen.method != "bm25":
@@ -317,7 +318,8 @@ def chat(
         "/sources": ("the sources of the last answer", lambda _: _show_sources(sources, texts=True)),
         "/reset": ("forget the conversation", reset),
     }
-    converse(turn, commands, greeting=number_of(len(held), "passage"))
+    with _sharing(None if isinstance(rag, RemoteChat) else rag.store):
+        converse(turn, commands, greeting=number_of(len(held), "passage"))
 
 
 @options.command
@@ -326,7 +328,8 @@ def stats(*, store: Location = ".grit", json_output: options.JsonFlag = False) -
     held = _opened(store).stats()
     if json_output:
         unrelated = vars(held.unrelated) if held.unrelated else None
-        cached = {"files": held.caches.files, "bytes": held.caches.bytes}
+        shared = vars(held.caches.shared) if held.caches.shared else None
+        cached = {"files": held.caches.files, "bytes": held.caches.bytes, "shared": shared}
         console.write(console.dumps({"store": store, **vars(held), "unrelated": unrelated, "caches": cached}))
         return
     unmeasured, measured = "not measured", held.unrelated
@@ -339,6 +342,9 @@ def stats(*, store: Location = ".grit", json_output: options.JsonFlag = False) -
         "disk": "on another machine" if held.bytes is None else size_of(held.bytes),
         "cached": f"{number_of(held.caches.files, 'document')}, {size_of(held.caches.bytes)}",
     }
+    if held.caches.shared:
+        counted = f"{number_of(held.caches.shared.files, 'document')}, {size_of(held.caches.shared.bytes)}"
+        lines["shared"] = f"{counted} of at most {size_of(held.caches.shared.budget)}"
     for name, value in lines.items():
         console.write(f"{name:<15} {console.visible(value)}")
 
@@ -415,7 +421,11 @@ def _indexed(
                 progress=progress,
             )
 
-        return stoppable(work, on_stop=lambda: console.note(f"stopping; {_KEPT}"))
+        def stop() -> None:
+            console.note(f"stopping; {_KEPT}")
+            opened.caches.stop()
+
+        return stoppable(work, on_stop=stop)
 
 
 def _opened(uri: str, chosen: StoreOptions | None = None) -> Store:
@@ -440,6 +450,26 @@ def _check_filters(results: SearchResults | RemoteResults, opened: Store, chosen
     """That nothing was found has another reason where a filter leaves nothing to search."""
     if not results and (chosen.paths or chosen.metadata):
         opened.check_filters(chosen.paths, chosen.metadata)
+
+
+@contextmanager
+def _sharing(opened: Store | None) -> Iterator[None]:
+    """Wait in the end until what was read is in the bucket, if documents are shared; Ctrl-C leaves the rest out."""
+    if opened is None or opened.caches.sharing is None:
+        yield
+        return
+    try:
+        yield
+    except BaseException:
+        opened.caches.stop()
+        raise
+    console.flush()
+    try:
+        with console.status("Sharing cached documents"):
+            opened.caches.settle()
+    except KeyboardInterrupt:
+        console.note("stopping after the document that is being shared")
+        opened.caches.stop()
 
 
 def _rag(opened: Store, chosen: RagOptions, model: ModelChoice) -> Rag:

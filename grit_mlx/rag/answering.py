@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 from mlx_lm.generate import GenerationResponse
 
@@ -21,15 +21,12 @@ from grit_mlx.model.prompts import rag_tokens
 from grit_mlx.rag.caches import DocumentCaches
 from grit_mlx.rag.encoding import Encoder
 from grit_mlx.rag.limits import check_length, fitted
-from grit_mlx.rag.modes import AUTO_MODES, CHAT_MODES, DocumentCost, choose_mode
+from grit_mlx.rag.modes import AUTO_MODES, CHAT_MODES, DocumentCost, about_tokens, choose_mode
 from grit_mlx.rag.options import RagOptions, check_question
 from grit_mlx.rag.prefix import Document, Prefix, PrefixBuilder
 from grit_mlx.rag.quotes import Quote
-from grit_mlx.rag.rates import default_rates
 
 __all__ = ["AnswerStream", "Answerer", "Document", "PreparedAnswer", "Turn"]
-
-_CHARACTERS_PER_TOKEN: Final = 4  # of English
 
 
 @dataclass(frozen=True)
@@ -235,7 +232,8 @@ class Answerer:
             raise ArgumentError("There are no documents to answer from.")
         if history and cache not in CHAT_MODES:
             raise ArgumentError("A conversation needs ", Option("cache", "none"), f", 'doc' or 'auto', not {cache!r}.")
-        if cache == "auto":
+        fastest = cache == "auto"
+        if fastest:
             modes = [mode for mode in AUTO_MODES if not history or mode in CHAT_MODES]
             cache = self._chosen_mode(question, documents, query_cache is not None, modes)
         fit = fitted(
@@ -247,7 +245,7 @@ class Answerer:
             max_tokens=options.max_tokens,
         )
         documents, left_out = documents[: fit.documents], len(documents) - fit.documents
-        prefix = self.prefixes.build(cache, question, documents, query_cache)
+        prefix = self.prefixes.build(cache, question, documents, query_cache, fastest=fastest)
         tokens = self._prompt(cache, question, documents, history[fit.forgotten :])
         within = replace(options, max_tokens=fit.max_tokens)
         return PreparedAnswer(cache, prefix, tokens, within, left_out, fit.forgotten)
@@ -292,14 +290,9 @@ class Answerer:
         for document in documents:
             key = self.prefixes.key(document) if self.caches is not None else ""
             cached = self.caches is not None and key in self.caches
-            size = self.caches.size_on_disk(key) if cached and self.caches is not None else 0
-            costs.append(DocumentCost(_about_tokens(document.content), cached, size))
+            sizes = self.caches.sizes(key) if cached and self.caches is not None else (0, 0)
+            costs.append(DocumentCost(about_tokens(document.content), cached, *sizes))
         if len(documents) > 1 and not self.prefixes.can_move:
             modes = [mode for mode in modes if mode != "doc"]
-        query = DocumentCost(_about_tokens(question), query_cached)
-        return choose_mode(costs, query, default_rates(self.model), modes=modes)
-
-
-def _about_tokens(text: str) -> int:
-    """Roughly the number of tokens: tokenising both sides would cost more than it decides."""
-    return 1 + len(text) // _CHARACTERS_PER_TOKEN
+        query = DocumentCost(about_tokens(question), query_cached)
+        return choose_mode(costs, query, self.prefixes.rates, modes=modes)

@@ -1,67 +1,48 @@
-"""Cached documents on disk: found by content, checked, kept within a budget, the least recently used removed first.
+"""Cached documents: found by content, checked, kept within a budget, the least recently used removed first.
 
-The files are in a folder, with a small SQLite database that several processes may use at once, also of several machines
-if the folder is on a file system that they share. Room is reserved before a file is written, and files appear and
-vanish only within a transaction: the folder never holds more than the budget, and no process removes what another has
-just written. A file without an entry, an entry without a file and a file that changed all count as "not cached", and
-are cleaned up by ``verify``.
+They are kept in a folder of this machine (``cachefolder``) and, for a store in a bucket, if its machines are to share
+them, also in the bucket (``cachebucket``, ``sharing``). Both reserve room before a document is written, list it only
+once it is complete, and remove by the same rule (``budget``).
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import secrets
-import sqlite3
-import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from grit_mlx.errors import ArgumentError, OutputError, first_line, unwritable
-from grit_mlx.files.atomic import output_errors
-from grit_mlx.rag.kvfiles import bytes_of, checksum, load_layers, save_layers
+from grit_mlx.errors import ArgumentError, OutputError, first_line
+from grit_mlx.rag.cachefolder import CacheFolder
+from grit_mlx.rag.kvfiles import bytes_of, layers_from, load_layers, save_layers
 from grit_mlx.rag.options import PRECISIONS
 
 if TYPE_CHECKING:
     from grit_mlx.model.caches import TextCache
     from grit_mlx.progress import Progress
+    from grit_mlx.rag.sharing import SharedStats, Sharing
 
 __all__ = ["CacheStats", "DocumentCaches", "cache_key"]
 
 logger = logging.getLogger("grit_mlx")
 
-_TABLE: Final = """
-CREATE TABLE IF NOT EXISTS caches (
-    key TEXT PRIMARY KEY,
-    passage TEXT NOT NULL,  -- id of the passage
-    uses INTEGER NOT NULL,  -- how often it was used, cached or not
-    last REAL NOT NULL,     -- when it was last used
-    bytes INTEGER NOT NULL, -- size of its file; 0 if it is not cached
-    crc INTEGER NOT NULL    -- checksum of its file; -1 while that is being written
-)
-"""
-_WRITING: Final = -1
-_WAIT_SECONDS: Final = 30.0
-
 _HEADER_BYTES: Final = 128  # of a file, for each of its arrays, at most
-
-# A file that is being written for longer than this belongs to a process that was killed.
-_ABANDONED_SECONDS: Final = 600.0
 
 
 @dataclass(frozen=True)
 class CacheStats:
-    """What a folder of cached documents holds, and what became of them since it was opened."""
+    """What is cached, and what became of documents since the caches were opened."""
 
-    files: int
+    files: int  # on this machine
     bytes: int
     hits: int  # documents that were found
     built: int  # documents that were computed
     damaged: int  # files that were damaged
+    shared: SharedStats | None = None  # what is in the bucket; None if nothing is shared, or it cannot be read
 
 
 def cache_key(model: str, content: str) -> str:
@@ -83,6 +64,10 @@ class DocumentCaches:
         budget: maximum size of all files in bytes; None for no limit, 0 to save none.
         memory: maximum size of loaded caches that are kept for the next use, in bytes.
 
+    Attributes:
+        local: the documents on this machine.
+        sharing: those that other machines have as well; None if there are none.
+
     Raises:
         ArgumentError: an unknown precision or a negative budget.
     """
@@ -94,22 +79,46 @@ class DocumentCaches:
             raise ArgumentError(f"Unknown cache precision {precision!r}: use one of {', '.join(PRECISIONS)}.")
         if budget is not None and budget < 0:
             raise ArgumentError(f"The budget of cached documents must be 0 bytes or more, not {budget}.")
-        self.folder = folder
+        self.local = CacheFolder(folder, budget=budget)
+        self.sharing: Sharing | None = None
         self.precision = precision
-        self.budget = budget
         self._memory = memory
         self._loaded: OrderedDict[str, TextCache] = OrderedDict()
+        self._fetched: dict[str, bytes] = {}  # of the bucket, for which there is no room on disk
         self._hits = self._built = self._damaged = 0
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._loaded or self.size_on_disk(key) > 0
+    @property
+    def folder(self) -> Path:
+        """Where the files of this machine are."""
+        return self.local.path
 
-    def size_on_disk(self, key: str) -> int:
-        """Bytes that loading a document reads; 0 if it is in memory already, or is not cached."""
+    @property
+    def budget(self) -> int | None:
+        """Maximum size of the files of this machine, in bytes."""
+        return self.local.budget
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._loaded or any(self.sizes(key))
+
+    def sizes(self, key: str) -> tuple[int, int]:
+        """Bytes that loading a document reads from disk and bucket; zeros if it is in memory, or nowhere."""
         if key in self._loaded:
-            return 0
-        size, _ = self._entry(key)
-        return size if size and self._path(key).exists() else 0
+            return 0, 0
+        size = self.local.size(key)
+        if size or self.sharing is None:
+            return size, 0
+        return 0, self.sharing.sizes([key]).get(key, 0)
+
+    def fetch(self, documents: Mapping[str, str]) -> None:
+        """Bring documents from the bucket to this machine, for ``get`` to find.
+
+        Args:
+            documents: the ids of their passages, by their keys.
+        """
+        if self.sharing is not None and documents:
+            found, damaged = self.sharing.fetch(documents)
+            self._fetched.update(found)
+            self._damaged += damaged
 
     def get(self, key: str) -> TextCache | None:
         """A cached document; None if it is not cached, or its file is damaged (which removes it)."""
@@ -117,36 +126,37 @@ class DocumentCaches:
             self._loaded.move_to_end(key)
             self._hits += 1
             return self._loaded[key]
-        size, crc = self._entry(key)
-        path = self._path(key)
+        layers = layers_from(self._fetched.pop(key)) if key in self._fetched else self._read(key)
+        if layers is not None:
+            self._hits += 1
+            self._remember(key, layers)
+        return layers
+
+    def _read(self, key: str) -> TextCache | None:
+        size, crc = self.local.entry(key)
+        path = self.local.file(key)
         if not size or not path.exists():
             return None
         try:
-            layers = load_layers(path, crc=crc)
+            return load_layers(path, crc=crc)
         except FileNotFoundError:  # another process has just made room
             return None
         except (ValueError, OSError) as error:
-            if self._entry(key) != (size, crc):  # another process has just removed it, or written it anew
+            if self.local.entry(key) != (size, crc):  # another process has just removed it, or written it anew
                 return None
             logger.warning("A cached document is damaged and is computed again: %s", first_line(error))
             self._damaged += 1
-            self._forget([key])
+            self.local.forget([key])
             return None
-        self._hits += 1
-        self._remember(key, layers)
-        return layers
 
     def note_use(self, keys: Iterable[tuple[str, str]]) -> None:
         """Count that documents were used for an answer: (key, id of the passage), cached or not."""
-        now = time.time()
         try:
-            self._write(
-                "INSERT INTO caches VALUES (?, ?, 1, ?, 0, 0) "
-                "ON CONFLICT (key) DO UPDATE SET uses = uses + 1, last = excluded.last, passage = excluded.passage",
-                [(key, passage, now) for key, passage in keys],
-            )
+            self.local.note_use(keys)
         except OutputError as error:  # the answer matters more
             logger.info("The use of documents was not noted: %s", error)
+        if self.sharing is not None:
+            self.sharing.note_use()
 
     def forget_loaded(self) -> None:
         """Release what is in memory; the next use reads it from disk."""
@@ -160,112 +170,85 @@ class DocumentCaches:
     def save(self, key: str, passage: str, layers: TextCache) -> bool:
         """Write a document, and remove the least recently used ones that the budget has no room for.
 
+        If documents are shared, it is written to the bucket in the background; see ``settle``.
+
         Returns:
             Whether it was written. A full or read-only disk is not an error, as documents can be computed again: there
             is one warning.
         """
         size = bytes_of(layers, precision=self.precision)
-        if self.budget is not None and size > self.budget:
+        if self.local.budget is not None and size > self.local.budget:
             return False
-        path = self._path(key)
-        temporary = path.with_name(f"{secrets.token_hex(8)}{path.suffix}")
+        arrays = 2 + 2 * len(layers) * (1 if PRECISIONS[self.precision] is None else 3)
+        write = partial(save_layers, layers=layers, precision=self.precision)
         try:
-            with output_errors(str(path)):
-                path.parent.mkdir(parents=True, exist_ok=True)
-            # Room first, so that the disk never holds more than the budget.
-            arrays = 2 + 2 * len(layers) * (1 if PRECISIONS[self.precision] is None else 3)
-            if not self._reserve(key, passage, size + _HEADER_BYTES * arrays):
-                return False
-            save_layers(temporary, layers, precision=self.precision)
-            return self._register(key, temporary)
-        except (OutputError, OSError, sqlite3.Error) as error:
-            with suppress(OutputError):
-                self._forget([key])
+            saved = self.local.save(key, passage, size + _HEADER_BYTES * arrays, write)
+        except OutputError as error:
             logger.warning("Documents are not kept on disk: %s", error)
-            self.budget = 0
+            self.local.budget = 0
             return False
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
+        if saved and self.sharing is not None:
+            self.sharing.offer(key)
+        return saved
 
-    def _reserve(self, key: str, passage: str, size: int) -> bool:
-        """Make room for a file; False if there is none, or if another process is writing it at this moment."""
-        self._entry(key)  # starts a damaged list again
-        with self._transaction() as database:
-            now = time.time()
-            since = database.execute("SELECT last FROM caches WHERE key = ? AND crc = ?", (key, _WRITING)).fetchone()
-            if since is not None and now - since[0] < _ABANDONED_SECONDS:
-                return False
-            if not self._make_room(database, size, keeping=key):
-                return False
-            database.execute(
-                "INSERT INTO caches VALUES (?, ?, 0, ?, ?, ?) "
-                "ON CONFLICT (key) DO UPDATE SET bytes = excluded.bytes, crc = excluded.crc, last = excluded.last",
-                (key, passage, now, size, _WRITING),
-            )
-        return True
+    def share_held(self, keys: Iterable[str]) -> None:
+        """Let other machines have those of some documents that are on this one, as far as there is room for them."""
+        if self.sharing is not None:
+            self.sharing.offer_held(keys)
 
-    def _register(self, key: str, temporary: Path) -> bool:
-        """Let a file that was written be found; False if it has been removed from the list in the meantime."""
-        written, crc = temporary.stat().st_size, checksum(temporary)
-        with self._transaction() as database:
-            reserved = database.execute("SELECT 1 FROM caches WHERE key = ? AND crc = ?", (key, _WRITING)).fetchone()
-            if not reserved or not self._make_room(database, written, keeping=key):
-                database.execute("UPDATE caches SET bytes = 0, crc = 0 WHERE key = ? AND crc = ?", (key, _WRITING))
-                return False
-            temporary.replace(self._path(key))
-            database.execute("UPDATE caches SET bytes = ?, crc = ? WHERE key = ?", (written, crc, key))
-        return True
+    def settle(self) -> None:
+        """Wait until what is to be written to the bucket is written."""
+        if self.sharing is not None:
+            self.sharing.settle()
+
+    def stop(self) -> None:
+        """Write no more to the bucket than what is on its way."""
+        if self.sharing is not None:
+            self.sharing.stop()
 
     def most_used(self, count: int) -> list[str]:
-        """Ids of the passages that were used most often and are not cached."""
-        statement = "SELECT passage FROM caches WHERE bytes = 0 AND uses > 0 ORDER BY uses DESC, last DESC LIMIT ?"
-        return [str(passage) for (passage,) in self._read(statement, count)]
+        """Ids of the passages that were used most often on this machine and are not cached on it."""
+        return self.local.most_used(count)
 
     def remove(self, keys: Iterable[str]) -> None:
-        """Remove documents, on disk and in memory, and their entries."""
+        """Remove documents, on disk, in the bucket and in memory, and their entries.
+
+        Raises:
+            DependencyError: they are shared, and the package for that is missing.
+            StoreError: they are shared, and the bucket cannot be written.
+        """
         wanted = list(keys)
-        if self._list.exists():
-            self._forget(wanted)
-            self._write("DELETE FROM caches WHERE key = ?", [(key,) for key in wanted])
+        for key in wanted:
+            self._loaded.pop(key, None)
+        if self.sharing is not None:
+            self.sharing.forget(wanted)
+        self.local.remove(wanted)
+
+    def filled(self) -> float:
+        """The share of the budget that is used: of the one that machines share, if they do."""
+        stats = self.stats()
+        used, budget = stats.bytes, self.local.budget
+        if stats.shared is not None:
+            used, budget = stats.shared.bytes, stats.shared.budget
+        return used / budget if budget else float(budget == 0)
 
     def stats(self) -> CacheStats:
-        """What the folder holds now."""
-        counted = "SELECT COUNT(*), TOTAL(bytes) FROM caches WHERE bytes > 0 AND crc != ?"
-        [(files, size)] = self._read(counted, _WRITING) or [(0, 0)]
-        return CacheStats(files, int(size), self._hits, self._built, self._damaged)
+        """What is cached now."""
+        shared = None if self.sharing is None else self.sharing.stats()
+        return CacheStats(*self.local.totals(), self._hits, self._built, self._damaged, shared)
 
     def verify(self, progress: Progress | None = None) -> list[str]:
-        """Check every file against its checksum, and remove those that are damaged or unknown.
+        """Check every file against its checksum, and remove those that are damaged or unknown; also in the bucket.
 
         Returns:
             A sentence for each problem.
-        """
-        problems = []
-        known = dict(self._read("SELECT key, crc FROM caches WHERE bytes > 0 AND crc != ?", _WRITING))
-        for done, (key, crc) in enumerate(known.items(), start=1):
-            path = self._path(key)
-            try:
-                problem = "" if checksum(path) == crc else "is damaged; it was removed"
-            except FileNotFoundError:
-                problem = "is missing"
-            except (OSError, ValueError) as error:  # an empty file cannot be mapped
-                problem = f"cannot be read ({first_line(error).rstrip('.')}); it was removed"
-            if problem:
-                problems.append(f"The cached document {path.name} {problem}.")
-                self._forget([key])
-            if progress is not None:
-                progress(done, len(known))
-        for path in self.folder.glob("*/*"):
-            with suppress(FileNotFoundError):
-                age = time.time() - path.stat().st_mtime
-                if path.stem not in known and age > _ABANDONED_SECONDS:  # else another process is writing it
-                    problems.append(f"The file {path.name} belongs to no cached document; it was removed.")
-                    path.unlink()
-        return problems
 
-    def _path(self, key: str) -> Path:
-        return self.folder / key[:2] / f"{key}.safetensors"
+        Raises:
+            DependencyError: documents are shared, and the package for that is missing.
+            StoreError: documents are shared, and the bucket cannot be used.
+        """
+        problems = self.local.verify(progress)
+        return problems if self.sharing is None else [*problems, *self.sharing.verify(progress)]
 
     def _remember(self, key: str, layers: TextCache) -> None:
         self._loaded[key] = layers
@@ -274,87 +257,3 @@ class DocumentCaches:
         while len(self._loaded) > 1 and size > self._memory:
             _, oldest = self._loaded.popitem(last=False)
             size -= bytes_of(oldest)
-
-    def _make_room(self, database: sqlite3.Connection, size: int, *, keeping: str) -> bool:
-        """Remove what the budget has no room for beside a file of some size; False if that is not enough.
-
-        Files that are being written are not removed: they are counted, and not there yet.
-        """
-        if self.budget is None:
-            return True
-        others = "SELECT key, bytes, crc, last FROM caches WHERE bytes > 0 AND key != ? ORDER BY last"
-        rows = database.execute(others, (keeping,)).fetchall()
-        excess = size + sum(held for _, held, _, _ in rows) - self.budget
-        abandoned = time.time() - _ABANDONED_SECONDS
-        removed = []
-        for key, held, crc, last in rows:
-            if excess <= 0:
-                break
-            if crc != _WRITING or last < abandoned:
-                removed.append(key)
-                excess -= held
-        if excess > 0:
-            return False
-        self._remove_files(database, removed)
-        return True
-
-    def _forget(self, keys: list[str]) -> None:
-        """They are no longer cached, but the counts of their uses stay."""
-        if keys:
-            with self._transaction() as database:
-                self._remove_files(database, keys)
-
-    def _remove_files(self, database: sqlite3.Connection, keys: list[str]) -> None:
-        for key in keys:
-            self._loaded.pop(key, None)
-            with suppress(OSError):
-                self._path(key).unlink()
-        database.executemany("UPDATE caches SET bytes = 0, crc = 0 WHERE key = ?", [(key,) for key in keys])
-
-    # The database. A connection for each use costs 0.1 ms, and none is shared between processes or threads.
-
-    @property
-    def _list(self) -> Path:
-        return self.folder / "caches.sqlite"
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """The list, while no other process changes it or the files."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(self._list, timeout=_WAIT_SECONDS, isolation_level=None)
-            with closing(connection) as database:  # what was not committed is undone
-                database.execute("BEGIN IMMEDIATE")
-                database.execute(_TABLE)
-                yield database
-                database.execute("COMMIT")
-        except (sqlite3.Error, OSError) as error:
-            raise OutputError(unwritable(self._list, error)) from error
-
-    def _write(self, statement: str, rows: list[tuple[Any, ...]]) -> None:
-        if rows:
-            with self._transaction() as database:
-                database.executemany(statement, rows)
-
-    def _read(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
-        if not self._list.exists():
-            return []
-        try:
-            with closing(sqlite3.connect(self._list, timeout=_WAIT_SECONDS)) as database:
-                return database.execute(statement, values).fetchall()
-        except sqlite3.OperationalError:
-            return []  # locked for half a minute, or without its table: nothing counts as cached
-        except sqlite3.DatabaseError as error:
-            # The list is lost, not the answers: everything is computed again.
-            logger.warning("The list of cached documents was damaged and is started again: %s", first_line(error))
-            # The files as well, whose sizes nobody knows any more.
-            for path in (self._list, *self.folder.glob("*/*.safetensors")):
-                with suppress(OSError):
-                    path.unlink()
-            return []
-
-    def _entry(self, key: str) -> tuple[int, int]:
-        """Size and checksum of a document's file, if it is cached; else zeros."""
-        wanted = "SELECT bytes, crc FROM caches WHERE key = ? AND crc != ?"
-        [(size, crc)] = self._read(wanted, key, _WRITING) or [(0, 0)]
-        return int(size), int(crc)

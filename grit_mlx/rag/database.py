@@ -11,7 +11,10 @@ from typing import Any, Final
 
 from grit_mlx.errors import GritError, OutputError, StoreError, first_line
 
-__all__ = ["connected", "is_remote", "lance_errors", "sql_text", "table_names"]
+__all__ = ["BUCKETS", "connected", "endpoint", "is_bucket", "is_remote", "lance_errors", "sql_text", "table_names"]
+
+# The addresses of buckets in which an object can be written only if nobody else has written it since.
+BUCKETS: Final = ("s3://", "gs://", "az://")
 
 # What Lance may keep of indices and of metadata, in bytes. Its own limits are 6 and 1 GB, of every connection.
 _INDEX_CACHE: Final = 1 << 30
@@ -43,6 +46,7 @@ _REMOTE: Final[Mapping[tuple[str, ...], str]] = {
     (
         "invalidaccesskeyid",
         "signaturedoesnotmatch",
+        "failed to authenticate",
         "expiredtoken",
         "status: 401",
         "unauthorized",
@@ -91,6 +95,11 @@ def is_remote(uri: str) -> bool:
     return "://" in uri
 
 
+def is_bucket(uri: str) -> bool:
+    """Whether a store is in a bucket, beside which there may be other objects."""
+    return uri.startswith(BUCKETS)
+
+
 def sql_text(value: str) -> str:
     """A text as an SQL literal."""
     return "'" + value.replace("'", "''") + "'"
@@ -111,10 +120,10 @@ def connected(uri: str) -> Any:
         if uri.startswith("db://"):
             return lancedb.connect(uri, api_key=os.environ.get("LANCEDB_API_KEY"))
         session = lancedb.Session(index_cache_size_bytes=_INDEX_CACHE, metadata_cache_size_bytes=_METADATA_CACHE)
-        return lancedb.connect(uri, session=session, storage_options=_endpoint(uri))
+        return lancedb.connect(uri, session=session, storage_options=endpoint(uri))
 
 
-def _endpoint(uri: str) -> dict[str, str] | None:
+def endpoint(uri: str) -> dict[str, str] | None:
     """Where a bucket is, if the environment says so."""
     address = next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), None)
     if address is None or not uri.startswith("s3://"):

@@ -24,7 +24,7 @@ from grit_mlx.rag.options import PRECISIONS
 if TYPE_CHECKING:
     from mlx_lm.models.cache import KVCache
 
-__all__ = ["bytes_of", "checksum", "load_layers", "rounded", "save_layers"]
+__all__ = ["bytes_of", "checksum", "layers_from", "load_layers", "rounded", "save_layers"]
 
 _GROUP: Final = 64  # numbers that share a scale
 
@@ -77,6 +77,12 @@ def load_layers(path: Path, *, crc: int) -> list[KVCache]:
     content = _mapped(path)
     if zlib.crc32(content) != crc:
         raise ValueError(f"{path} has changed since it was written")
+    return layers_from(content)
+
+
+@threads.computes
+def layers_from(content: mmap.mmap | bytes) -> list[KVCache]:
+    """The caches of a text, from the content of a file of ``save_layers``."""
     start = 8 + int.from_bytes(content[:8], "little")
     header: dict[str, Any] = json.loads(content[8:start])
     about = header.pop("__metadata__")
@@ -121,7 +127,7 @@ def _mapped(path: Path) -> mmap.mmap:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _array(content: mmap.mmap, start: int, entry: Mapping[str, Any]) -> mx.array:
+def _array(content: mmap.mmap | bytes, start: int, entry: Mapping[str, Any]) -> mx.array:
     stored, computed = _DTYPES[entry["dtype"]]
     begin, end = entry["data_offsets"]
     numbers = np.frombuffer(content, stored, count=(end - begin) // np.dtype(stored).itemsize, offset=start + begin)

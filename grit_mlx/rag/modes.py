@@ -27,6 +27,7 @@ __all__ = [
     "MODES",
     "DocumentCost",
     "Rates",
+    "about_tokens",
     "choose_mode",
     "predicted_seconds",
 ]
@@ -45,6 +46,8 @@ AUTO_MODES: Final = ("doc", "none", "query")
 # the cache takes as long as computing it in the prompt, and helps the next question too.
 _TIE: Final = 1.05
 
+_CHARACTERS_PER_TOKEN: Final = 4  # of English
+
 
 @dataclass(frozen=True)
 class DocumentCost:
@@ -52,7 +55,15 @@ class DocumentCost:
 
     tokens: int  # L, with its embedding prompt
     cached: bool  # whether its keys and values are cached
-    bytes: int = 0  # to read for them; 0 if they are in memory
+    bytes: int = 0  # to read for them from the disk; 0 if they are in memory
+    downloaded: int = 0  # to read for them from a bucket
+
+    def seconds(self, rates: Rates) -> float:
+        """To have its keys and values."""
+        computed = rates.run(self.tokens, bidirectional=True)
+        if not self.cached:
+            return computed
+        return self.bytes * rates.byte + min(self.downloaded * rates.downloaded_byte, computed)
 
 
 @dataclass(frozen=True)
@@ -65,11 +76,17 @@ class Rates:
     # Tokens of a causal pass that are computed at once with all of their pairs, masked or not; 1 if masked pairs are
     # skipped.
     step: int = 2048
+    downloaded_byte: float = 1e-8  # to read one byte from a bucket
 
     def run(self, tokens: int, context: int = 0, *, bidirectional: bool = False) -> float:
         """Seconds of a pass over some tokens that follow others."""
         seen = tokens if bidirectional else (tokens + min(self.step, tokens)) / 2
         return tokens * (self.token + self.pair * (context + seen))
+
+
+def about_tokens(text: str) -> int:
+    """Roughly the number of tokens: tokenising a text would cost more than it decides."""
+    return 1 + len(text) // _CHARACTERS_PER_TOKEN
 
 
 def predicted_seconds(
@@ -91,7 +108,7 @@ def predicted_seconds(
     """
     cached = {"none": (), "doc": documents, "query": (query,), "doc-query": (*documents, query),
               "query-doc": (query, *documents)}[mode]  # fmt: skip
-    seconds = sum(one.bytes * rates.byte if one.cached else rates.run(one.tokens, bidirectional=True) for one in cached)
+    seconds = sum(one.seconds(rates) for one in cached)
     held = sum(one.tokens for one in cached)
     total = sum(one.tokens for one in documents) + query.tokens
     return seconds + rates.run(total - held + frame, held)

@@ -128,6 +128,7 @@ class IndexOptions:
 
     Attributes:
         approximate: None builds the approximate index once exact search does not fit into memory.
+        shared_cache: in bytes; None for what is remembered.
     """
 
     heading: ClassVar[str] = "Store"
@@ -144,6 +145,15 @@ class IndexOptions:
         parse=count_or_all,
         heading=_CACHES,
         metavar="COUNT|all",
+    )
+    shared_cache: int | None = option(
+        None,
+        "Keep cached documents also in the bucket of the store, for all machines that use it, at most this size, such "
+        "as 20GB; 0 for none. Remembered. Default: the store's, or 0.",
+        minimum=0,
+        parse=bytes_of_size,
+        heading=_CACHES,
+        metavar="SIZE",
     )
     wait: float = option(0.0, "How long to wait for another process that is writing.", minimum=0, metavar="SECONDS")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
@@ -15,6 +15,8 @@ from grit_mlx.model.caches import concatenate_caches
 from grit_mlx.rag.caches import DocumentCaches, cache_key
 from grit_mlx.rag.encoding import Encoder
 from grit_mlx.rag.fingerprint import digest, fingerprint
+from grit_mlx.rag.modes import Rates, about_tokens
+from grit_mlx.rag.rates import default_rates
 from grit_mlx.rag.rotation import Rotation
 
 if TYPE_CHECKING:
@@ -93,9 +95,14 @@ class PrefixBuilder:
         except ArchitectureError:
             return False
 
-    @threads.computes
     def build(
-        self, mode: str, question: str, documents: Sequence[Document], query_cache: TextCache | None = None
+        self,
+        mode: str,
+        question: str,
+        documents: Sequence[Document],
+        query_cache: TextCache | None = None,
+        *,
+        fastest: bool = False,
     ) -> Prefix:
         """What the prompt of a mode continues.
 
@@ -104,10 +111,17 @@ class PrefixBuilder:
             question: the question.
             documents: in the order of the prompt.
             query_cache: the question's keys and values, if they were computed already.
+            fastest: compute what would take longer to come from a bucket.
 
         Raises:
             ArchitectureError: a text has to be moved and this model's keys cannot be.
         """
+        if "doc" in mode.split("-"):
+            self._fetch(documents, fastest=fastest)
+        return self._built(mode, question, documents, query_cache)
+
+    @threads.computes
+    def _built(self, mode: str, question: str, documents: Sequence[Document], query_cache: TextCache | None) -> Prefix:
         prefix = self._begun(documents)
         texts: list[TextCache] = []
         for side in mode.split("-"):
@@ -132,6 +146,7 @@ class PrefixBuilder:
 
     def documents(self, documents: Sequence[Document]) -> list[TextCache]:
         """Keys and values of documents, each at the first place; saves what it computes."""
+        self._fetch(documents)
         prefix = self._begun(documents)
         layers = self._documents(prefix, documents)
         self.save(prefix)
@@ -149,6 +164,24 @@ class PrefixBuilder:
         """An empty prefix; the documents count as used, whatever the mode."""
         used = documents if self.caches is not None else ()
         return Prefix(_used=[(self.key(document), document.id) for document in used])
+
+    @property
+    def rates(self) -> Rates:
+        """How fast this machine is."""
+        rates, sharing = default_rates(self.encoder.model), self.caches and self.caches.sharing
+        return replace(rates, downloaded_byte=1 / sharing.bytes_per_second) if sharing else rates
+
+    def _fetch(self, documents: Sequence[Document], *, fastest: bool = False) -> None:
+        """Bring what other machines have cached to this one; only what it would not compute faster, if so wanted."""
+        if self.caches is None or self.caches.sharing is None:
+            return
+        rates, wanted = self.rates, {}
+        for document in documents:
+            key, tokens = self.key(document), about_tokens(document.content)
+            _, size = self.caches.sizes(key)
+            if size and not (fastest and size * rates.downloaded_byte > rates.run(tokens, bidirectional=True)):
+                wanted[key] = document.id
+        self.caches.fetch(wanted)
 
     def _query(self, prefix: Prefix, question: str, layers: TextCache | None) -> TextCache:
         prefix.names.append("query " + question)

@@ -32,7 +32,7 @@ from grit_mlx.model import hub
 from grit_mlx.model.options import ModelChoice
 from grit_mlx.progress import Progress
 from grit_mlx.rag.caches import CacheStats, DocumentCaches, cache_key
-from grit_mlx.rag.database import is_remote
+from grit_mlx.rag.database import BUCKETS, is_bucket, is_remote
 from grit_mlx.rag.encoding import Encoder
 from grit_mlx.rag.fingerprint import check_fingerprint, digest, find_model, fingerprint
 from grit_mlx.rag.indexing import IndexReport, PassageWriter, hash_of, known_contents, plan_index
@@ -105,8 +105,8 @@ class Store:
     """Passages of files with their vectors, in LanceDB.
 
     Args:
-        uri: a folder; or ``s3://bucket/path``, ``gs://...`` or ``db://name`` for LanceDB's server, whose cached
-            documents are kept on this machine.
+        uri: a folder; or ``s3://bucket/path``, ``gs://...``, ``az://...`` or ``db://name`` for LanceDB's server, whose
+            cached documents are kept on this machine, and in the bucket if ``index`` was told so.
         model: embeds; None to look at a store without one.
         options: how files are split and what is cached.
         **keywords: fields of ``StoreOptions``, in place of ``options``.
@@ -160,6 +160,19 @@ class Store:
         else:
             table = PassageTable(self.uri, published=False)  # an interrupted first run
         self._made_with = table.fingerprint if table.exists else {}
+        if self._made_with and is_bucket(self.uri):
+            self._state = table.read_state()
+            self._share(int(self._state.get("shared_cache") or 0))
+
+    def _share(self, budget: int) -> None:
+        """Share cached documents with the machines that use the store, within a budget; 0 not to."""
+        if not budget:
+            self.caches.sharing = None
+        elif self.caches.sharing is None:
+            from grit_mlx.rag.cachebucket import CacheBucket
+            from grit_mlx.rag.sharing import Sharing
+
+            self.caches.sharing = Sharing(self.caches.local, partial(CacheBucket.of, self.uri, budget))
 
     def refresh(self) -> None:
         """Open what was published since, if anything was.
@@ -299,8 +312,16 @@ class Store:
             StoreBusyError: another process is writing to the store.
             OutputError: the disk is full or cannot be written; the next run resumes.
             ModeError: the model cannot embed.
+            ArgumentError: caches are to be shared, and the store is not in a bucket.
+            DependencyError: they are, and the package for that is missing.
         """
         chosen = merged(IndexOptions, options, keywords)
+        if chosen.shared_cache is not None and not is_bucket(self.uri):
+            raise ArgumentError(
+                Option("shared_cache"),
+                f" is for stores at {', '.join(BUCKETS)}. Machines that use a store in a "
+                "folder share its cached documents anyway.",
+            )
         size = self.encoder.model.embedding_size
         started = time.monotonic()
         report = IndexReport()
@@ -316,6 +337,7 @@ class Store:
             if table.is_outdated:
                 table.rewrite()
             noted = table.read_state()
+            self._resize_shared(table, noted, chosen.shared_cache)
             self._delete(table, noted.get("purging") or ())  # a purge that was killed
             stored = table.files()
             plan = plan_index(
@@ -351,9 +373,24 @@ class Store:
             self.cache_most_used(chosen.cache_ahead)
         else:
             self._cache_others()
+        self.caches.settle()
         report.total = len(self)
         report.seconds = time.monotonic() - started
         return report
+
+    def _resize_shared(self, table: PassageTable, noted: Mapping[str, Any], wanted: int | None) -> None:
+        """Set the budget of the cached documents in the bucket; None to leave it as it is."""
+        if wanted is None:
+            return
+        known = int(noted.get("shared_cache") or 0)
+        if wanted or known:
+            from grit_mlx.rag.cachebucket import CacheBucket
+
+            CacheBucket.of(self.uri, wanted).resize(wanted)
+        if wanted != known:
+            table.write_state(shared_cache=wanted)
+            self._state = None
+        self._share(wanted)
 
     def estimate(
         self,
@@ -440,7 +477,7 @@ class Store:
         """Remove passages, with the cached documents that no other passage has."""
         if not file_keys:
             return
-        if self.caches.stats().files > 0:
+        if self.caches.sharing is not None or self.caches.stats().files > 0:
             # Before the rows: a run that is killed in between leaves nothing of them behind.
             gone = set(table.contents_of(file_keys))
             gone.difference_update(table.contents(without=file_keys))  # one by one: all of them may not fit into memory
@@ -485,14 +522,18 @@ class Store:
 
     def cache_most_used(self, count: int) -> int:
         """Cache the documents that answers used most often, if they are not cached; returns their number."""
-        return self._cache(self.require().passages_by_id(self.caches.most_used(count)) if count else [])
+        model = self.model_digest
+        passages = self.require().passages_by_id(self.caches.most_used(count)) if count else []
+        return self._cache([one for one in passages if cache_key(model, one.content) not in self.caches])
 
     def _cache_others(self) -> None:
         """Cache what an earlier run embedded without caching it, while there is room in the budget."""
-        model, budget = self.model_digest, self.caches.budget
+        model = self.model_digest
+        if self.caches.sharing is not None:
+            self.caches.share_held(cache_key(model, one.content) for one in self.passages())
         others = [one for one in self.passages() if cache_key(model, one.content) not in self.caches]
         for start in range(0, len(others), _CACHED_AT_ONCE):
-            if budget is not None and self.caches.stats().bytes > _FULL * budget:
+            if self.caches.filled() > _FULL:
                 logger.info("The cache budget is used up: %d documents were left out.", len(others) - start)
                 return
             self._cache(others[start : start + _CACHED_AT_ONCE])

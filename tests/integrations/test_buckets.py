@@ -3,95 +3,50 @@
 from __future__ import annotations
 
 import os
-import re
-import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from grit_mlx.rag.lease import Lease
+from tests.integrations.remote import Remote, serving
 from tests.integrations.tools import tool
 
 boto3 = tool("boto3")
 tool("moto")
 
-# A machine of its own, by the folder of its choices.
-GRIT = "import sys; from grit_mlx.cli.main import main; sys.exit(main())"
+MOTO = [sys.executable, "-u", "-c", "from moto.server import main; main(['-H', '127.0.0.1', '-p', '0'])"]
 
 
-class Bucket:
+class Bucket(Remote):
     """A bucket ``notes`` on a server, and machines that use it."""
 
     def __init__(self, address: str, tmp_path: Path) -> None:
-        self.tmp_path = tmp_path
-        self.environment = {
+        environment = {
             "AWS_ENDPOINT_URL": address,
             "AWS_REGION": "us-east-1",
             "AWS_ACCESS_KEY_ID": "a",
             "AWS_SECRET_ACCESS_KEY": "b",
         }
+        super().__init__(environment, tmp_path)
         self.client: Any = boto3.client(
             "s3", endpoint_url=address, region_name="us-east-1", aws_access_key_id="a", aws_secret_access_key="b"
         )
         self.client.create_bucket(Bucket="notes")
-
-    def start(self, *arguments: str, machine: str = "one", **environment: str) -> subprocess.Popen[str]:
-        own = {"GRIT_HOME": str(self.tmp_path / machine), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-        return subprocess.Popen(
-            [sys.executable, "-c", GRIT, "rag", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**kept, **self.environment, **own, **environment},
-        )
-
-    def run(self, *arguments: str, **environment: str) -> tuple[int, str]:
-        process = self.start(*arguments, **environment)
-        said, _ = process.communicate(timeout=300)
-        return process.returncode, said
-
-    def passages(self, store: str) -> int:
-        code, said = self.run("stats", "--store", store)
-        assert code == 0, said
-        found = re.search(r"passages +([\d,]+)", said)
-        assert found
-        return int(found[1].replace(",", ""))
 
     def keys(self, prefix: str) -> list[str]:
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket="notes", Prefix=prefix)
         return [entry["Key"] for page in pages for entry in page.get("Contents", [])]
 
 
-@contextmanager
-def serving(folder: Path, **environment: str) -> Iterator[str]:
-    """A server; its address."""
-    code = "import sys; from moto.server import main; main(['-H', '127.0.0.1', '-p', '0'])"
-    log = folder / "log"
-    with log.open("w") as file:
-        command = [sys.executable, "-u", "-c", code]
-        server = subprocess.Popen(command, stdout=file, stderr=file, env={**os.environ, **environment})
-    try:
-        deadline = time.time() + 120
-        while not (found := re.search(r"http://127\.0\.0\.1:(\d+)", log.read_text())):
-            assert server.poll() is None and time.time() < deadline, log.read_text()
-            time.sleep(0.1)
-        yield found[0]
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving(tmp_path_factory.mktemp("moto")) as address:
+    with serving(MOTO, tmp_path_factory.mktemp("moto")) as address:
         yield address
 
 
@@ -209,6 +164,6 @@ def test_credentials_that_are_missing(bucket: Bucket) -> None:
 
 
 def test_credentials_that_are_not_accepted(bucket: Bucket, houses: Path, tmp_path: Path) -> None:
-    with serving(tmp_path, INITIAL_NO_AUTH_ACTION_COUNT="0") as strict:
+    with serving(MOTO, tmp_path, INITIAL_NO_AUTH_ACTION_COUNT="0") as strict:
         code, said = bucket.run("index", str(houses), "--store", "s3://notes/store", AWS_ENDPOINT_URL=strict)
     assert code == 1 and "the credentials are not accepted" in said and said.count("\n") == 1, said

@@ -17,6 +17,7 @@ from mlx_lm.models.cache import KVCache
 
 from grit_mlx.errors import ArgumentError
 from grit_mlx.rag import DocumentCaches
+from grit_mlx.rag.cachefolder import CacheFolder
 from grit_mlx.rag.kvfiles import bytes_of, checksum, load_layers, rounded, save_layers
 
 
@@ -199,11 +200,11 @@ def sizes_in(folder: Path) -> dict[str, int]:
 
 def test_a_file_that_another_process_writes_is_not_counted_twice(tmp_path: Path) -> None:
     caches, other = DocumentCaches(tmp_path), DocumentCaches(tmp_path)
-    assert other._reserve("a" * 40, "passage-a", 1000)
+    assert other.local.reserve("a" * 40, "passage-a", 1000)
     assert "a" * 40 not in caches and caches.get("a" * 40) is None and caches.stats().files == 0
     assert not caches.save("a" * 40, "passage-a", layers_of(0))
     # It was killed.
-    module = sys.modules[DocumentCaches.__module__]
+    module = sys.modules[CacheFolder.__module__]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_ABANDONED_SECONDS", 0.0)
         assert caches.save("a" * 40, "passage-a", layers_of(0)) and caches.get("a" * 40) is not None
