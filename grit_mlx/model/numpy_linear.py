@@ -10,23 +10,18 @@ All this only while texts are embedded, prompts read and answers written: a grad
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Final
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from grit_mlx.model.blas import numpy_threads
 from grit_mlx.model.intercept import intercept
 
 __all__ = ["computes_through_numpy", "prepare", "prepare_rows", "through_numpy"]
-
-# For a single row, which memory limits rather than the cores. Threads of mlx's own OpenBLAS wait busily on the others.
-_ROW_THREADS: Final = max(1, (os.cpu_count() or 1) // 2)
 
 _through_numpy: ContextVar[bool] = ContextVar("through_numpy", default=False)
 
@@ -83,10 +78,7 @@ def _row(layer: nn.Module, forward: Callable[[mx.array], mx.array], x: mx.array)
     if x.size != x.shape[-1] or not _is_possible(layer, x):
         return forward(x)
     row, weight = np.asarray(x).reshape(-1), np.asarray(layer.weight)
-    before = numpy_threads(_ROW_THREADS)
-    product = weight @ row
-    numpy_threads(before)
-    return _with_bias(layer, mx.array(product).reshape(*x.shape[:-1], -1))
+    return _with_bias(layer, mx.array(weight @ row).reshape(*x.shape[:-1], -1))
 
 
 def _is_possible(layer: nn.Module, x: mx.array) -> bool:
