@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from grit_mlx.rag.cachebucket import CacheBucket
+from tests.integrations.moto_server import MOTO, Bucket, address, bucket
 from tests.integrations.remote import GRIT, serving
-from tests.integrations.test_buckets import MOTO, Bucket, address, bucket
 
 __all__ = ["address", "bucket"]  # fixtures
 
