@@ -37,7 +37,7 @@ from grit_mlx import GritLM
 from grit_mlx.model.caches import copy_cache
 from grit_mlx.model.prompts import literal_tokens, rag_prompt
 from grit_mlx.rag import Answerer, Document, DocumentCaches
-from grit_mlx.rag.kvfiles import bytes_of, rounded
+from grit_mlx.rag.caches.kvfiles import bytes_of, rounded
 from grit_mlx.rag.modes import AUTO_MODES, MODES
 from grit_mlx.rag.options import PRECISIONS
 

@@ -39,11 +39,11 @@ from rag import Texts
 
 from grit_mlx import GritLM
 from grit_mlx.rag import DocumentCaches
-from grit_mlx.rag.bucket import Bucket
-from grit_mlx.rag.cachebucket import CacheBucket
+from grit_mlx.rag.caches.bucket import CacheBucket
+from grit_mlx.rag.caches.ledger import Ledger, Shared
+from grit_mlx.rag.caches.objects import Bucket
+from grit_mlx.rag.caches.sharing import Sharing
 from grit_mlx.rag.encoding import Encoder
-from grit_mlx.rag.ledger import Ledger, Shared
-from grit_mlx.rag.sharing import Sharing
 
 URI = "s3://grit/store"
 SERVER = "from moto.server import main; main(['-H', '127.0.0.1', '-p', '0'])"

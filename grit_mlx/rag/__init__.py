@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from grit_mlx.rag.answering import Answerer, AnswerStream, Turn
-    from grit_mlx.rag.caches import DocumentCaches
+    from grit_mlx.rag.caches.documents import DocumentCaches
     from grit_mlx.rag.indexing import IndexReport
     from grit_mlx.rag.modes import choose_mode
     from grit_mlx.rag.options import ChatOptions, IndexOptions, RagOptions, SearchOptions, StoreOptions
@@ -65,7 +65,7 @@ __all__ = [
 
 _MODULES = {
     "grit_mlx.rag.answering": ("AnswerStream", "Answerer", "Turn"),
-    "grit_mlx.rag.caches": ("DocumentCaches",),
+    "grit_mlx.rag.caches.documents": ("DocumentCaches",),
     "grit_mlx.rag.indexing": ("IndexReport",),
     "grit_mlx.rag.modes": ("choose_mode",),
     "grit_mlx.rag.options": ("ChatOptions", "IndexOptions", "RagOptions", "SearchOptions", "StoreOptions"),

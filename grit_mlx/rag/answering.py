@@ -18,7 +18,7 @@ from grit_mlx.model.caches import TextCache
 from grit_mlx.model.generation import PromptCache
 from grit_mlx.model.options import GenerationOptions
 from grit_mlx.model.prompts import rag_tokens
-from grit_mlx.rag.caches import DocumentCaches
+from grit_mlx.rag.caches.documents import DocumentCaches
 from grit_mlx.rag.encoding import Encoder
 from grit_mlx.rag.limits import check_length, fitted
 from grit_mlx.rag.modes import AUTO_MODES, CHAT_MODES, DocumentCost, about_tokens, choose_mode

@@ -12,7 +12,7 @@ import mlx.core as mx
 from grit_mlx.errors import ArchitectureError, ArgumentError
 from grit_mlx.model import threads
 from grit_mlx.model.caches import concatenate_caches
-from grit_mlx.rag.caches import DocumentCaches, cache_key
+from grit_mlx.rag.caches.documents import DocumentCaches, cache_key
 from grit_mlx.rag.encoding import Encoder
 from grit_mlx.rag.fingerprint import digest, fingerprint
 from grit_mlx.rag.modes import Rates, about_tokens

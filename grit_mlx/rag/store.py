@@ -31,12 +31,12 @@ from grit_mlx.files.lock import writer_of, writing
 from grit_mlx.model import hub
 from grit_mlx.model.options import ModelChoice
 from grit_mlx.progress import Progress
-from grit_mlx.rag.caches import CacheStats, DocumentCaches, cache_key
+from grit_mlx.rag.caches.documents import CacheStats, DocumentCaches, cache_key
+from grit_mlx.rag.caches.kvfiles import bytes_of
 from grit_mlx.rag.database import BUCKETS, is_bucket, is_remote
 from grit_mlx.rag.encoding import Encoder
 from grit_mlx.rag.fingerprint import check_fingerprint, digest, find_model, fingerprint
 from grit_mlx.rag.indexing import IndexReport, PassageWriter, hash_of, known_contents, plan_index
-from grit_mlx.rag.kvfiles import bytes_of
 from grit_mlx.rag.lease import Lease
 from grit_mlx.rag.limits import check_length
 from grit_mlx.rag.nearest import fits_in_memory, recall
@@ -169,8 +169,8 @@ class Store:
         if not budget:
             self.caches.sharing = None
         elif self.caches.sharing is None:
-            from grit_mlx.rag.cachebucket import CacheBucket
-            from grit_mlx.rag.sharing import Sharing
+            from grit_mlx.rag.caches.bucket import CacheBucket
+            from grit_mlx.rag.caches.sharing import Sharing
 
             self.caches.sharing = Sharing(self.caches.local, partial(CacheBucket.of, self.uri, budget))
 
@@ -384,7 +384,7 @@ class Store:
             return
         known = int(noted.get("shared_cache") or 0)
         if wanted or known:
-            from grit_mlx.rag.cachebucket import CacheBucket
+            from grit_mlx.rag.caches.bucket import CacheBucket
 
             CacheBucket.of(self.uri, wanted).resize(wanted)
         if wanted != known:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from grit_mlx.rag.cachebucket import CacheBucket
+from grit_mlx.rag.caches.bucket import CacheBucket
 from tests.integrations.moto_server import MOTO, Bucket, address, bucket
 from tests.integrations.remote import GRIT, serving
 
@@ -152,8 +152,8 @@ import random, sys
 from pathlib import Path
 import mlx.core as mx
 from grit_mlx.rag import DocumentCaches
-from grit_mlx.rag.cachebucket import CacheBucket
-from grit_mlx.rag.sharing import Sharing
+from grit_mlx.rag.caches.bucket import CacheBucket
+from grit_mlx.rag.caches.sharing import Sharing
 from tests.rag.test_caches import layers_of
 
 folder, uri, budget, seed = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
@@ -217,7 +217,7 @@ def test_machines_that_write_at_once_keep_the_budget(machines: Machines, tmp_pat
     with pytest.MonkeyPatch.context() as patch:
         for name, value in machines.bucket.environment.items():
             patch.setenv(name, value)
-        patch.setattr("grit_mlx.rag.ledger.ABANDONED_SECONDS", -1.0)
+        patch.setattr("grit_mlx.rag.caches.ledger.ABANDONED_SECONDS", -1.0)
         place = CacheBucket.of(STORE, budget)
         place.verify()
         assert place.verify() == []
@@ -266,7 +266,8 @@ def test_caches_that_cannot_be_written_cost_no_answer(
 ) -> None:
     """The store can be read and the caches cannot: one warning, and documents are cached on the machine."""
     machines.index("--shared-cache", "10MB")
-    code = "import grit_mlx.rag.bucket as b; b.endpoint = lambda uri: {{'endpoint': {0!r}, 'allow_http': 'true'}}; "
+    code = "from grit_mlx.rag.caches import objects as b; "
+    code += "b.endpoint = lambda uri: {{'endpoint': {0!r}, 'allow_http': 'true'}}; "
     for place, reason in {strict: "the credentials are not accepted", "http://127.0.0.1:9": "does not answer"}.items():
         monkeypatch.setattr("tests.integrations.remote.GRIT", code.format(place) + GRIT)
         first, said = machines.ask("one")

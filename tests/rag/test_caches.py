@@ -17,8 +17,8 @@ from mlx_lm.models.cache import KVCache
 
 from grit_mlx.errors import ArgumentError
 from grit_mlx.rag import DocumentCaches
-from grit_mlx.rag.cachefolder import CacheFolder
-from grit_mlx.rag.kvfiles import bytes_of, checksum, load_layers, rounded, save_layers
+from grit_mlx.rag.caches.folder import CacheFolder
+from grit_mlx.rag.caches.kvfiles import bytes_of, checksum, load_layers, rounded, save_layers
 
 
 def layers_of(seed: int, *, length: int = 5, dtype: mx.Dtype = mx.float32) -> list[Any]:

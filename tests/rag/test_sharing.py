@@ -19,13 +19,14 @@ import pytest
 from obstore.store import MemoryStore
 
 from grit_mlx.errors import DependencyError, StoreError
-from grit_mlx.rag import DocumentCaches, cachebucket, sharing
-from grit_mlx.rag.bucket import Bucket
-from grit_mlx.rag.budget import Held, giving_way
-from grit_mlx.rag.cachebucket import CacheBucket, DamagedError
+from grit_mlx.rag import DocumentCaches
+from grit_mlx.rag.caches import bucket, sharing
+from grit_mlx.rag.caches.bucket import CacheBucket, DamagedError
+from grit_mlx.rag.caches.budget import Held, giving_way
+from grit_mlx.rag.caches.ledger import ABANDONED_SECONDS, Ledger
+from grit_mlx.rag.caches.objects import Bucket
+from grit_mlx.rag.caches.sharing import Sharing
 from grit_mlx.rag.database import is_bucket
-from grit_mlx.rag.ledger import ABANDONED_SECONDS, Ledger
-from grit_mlx.rag.sharing import Sharing
 from tests.rag.test_caches import layers_of
 
 URI = "s3://notes/store/caches"
@@ -202,7 +203,7 @@ def test_a_machine_that_is_killed_between_two_steps(
     put(other, {C: b"12345"})
     assert other.sizes([A, B, C]) == {} and machines.bytes() <= 10  # there is no room, as far as anybody knows
     assert other.read(B) is None  # nothing that may be half-written is read
-    monkeypatch.setattr("grit_mlx.rag.ledger.ABANDONED_SECONDS", -1.0)
+    monkeypatch.setattr("grit_mlx.rag.caches.ledger.ABANDONED_SECONDS", -1.0)
     put(other, {C: b"12345"})
     assert other.sizes([A, B, C]) == {C: 5}
     assert machines.names() == other.ledger().objects and machines.bytes() == 5
@@ -211,7 +212,7 @@ def test_a_machine_that_is_killed_between_two_steps(
 def test_a_machine_that_was_taken_for_dead_leaves_nothing(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
     slow, other = machines.place(budget=10), machines.place()
     reserved = slow.reserve({A: 10})
-    monkeypatch.setattr("grit_mlx.rag.ledger.ABANDONED_SECONDS", -1.0)
+    monkeypatch.setattr("grit_mlx.rag.caches.ledger.ABANDONED_SECONDS", -1.0)
     put(other, {B: b"12345"})
     done = slow.write(reserved, A, b"1234567890")
     assert done is not None
@@ -230,7 +231,7 @@ def test_verify(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
     obstore.delete(machines.store, gone)
     obstore.put(machines.store, "stray-1.safetensors", b"?")
     place.reserve({"d" * 40: 5})
-    monkeypatch.setattr("grit_mlx.rag.ledger.ABANDONED_SECONDS", -1.0)
+    monkeypatch.setattr("grit_mlx.rag.caches.ledger.ABANDONED_SECONDS", -1.0)
     problems = machines.place().verify()
     said = ("is damaged", "is missing", "was never finished", "belongs to no shared document")
     assert len(problems) == 4
@@ -507,4 +508,4 @@ def test_processes_agree_on_names(machines: Machines, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Ledger, "used", raced)
     second.note_use([A, B])
     assert list(machines.place().ledger().written) == [A]
-    assert cachebucket._ATTEMPTS > 10
+    assert bucket._ATTEMPTS > 10

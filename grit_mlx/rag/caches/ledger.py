@@ -1,6 +1,6 @@
 """The list of the cached documents that machines share in a bucket, as a value: what each step makes of it.
 
-Nothing here reads or writes. ``cachebucket`` commits these steps one after another, so each is seen by all or by none.
+Nothing here reads or writes. ``bucket`` commits these steps one after another, so each is seen by all or by none.
 Objects appear and vanish outside of such a step; these rules keep them within the budget nevertheless:
 
 - Room is reserved before an object is written, and what has to go for it is *doomed* in the same step: no longer used,
@@ -23,7 +23,7 @@ from dataclasses import astuple, dataclass, field, replace
 from typing import Final
 
 from grit_mlx.errors import StoreError
-from grit_mlx.rag.budget import Held, giving_way
+from grit_mlx.rag.caches.budget import Held, giving_way
 
 __all__ = ["ABANDONED_SECONDS", "Ledger", "Shared", "object_name"]
 
@@ -32,7 +32,7 @@ _FORMAT: Final = 1
 _WRITING: Final = -1
 _UNWANTED: Final = -2
 
-# A document that is being written for longer than this belongs to a process that was killed; ``cachebucket`` gives up
+# A document that is being written for longer than this belongs to a process that was killed; ``bucket`` gives up
 # long before.
 ABANDONED_SECONDS: Final = 900.0
 

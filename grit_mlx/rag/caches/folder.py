@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from grit_mlx.errors import OutputError, first_line, unwritable
 from grit_mlx.files.atomic import output_errors
-from grit_mlx.rag.budget import Held, giving_way
-from grit_mlx.rag.kvfiles import checksum
+from grit_mlx.rag.caches.budget import Held, giving_way
+from grit_mlx.rag.caches.kvfiles import checksum
 
 if TYPE_CHECKING:
     from grit_mlx.progress import Progress

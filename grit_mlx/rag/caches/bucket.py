@@ -19,8 +19,8 @@ from typing import Final
 
 from grit_mlx.errors import StoreBusyError, first_line
 from grit_mlx.progress import Progress
-from grit_mlx.rag.bucket import Bucket, Version, tag_of
-from grit_mlx.rag.ledger import ABANDONED_SECONDS, Ledger, Shared, object_name
+from grit_mlx.rag.caches.ledger import ABANDONED_SECONDS, Ledger, Shared, object_name
+from grit_mlx.rag.caches.objects import Bucket, Version, tag_of
 
 __all__ = ["CacheBucket", "DamagedError", "Reservation"]
 

@@ -1,7 +1,7 @@
 """Cached documents: found by content, checked, kept within a budget, the least recently used removed first.
 
-They are kept in a folder of this machine (``cachefolder``) and, for a store in a bucket, if its machines are to share
-them, also in the bucket (``cachebucket``, ``sharing``). Both reserve room before a document is written, list it only
+They are kept in a folder of this machine (``folder``) and, for a store in a bucket, if its machines are to share
+them, also in the bucket (``bucket``, ``sharing``). Both reserve room before a document is written, list it only
 once it is complete, and remove by the same rule (``budget``).
 """
 
@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from grit_mlx.errors import ArgumentError, OutputError, first_line
-from grit_mlx.rag.cachefolder import CacheFolder
-from grit_mlx.rag.kvfiles import bytes_of, layers_from, load_layers, save_layers
+from grit_mlx.rag.caches.folder import CacheFolder
+from grit_mlx.rag.caches.kvfiles import bytes_of, layers_from, load_layers, save_layers
 from grit_mlx.rag.options import PRECISIONS
 
 if TYPE_CHECKING:
     from grit_mlx.model.caches import TextCache
     from grit_mlx.progress import Progress
-    from grit_mlx.rag.sharing import SharedStats, Sharing
+    from grit_mlx.rag.caches.sharing import SharedStats, Sharing
 
 __all__ = ["CacheStats", "DocumentCaches", "cache_key"]
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from grit_mlx.errors import DependencyError, OutputError, StoreError, first_line
-from grit_mlx.rag.cachebucket import CacheBucket, DamagedError
-from grit_mlx.rag.cachefolder import CacheFolder
+from grit_mlx.rag.caches.bucket import CacheBucket, DamagedError
+from grit_mlx.rag.caches.folder import CacheFolder
 
 if TYPE_CHECKING:
     from grit_mlx.progress import Progress
