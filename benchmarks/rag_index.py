@@ -228,6 +228,7 @@ def measured(run: Run, count: int) -> dict[str, Any]:
     found = run.nearest(store)
     recall = float(np.mean([len(a & b) / len(a) for a, b in zip(wanted, found, strict=True)]))
     return {
+        "rows": count,
         "passages": report.total,
         "seconds": round(seconds, 1),
         "cpu_seconds": round(cpu_seconds, 1),
@@ -284,7 +285,7 @@ def main() -> None:
     options = parser.parse_args()
     name = f"{'rag_index' if options.vectors == 'model' else 'rag_index_random'}-{machine()['device']}"
     kept = json.loads((RESULTS / f"{name}.json").read_text())["sizes"] if options.keep else []
-    sizes = {one["passages"]: one for one in kept}
+    sizes = {one["rows"]: one for one in kept}
     for count in options.passages:
         sizes[count] = alone(of_size, options, count)
         print(json.dumps(sizes[count], indent=1), file=sys.stderr)
