@@ -39,6 +39,9 @@ def prefer_fast_blas() -> Blas:
     """Load OpenBLAS in front of mlx's bundled BLAS, once, and return which one is in use. Never fails."""
     if sys.platform != "linux":
         return Blas("system")
+    # Threads of OpenBLAS wait busily for the next product, by default for some 30 ms. mlx's and NumPy's take turns, and
+    # those of one would keep the cores from those of the other. 2 ** 20 cycles bridge the gaps within a model.
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")
     wanted = os.environ.get("GRIT_BLAS", OPENBLAS)
     if wanted == "bundled":
         return Blas("bundled", "GRIT_BLAS=bundled is set")
