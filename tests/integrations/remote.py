@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["GRIT", "Remote", "serving"]
+__all__ = ["GRIT", "Remote", "notes_in", "serving"]
 
 # A machine of its own, by the folder of its choices.
 GRIT = "import sys; from grit_mlx.cli.main import main; sys.exit(main())"
@@ -46,6 +46,16 @@ class Remote:
         found = re.search(r"passages +([\d,]+)", said)
         assert found
         return int(found[1].replace(",", ""))
+
+
+def notes_in(folder: Path, *, count: int, sentences: int) -> Path:
+    """A folder that is made with notes about boilers, each sentence a paragraph that differs from all others."""
+    folder.mkdir()
+    for number in range(count):
+        about = (f"is about the boiler of house {number * 31 + i}." for i in range(sentences))
+        lines = [f"Sentence {i} of note {number} {text}" for i, text in enumerate(about)]
+        (folder / f"{number}.md").write_text("\n\n".join(lines))
+    return folder
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integrations.remote import Remote, serving
+from tests.integrations.remote import Remote, notes_in, serving
 
 NODE = Path(sys.prefix) / "node"  # where scripts/integrations.sh puts the packages
 AZURITE = NODE / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
@@ -65,11 +65,7 @@ def container(tmp_path: Path) -> Iterator[Remote]:
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    folder = tmp_path / "files"
-    folder.mkdir()
-    for number in range(12):
-        lines = [f"Sentence {i} of note {number} is about the boiler of house {number * 31 + i}." for i in range(20)]
-        (folder / f"{number}.md").write_text("\n\n".join(lines))
+    folder = notes_in(tmp_path / "files", count=12, sentences=20)
     (folder / "keel.md").write_text("A keel keeps a ship upright.")
     return folder
 

@@ -10,19 +10,14 @@ import pytest
 
 from grit_mlx.rag.lease import Lease
 from tests.integrations.moto_server import MOTO, Bucket, address, bucket
-from tests.integrations.remote import serving
+from tests.integrations.remote import notes_in, serving
 
 __all__ = ["address", "bucket"]  # fixtures
 
 
 @pytest.fixture
 def houses(tmp_path: Path) -> Path:
-    folder = tmp_path / "files"
-    folder.mkdir()
-    for number in range(30):
-        lines = [f"Sentence {i} of note {number} is about the boiler of house {number * 31 + i}." for i in range(40)]
-        (folder / f"{number}.md").write_text("\n\n".join(lines))
-    return folder
+    return notes_in(tmp_path / "files", count=30, sentences=40)
 
 
 def test_indexed_on_one_machine_and_asked_on_another(bucket: Bucket, houses: Path) -> None:

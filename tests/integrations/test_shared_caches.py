@@ -6,8 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +16,7 @@ import pytest
 from grit_mlx.rag.caches.bucket import CacheBucket
 from tests.integrations.moto_server import MOTO, Bucket, address, bucket
 from tests.integrations.remote import GRIT, serving
+from tests.rag.writers import watch
 
 __all__ = ["address", "bucket"]  # fixtures
 
@@ -184,35 +183,17 @@ while True:
 def test_machines_that_write_at_once_keep_the_budget(machines: Machines, tmp_path: Path) -> None:
     """At every moment; one of them is killed, and the others go on."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-    path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     budget = 16_384
-
-    def start(seed: int) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", WRITER, str(tmp_path / str(seed)), STORE, str(budget), str(seed)]
-        environment = {**kept, **path, **machines.bucket.environment}
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-
-    writers = [start(seed) for seed in range(3)]
-    said = []
-    try:
-        for writer in writers:
-            assert writer.stdout is not None and writer.stdout.readline() == "ready\n"
-        largest, seen, looks = 0, set(), 0
-        for killed in (0, None):
-            until = time.monotonic() + 6
-            while time.monotonic() < until:
-                held = machines.objects()
-                seen |= set(held)
-                largest, looks = max(largest, sum(held.values())), looks + 1
-            if killed is not None:
-                writers[killed].kill()
-    finally:
-        for writer in writers:
-            alive = writer.poll() is None
-            writer.kill()
-            said.append((alive, writer.communicate()[0]))
-    assert said[1:] == [(True, ""), (True, "")], said
-    assert len(seen) > 20 and looks > 20 and 0 < largest <= budget, (len(seen), looks, largest, budget)
+    found = watch(
+        WRITER,
+        [(tmp_path / str(seed), STORE, budget, seed) for seed in range(3)],
+        machines.objects,
+        killed=(0, None),
+        seconds=6,
+        environment={**kept, **machines.bucket.environment},
+    )
+    assert found.said[1:] == [(True, ""), (True, "")], found.said
+    assert len(found.seen) > 20 and found.looks > 20 and 0 < found.largest <= budget, (found, budget)
     # What the killed ones left is cleaned up; here without waiting until they are taken for dead.
     with pytest.MonkeyPatch.context() as patch:
         for name, value in machines.bucket.environment.items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -19,6 +18,7 @@ from grit_mlx.errors import ArgumentError
 from grit_mlx.rag import DocumentCaches
 from grit_mlx.rag.caches.folder import CacheFolder
 from grit_mlx.rag.caches.kvfiles import bytes_of, checksum, load_layers, rounded, save_layers
+from tests.rag.writers import watch
 
 
 def layers_of(seed: int, *, length: int = 5, dtype: mx.Dtype = mx.float32) -> list[Any]:
@@ -154,33 +154,11 @@ def test_processes_share_the_budget(tmp_path: Path) -> None:
     """As machines that share a file system do; every third second one of them is killed."""
     one = saved(tmp_path / "size", "a").stats().bytes
     folder, budget = tmp_path / "caches", 5 * (one + 4096)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-
-    def start(seed: int) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", WRITER, str(folder), str(budget), str(seed)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-
-    writers = [start(seed) for seed in range(3)]
-    said = []
-    try:
-        for writer in writers:
-            assert writer.stdout is not None and writer.stdout.readline() == "ready\n"
-        largest, seen = 0, set()
-        for round in range(2):
-            until = time.monotonic() + 3
-            while time.monotonic() < until:
-                held = sizes_in(folder)
-                seen |= set(held)
-                largest = max(largest, sum(held.values()))
-            writers[round].kill()
-    finally:
-        for writer in writers:
-            alive = writer.poll() is None
-            writer.kill()
-            said.append((alive, writer.communicate()[0]))
-    assert said[2] == (True, ""), said  # it went on to the end, and found nothing damaged
-    assert not any(text for _, text in said), said
-    assert len(seen) >= 10 and largest <= budget, (seen, largest, budget)
+    arguments = [(folder, budget, seed) for seed in range(3)]
+    found = watch(WRITER, arguments, lambda: sizes_in(folder), killed=(0, 1), seconds=3, environment=dict(os.environ))
+    assert found.said[2] == (True, ""), found.said  # it went on to the end, and found nothing damaged
+    assert not any(text for _, text in found.said), found.said
+    assert len(found.seen) >= 10 and found.largest <= budget, (found, budget)
     caches = DocumentCaches(folder, budget=budget)
     listed = [f"{number:02d}" * 20 for number in range(12) if f"{number:02d}" * 20 in caches]
     held = sizes_in(folder)
