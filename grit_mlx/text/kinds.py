@@ -21,6 +21,7 @@ class Kind:
         unit: what its places count: "line", "page", "paragraph", "slide", "row", ...
         by: what makes one text by default, as in ``ReadingOptions``.
         at_random: whether its reader jumps to and fro in the file.
+        whole: whether its reader holds the complete file.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Kind:
     unit: str = "line"
     by: str = "paragraph"
     at_random: bool = False
+    whole: bool = False
 
     @property
     def rows(self) -> bool:
@@ -38,11 +40,6 @@ class Kind:
     def has_blocks(self) -> bool:
         """Whether a module of ``readers`` reads it; else it is a file of rows."""
         return ":" in self.reader
-
-    @property
-    def whole(self) -> bool:
-        """Whether its reader holds the complete file."""
-        return self.reader in _WHOLE
 
     @property
     def encoded(self) -> bool:
@@ -60,8 +57,6 @@ class Kind:
         return self.reader.startswith("markup:")
 
 
-_WHOLE: Final = ("json", "html:read_html", "mail:read_mail", "notebook:read_notebook", "rtf:read_rtf")
-
 _TEXT: Final = Kind("text", "markup:read_text", by="line")
 _CODE: Final = Kind("code", "markup:read_code", by="line")
 _JSONL: Final = Kind("rows", "jsonl", by="line")
@@ -76,7 +71,7 @@ _KINDS: Final[dict[Kind, str]] = {
     _TEXT: ".txt .text .log .srt .vtt",
     _CODE: _CODE_SUFFIXES,
     _JSONL: ".jsonl .ndjson",
-    Kind("rows", "json", by="line"): ".json",
+    Kind("rows", "json", by="line", whole=True): ".json",
     Kind("rows", "csv", by="line"): ".csv",
     Kind("rows", "tsv", by="line"): ".tsv",
     Kind("rows", "parquet", "row", by="line"): ".parquet",
@@ -86,7 +81,7 @@ _KINDS: Final[dict[Kind, str]] = {
     Kind("org", "markup:read_org", by="line"): ".org",
     Kind("asciidoc", "markup:read_asciidoc", by="line"): ".adoc .asciidoc",
     Kind("latex", "markup:read_tex", by="line"): ".tex .ltx",
-    Kind("html", "html:read_html"): ".html .htm .xhtml",
+    Kind("html", "html:read_html", whole=True): ".html .htm .xhtml",
     Kind("pdf", "pdf:read_pdf", "page", at_random=True): ".pdf",
     Kind("docx", "word:read_word", "paragraph", at_random=True): ".docx .docm .dotx .dotm",
     Kind("odt", "opendocument:read_opendocument", "paragraph", at_random=True): ".odt .ott",
@@ -94,10 +89,10 @@ _KINDS: Final[dict[Kind, str]] = {
     Kind("odp", "opendocument:read_opendocument", "slide", at_random=True): ".odp .otp",
     Kind("rows", "sheets:read_sheets", "row", at_random=True): ".xlsx .xlsm .xlsb .xls .ods .ots",
     Kind("epub", "epub:read_epub", "chapter", at_random=True): ".epub",
-    Kind("mail", "mail:read_mail", "paragraph"): ".eml .mht .mhtml",
+    Kind("mail", "mail:read_mail", "paragraph", whole=True): ".eml .mht .mhtml",
     Kind("mailbox", "mail:read_mailbox", "message"): ".mbox",
-    Kind("notebook", "notebook:read_notebook", "cell"): ".ipynb",
-    Kind("rtf", "rtf:read_rtf", "paragraph"): ".rtf",
+    Kind("notebook", "notebook:read_notebook", "cell", whole=True): ".ipynb",
+    Kind("rtf", "rtf:read_rtf", "paragraph", whole=True): ".rtf",
 }
 
 _SUFFIXES: Final[dict[str, Kind]] = {suffix: kind for kind, suffixes in _KINDS.items() for suffix in suffixes.split()}
