@@ -24,7 +24,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from grit_mlx.cli import console, launch, options, peers
-from grit_mlx.errors import GritError, impossible_path, lost_process, lost_working_folder
+from grit_mlx.errors import GritError, full_disk, impossible_path, lost_process, lost_working_folder
 
 __all__ = ["COMMANDS", "app", "main"]
 
@@ -146,8 +146,8 @@ class Commands(TyperGroup):
         return "" if self.name in (None, app.info.name) else str(self.name)
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        """The context of the group; wrong usage is reported here."""
-        with _reported_usage():
+        """The context of the group; wrong usage is reported here, and that help could not be written."""
+        with _reported():
             return super().make_context(info_name, args, parent, **extra)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -201,29 +201,39 @@ class Commands(TyperGroup):
         """
         console.reset()
         try:
-            with _reported_usage():
+            with _reported():
                 result = super().invoke(ctx)
-            console.finish()
-        except GritError as error:
-            console.error(error)
-            raise typer.Exit(1) from error
-        except BrokenPipeError as error:
-            console.silence_stdout()
-            raise typer.Exit(_CLOSED_PIPE) from error
-        except KeyboardInterrupt as error:
-            launch.interrupted()
-            if console.stderr_is_terminal():
-                sys.stderr.write("\n")  # below the ^C
-            raise typer.Exit(_INTERRUPTED) from error
-        except (OSError, RuntimeError) as error:
-            lost = lost_working_folder() if isinstance(error, FileNotFoundError) else lost_process(error)
-            if (cause := lost or impossible_path(error)) is None:
-                raise
-            console.error(cause)
-            raise typer.Exit(1) from error
+                console.finish()
         finally:
             launch.leave()
         return result
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    """Errors become a line on stderr and an exit code."""
+    try:
+        with _reported_usage():
+            yield
+    except GritError as error:
+        console.error(error)
+        raise typer.Exit(1) from error
+    except BrokenPipeError as error:
+        console.silence_stdout()
+        raise typer.Exit(_CLOSED_PIPE) from error
+    except KeyboardInterrupt as error:
+        launch.interrupted()
+        if console.stderr_is_terminal():
+            sys.stderr.write("\n")  # below the ^C
+        raise typer.Exit(_INTERRUPTED) from error
+    except (OSError, RuntimeError) as error:
+        lost = lost_working_folder() if isinstance(error, FileNotFoundError) else lost_process(error)
+        if full := full_disk(error):
+            console.silence_stdout()  # which may hold what could not be written
+        if (cause := lost or impossible_path(error) or full) is None:
+            raise
+        console.error(cause)
+        raise typer.Exit(1) from error
 
 
 @contextmanager

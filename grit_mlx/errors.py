@@ -38,7 +38,7 @@ from __future__ import annotations
 import errno
 import os
 from os import PathLike, fspath
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Final
 
 __all__ = [
@@ -67,6 +67,7 @@ __all__ = [
     "TextError",
     "TokenizerError",
     "first_line",
+    "full_disk",
     "impossible_path",
     "lost_process",
     "lost_working_folder",
@@ -284,6 +285,9 @@ def unreadable(name: str | PathLike[str], error: BaseException) -> str:
 
 def unwritable(name: str | PathLike[str], error: BaseException) -> str:
     """The sentence for a file or folder that cannot be written; see ``unreadable``."""
+    found = error.filename if isinstance(error, FileExistsError) else None
+    if found is not None and PurePath(os.fsdecode(found)) in PurePath(name).parents:  # where a folder was to be made
+        error = NotADirectoryError(errno.ENOTDIR, "")
     if isinstance(error, OSError) and error.errno is not None:
         return f"Cannot write {fspath(name)}: {_UNWRITABLE.get(error.errno) or f'{error.strerror or error}.'}"
     return f"Cannot write {fspath(name)}: {first_line(error)}"
@@ -307,6 +311,13 @@ def impossible_path(error: BaseException) -> GritError | None:
     return None
 
 
+def full_disk(error: BaseException) -> OutputError | None:
+    """The error of output that other libraries could not write, help for example; None for any other error."""
+    if isinstance(error, OSError) and error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutputError(unwritable("the output", error))
+    return None
+
+
 def lost_process(error: BaseException) -> ProcessError | None:
     """The error of a process whose peers under ``mlx.launch`` have ended; None for any other error."""
     if isinstance(error, RuntimeError) and "connection to a peer" in str(error):  # mlx's
@@ -315,6 +326,10 @@ def lost_process(error: BaseException) -> ProcessError | None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what another library says, with a full stop; the error's class where it says nothing."""
-    line = (str(error).strip() or type(error).__name__).splitlines()[0].strip()
+    """The first line of what another library says, with a full stop; the error's class where it says nothing.
+
+    A line that ends with a colon announces the next one, which then belongs to it.
+    """
+    lines = [line.strip() for line in (str(error).strip() or type(error).__name__).splitlines() if line.strip()]
+    line = " ".join(lines[: 2 if lines[0].endswith(":") else 1]).rstrip(":")
     return line if line.endswith((".", "!", "?")) else line + "."

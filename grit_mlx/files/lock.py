@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,8 +40,6 @@ def writing(
         OutputError: the file cannot be made.
     """
     with output_errors(str(lock)):
-        if lock.parent.is_file():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         lock.parent.mkdir(parents=True, exist_ok=True)
         held = FileLock(lock)
         try:

@@ -395,10 +395,17 @@ def sampling(
         top_k=options.top_k if options.top_k < vocabulary_size else 0,
         min_p=options.min_p,
     )
+    if options.temperature:
+        sampler = _in_float32(sampler)
     return {
         "sampler": sampler if team is None else _of_first(team, sampler),
         "logits_processors": [*processors, form] if form else processors,
     }
+
+
+def _in_float32(sampler: Callable[[mx.array], mx.array]) -> Callable[[mx.array], mx.array]:
+    """A sampler in float32: in half precision a low temperature overflows, and sums of probabilities are rounded."""
+    return lambda logprobs: sampler(logprobs.astype(mx.float32))
 
 
 def _of_first(team: Team, sampler: Callable[[mx.array], mx.array]) -> Callable[[mx.array], mx.array]:

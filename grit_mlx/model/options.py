@@ -78,6 +78,9 @@ class ModelChoice:
     normalized: bool | None = option(None, "Whether vectors have length 1. Default: the model's setting.", flags=None)
 
     def __post_init__(self) -> None:
+        for name in ("model", "adapter"):
+            if getattr(self, name) == "":  # a path would make the working folder of it
+                raise ArgumentError(Option(name), " is empty.")
         check(self)
 
 
@@ -145,6 +148,10 @@ class Sharding:
 
     def __post_init__(self) -> None:
         check(self)
+
+
+# Below this the likeliest token is certain, and log-probabilities divided by it overflow. vLLM's limit, too.
+_COLDEST = 1e-5
 
 
 @dataclass(frozen=True)
@@ -215,6 +222,8 @@ class GenerationOptions:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.temperature < _COLDEST:
+            object.__setattr__(self, "temperature", 0.0)
         for name in ("stop", "choice"):
             if not all(texts := getattr(self, name)):
                 raise ArgumentError(Option(name), f" must be texts that are not empty, not {texts!r}.")

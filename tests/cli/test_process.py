@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -117,6 +118,15 @@ def test_a_full_disk_behind_stdout(tiny_model: Path, tmp_path: Path) -> None:
         run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     message = "error: Cannot write standard output: the disk is full. Make room, or choose another place.\n"
     assert (run.returncode, run.stderr) == (1, message)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["models"], ["embed", "--help"], ["rag", "-h"]])
+def test_a_full_disk_behind_help(arguments: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        run = subprocess.run([*COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert run.returncode == 1
+    assert re.fullmatch(r"error: Cannot write [a-z ]+: the disk is full\. .*\n", run.stderr), run.stderr
 
 
 def test_other_libraries_add_nothing_to_an_error(tmp_path: Path) -> None:

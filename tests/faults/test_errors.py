@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -28,7 +29,10 @@ from grit_mlx.errors import (
     Option,
     TextError,
     TokenizerError,
+    first_line,
+    unwritable,
 )
+from grit_mlx.model.options import ModelChoice
 from tests.faults.conftest import Program
 
 CODE = "import sys; from grit_mlx.cli.main import main; sys.argv[0] = 'grit'; main()"
@@ -577,3 +581,28 @@ def test_a_tokenizer_that_appends_eos_does_not_end_a_raw_prompt(
             "Once upon", raw=True, max_tokens=6
         )
     assert ended.generate_batch(["Once upon"], raw=True, max_tokens=6) == [ended.generate(tokens, max_tokens=6)]
+
+
+@pytest.mark.parametrize("field", ["model", "adapter"])
+def test_no_name_is_not_the_working_folder(field: str) -> None:
+    with pytest.raises(ArgumentError, match=f"^{field} is empty"):
+        ModelChoice(**{field: ""})
+
+
+def test_a_device_in_the_place_of_a_folder() -> None:
+    error = FileExistsError(errno.EEXIST, "", "/dev/full")
+    assert unwritable("/dev/full/x", error).endswith("a part of its path is a file, not a folder.")
+    assert "exists already" in unwritable("/dev/full", error)
+
+
+@pytest.mark.parametrize(
+    "message, line",
+    [
+        ("one\ntwo", "one."),
+        ("Wrong field 'a':\n\n    TypeError: expected bool\nmore", "Wrong field 'a': TypeError: expected bool."),
+        ("Heading:", "Heading."),
+        ("", "ValueError."),
+    ],
+)
+def test_a_line_that_announces_the_next(message: str, line: str) -> None:
+    assert first_line(ValueError(message)) == line

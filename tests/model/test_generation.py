@@ -15,7 +15,7 @@ from mlx_lm import stream_generate
 
 from grit_mlx import GritLM, PromptCache, embedding_prompt
 from grit_mlx.errors import ArgumentError, MemoryLimitError, NonFiniteError
-from grit_mlx.model.generation import _stopped, stream_responses
+from grit_mlx.model.generation import _stopped, sampling, stream_responses
 from grit_mlx.model.loading import _materialize
 from grit_mlx.model.options import GenerationOptions
 
@@ -47,6 +47,22 @@ def test_sampling_is_repeatable_with_a_seed(model: GritLM) -> None:
     assert first != tokens(model, max_tokens=16)
     # A top_k of the whole vocabulary means all of it.
     assert len(tokens(model, seed=1, max_tokens=3, temperature=1, top_k=10**6)) == 3
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-40, 1e-10, 1e-6])
+def test_nearly_no_temperature_takes_the_likeliest(model: GritLM, temperature: float) -> None:
+    expected = model.generate("Once", max_tokens=12)
+    assert model.generate("Once", max_tokens=12, temperature=temperature) == expected
+    assert model.generate_batch(["Once"], max_tokens=12, temperature=temperature) == [expected]
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16, mx.float32])
+@pytest.mark.parametrize("temperature", [2e-5, 1e-4, 1e-3])
+def test_low_temperatures_do_not_overflow_half_precision(dtype: mx.Dtype, temperature: float) -> None:
+    logits = mx.zeros((1, 3000)).at[0, 7].add(0.5)  # nearly even, so that all log-probabilities are far below 0
+    logprobs = (logits - mx.logsumexp(logits)).astype(dtype)
+    sampler = sampling(GenerationOptions(temperature=temperature, top_p=0.9), 3000)["sampler"]
+    assert [int(sampler(logprobs).item()) for _ in range(5)] == [7] * 5
 
 
 def test_a_repetition_penalty_changes_what_repeats(model: GritLM) -> None:
