@@ -39,6 +39,9 @@ _PROBES = (
 # Tokens that are decoded one by one for the same purpose, spread over the vocabulary.
 _SAMPLE = 400
 
+# llguidance's names for "nothing can follow", as in a schema that only refers to itself.
+_STUCK = dict.fromkeys(("NoExtension", "NoExtensionBias"), "no text fits it from there on.")
+
 # Where a tokenizer keeps its table.
 _KEPT = "_grit_token_bytes"
 
@@ -129,7 +132,7 @@ class Constraint:
 
     def _fail(self) -> None:
         if not self.failure:
-            problem = _problem(self._matcher.get_error() or "no token can follow.")
+            problem = _STUCK.get(found := self._matcher.get_error() or "NoExtension") or _problem(found)
             self.failure = f"The answer cannot be completed in the form that was asked for: {problem}"
 
 
@@ -173,10 +176,15 @@ class TokenBytes:
         ends = tuple(sorted(end_tokens))
         if not ends:
             raise TokenizerError("Structured output needs a token that ends an answer, and this tokenizer has none.")
-        kept: dict[tuple[int, ...], TokenBytes] = tokenizer.__dict__.setdefault(_KEPT, {})
+        kept: dict[tuple[int, ...], TokenBytes | TokenizerError] = tokenizer.__dict__.setdefault(_KEPT, {})
         if ends not in kept:
-            kept[ends] = cls(tokenizer, _pieces(tokenizer, ends), ends)
-        return kept[ends]
+            try:
+                kept[ends] = cls(tokenizer, _pieces(tokenizer, ends), ends)
+            except TokenizerError as error:
+                kept[ends] = error  # it takes as long to find out
+        if isinstance(found := kept[ends], TokenizerError):
+            raise TokenizerError(*found.args)
+        return found
 
     @cached_property
     def engine(self) -> Any:

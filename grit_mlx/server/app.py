@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -25,11 +26,11 @@ from grit_mlx.server.fields import object_of, read
 from grit_mlx.server.guard import Guard
 from grit_mlx.server.hosting import Host, Place, Target
 from grit_mlx.server.metrics import CONTENT_TYPE, metrics
-from grit_mlx.server.replies import Refusal, refusal_of
+from grit_mlx.server.replies import Refusal, RefusedError, refusal_of
 from grit_mlx.server.scoring import likelihoods, scored
 from grit_mlx.server.stores import FileRequest, SearchRequest
 from grit_mlx.server.streaming import DONE, EventStream, GoneError, event, wanted
-from grit_mlx.server.work import Work, chat_work, chosen_logprobs, echoed, prompt_work, token_text
+from grit_mlx.server.work import Work, chat_work, chosen_logprobs, echoed, prompt_work, token_bytes, token_text
 
 __all__ = ["Endpoints", "application", "routes"]
 
@@ -260,6 +261,10 @@ class Endpoints:
 
 
 async def _body(request: Request) -> dict[str, Any]:
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        message = f"The body is compressed ({encoding:.40}), which is not supported. Send it as it is."
+        raise RefusedError(Refusal(415, message, code="unsupported_encoding"))
     body = await request.body()
     return await asyncio.to_thread(object_of, body) if len(body) > 100_000 else object_of(body)
 
@@ -372,7 +377,7 @@ async def _completion(index: int, work: Work, asked: openai.CompletionRequest) -
             if told:
                 shown.add(token.id, token.logprob, token.top)
     reason = work.reason if asked.max_tokens != 0 else "length"
-    return openai.completion_choice(index, text, reason, shown.openai if told else None)
+    return openai.completion_choice(index, text, reason, shown.take() if told else None)
 
 
 class _Logprobs:
@@ -381,20 +386,35 @@ class _Logprobs:
     def __init__(self, model: Any) -> None:
         self._model = model
         self._length = 0
-        self.openai: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._columns: dict[str, list[Any]] = {}
+        self.take()
+
+    def take(self) -> dict[str, list[Any]]:
+        """What was added since this was last called."""
+        taken = self._columns
+        self._columns = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        return taken
 
     def add(self, token: int, logprob: float | None, top: Any) -> None:
         """The next token, the likeliest in its place after it."""
-        text = token_text(self._model, token)
         best: dict[str, float] = {}
         for other, value in top:
-            best.setdefault(token_text(self._model, other), value)
-        for name, value in zip(
-            self.openai, (text, logprob, None if logprob is None else best, self._length), strict=True
-        ):
-            self.openai[name].append(value)
+            best.setdefault(self._name(other), value)
+        row = (self._name(token), logprob, None if logprob is None else best, self._length)
+        for column, value in zip(self._columns.values(), row, strict=True):
+            column.append(value)
         if token not in self._model.tokenizer.all_special_ids:  # they are not in the text
+            spelled = token_bytes(self._model, token)
+            text = token_text(self._model, token) if spelled is None else self._decoder.decode(spelled)
             self._length += len(text)
+
+    def _name(self, token: int) -> str:
+        """A token's text; of a part of a character its bytes as OpenAI writes them, or several would have one name."""
+        text = token_text(self._model, token)
+        if "\ufffd" not in text or not (spelled := token_bytes(self._model, token)):
+            return text
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
 
 
 async def _together(works: list[Any]) -> list[Any]:
@@ -432,6 +452,7 @@ async def _completion_choices(
 ) -> AsyncGenerator[dict[str, Any], None]:
     """Pieces of one text."""
     choice = partial(openai.completion_choice, index)
+    shown = _Logprobs(work.lane.model)
     tokens = work.tokens()
     try:
         if asked.echo:
@@ -439,9 +460,8 @@ async def _completion_choices(
         async for token in tokens:
             told = None
             if asked.logprobs is not None:
-                shown = _Logprobs(work.lane.model)
                 shown.add(token.id, token.logprob, token.top)
-                told = shown.openai
+                told = shown.take()
             if token.text or told or token.finish_reason:
                 yield choice(token.text, token.finish_reason, told)
     finally:
@@ -548,7 +568,13 @@ def application(
     async def refuse(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         message = f"{request.method} {request.url.path:.100} is not something that this server does."
-        return _refused(Refusal(error.status_code, message, code="not_found"), request)
+        code = "not_found"
+        if error.status_code == 405:
+            allowed = (error.headers or {}).get("Allow", "")
+            message, code = f"{request.url.path:.100} takes {allowed}, not {request.method}.", "method_not_allowed"
+        refused = _refused(Refusal(error.status_code, message, code=code), request)
+        refused.headers.update(error.headers or {})
+        return refused
 
     async def itself(scope: Any, receive: Any, send: Any) -> None:
         await app(scope, receive, send)

@@ -36,6 +36,9 @@ __all__ = ["Answer", "Decoder", "Prompt", "Token", "form_of", "likeliest", "with
 
 logger = logging.getLogger("grit_mlx")
 
+# What OpenAI reports for a token that is very unlikely.
+_LEAST: Final = -9999.0
+
 # What "no limit" is to mlx-lm.
 _ENDLESS: Final = 2**30
 
@@ -257,7 +260,8 @@ def likeliest(logprobs: Any, count: int, token: int) -> tuple[list[tuple[int, fl
     values = np.array(logprobs.astype(mx.float32)) if isinstance(logprobs, mx.array) else logprobs
     best = np.argpartition(-values, min(count, len(values) - 1))[:count]
     order = best[np.argsort(-values[best], kind="stable")]
-    return [(int(one), float(values[one])) for one in order], float(values[token])
+    # Of a token that the form of an answer rules out it is minus infinity, which JSON cannot hold.
+    return [(int(one), max(float(values[one]), _LEAST)) for one in order], max(float(values[token]), _LEAST)
 
 
 def worded(error: Exception) -> GritError:

@@ -18,7 +18,7 @@ _NOTHING: Final[tuple[Any, ...]] = (False, 0, 1, "", "none", [], {}, ["text"])
 
 
 def object_of(body: bytes) -> dict[str, Any]:
-    """The JSON object that a body holds.
+    """The JSON object that a body holds; a byte order mark before it is skipped.
 
     Raises:
         ArgumentError: it is not one, or not UTF-8, or too deep.
@@ -28,12 +28,14 @@ def object_of(body: bytes) -> dict[str, Any]:
         raise ValueError(f"{constant} is not JSON")
 
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=refuse)
+        value = json.loads(body.decode("utf-8-sig"), parse_constant=refuse)
     except UnicodeDecodeError as error:
         raise ArgumentError(f"The body is not UTF-8 at byte {error.start}.") from error
     except RecursionError as error:
         raise ArgumentError("The body is nested too deeply.") from error
     except ValueError as error:
+        if "set_int_max_str_digits" in str(error):  # Python's own advice, which is for programmers
+            raise ArgumentError("The body holds a number with thousands of digits.") from error
         raise ArgumentError(f"The body is not JSON: {first_line(error)}") from error
     if not isinstance(value, dict):
         raise ArgumentError(f"The body must be a JSON object, not {type(value).__name__}.")

@@ -77,6 +77,14 @@ _REFUSED_IN_COMPLETIONS: Final = {
     "suffix": "is not supported: the model only continues a prompt.",
 }
 
+# Kinds of ``response_format``, and what each may hold besides.
+_FORMS: Final[Mapping[str, frozenset[str]]] = {
+    "text": frozenset(),
+    "json_object": frozenset({"schema"}),
+    "json_schema": frozenset({"json_schema", "schema"}),
+}
+_FORM_NAMES: Final = "text, json_object or json_schema"
+
 # What Cohere's input_type means for a model that knows queries from documents.
 _ROLES: Final = {
     "search_query": "query",
@@ -157,6 +165,7 @@ class ChatRequest(_Sampling):
     """What ``/v1/chat/completions`` takes."""
 
     messages: list[Any] = option([], "The chat.")
+    max_tokens: int | None = option(None, "Maximum number of tokens to generate.", minimum=1, also={-1: "for no limit"})
     max_completion_tokens: int | None = option(None, "As max_tokens.", minimum=1, also={-1: "for no limit"})
     logprobs: bool = option(False, "Report log-probabilities.")
     top_logprobs: int = option(0, "Of this many tokens.", minimum=0, maximum=20)
@@ -227,22 +236,24 @@ class Usage:
 def _schema(form: Mapping[str, Any]) -> Any:
     """The JSON schema that a ``response_format`` asks for; None for any text.
 
+    It stands in ``json_schema.schema`` (OpenAI), or directly in ``schema`` (llama.cpp and others).
+
     Raises:
-        ArgumentError: it is of another kind, or has none.
+        ArgumentError: it is of another kind, has none, or has fields that nobody knows.
     """
-    kind = form.get("type", "text")
-    if kind == "text":
-        return None
-    if kind == "json_object":
-        return {"type": "object"}
-    if kind != "json_schema":
-        raise ArgumentError(
-            Option("response_format"), f" must be of type text, json_object or json_schema, not {kind!r:.60}."
-        )
-    described = form.get("json_schema")
-    schema = described.get("schema") if isinstance(described, Mapping) else None
+    given = {name: value for name, value in form.items() if value is not None}
+    kind = given.pop("type", "text")
+    if not isinstance(kind, str) or kind not in _FORMS:
+        raise ArgumentError(Option("response_format"), f" must be of type {_FORM_NAMES}, not {kind!r:.60}.")
+    if unknown := given.keys() - _FORMS[kind]:
+        raise ArgumentError(Option("response_format"), f" of type {kind} has no field {min(unknown)!r:.60}.")
+    described = given.get("json_schema", {})
+    schema = given.get("schema", described.get("schema") if isinstance(described, Mapping) else None)
+    if schema is None and kind != "json_schema":
+        return {"type": "object"} if kind == "json_object" else None
     if not isinstance(schema, Mapping):
-        raise ArgumentError(Option("response_format"), " of type json_schema needs json_schema.schema, an object.")
+        where = "json_schema.schema" if kind == "json_schema" else "schema"
+        raise ArgumentError(Option("response_format"), f" of type {kind} needs {where}, an object.")
     return schema
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from grit_mlx.errors import ArgumentError, GritError
+from grit_mlx.errors import ArgumentError, GritError, TokenizerError
 from grit_mlx.model.options import GenerationOptions
-from grit_mlx.model.structured import is_constrained
+from grit_mlx.model.structured import TokenBytes, is_constrained
 from grit_mlx.server.decoding import Prompt, Token, form_of
 from grit_mlx.server.openai import Usage
 from grit_mlx.server.replies import Refusal, RefusedError
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from grit_mlx.server.engine import Lane
     from grit_mlx.server.hosting import Target
 
-__all__ = ["Work", "chat_work", "chosen_logprobs", "echoed", "prompt_work", "token_text"]
+__all__ = ["Work", "chat_work", "chosen_logprobs", "echoed", "prompt_work", "token_bytes", "token_text"]
 
 
 @dataclass
@@ -158,8 +158,12 @@ def chosen_logprobs(model: GritLM, token: Token) -> dict[str, Any]:
     """A token's log-probabilities in the shape of OpenAI's chats."""
 
     def told(number: int, logprob: float) -> dict[str, Any]:
-        text = token_text(model, number)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode("utf-8", "replace"))}
+        spelled = token_bytes(model, number)
+        return {
+            "token": token_text(model, number),
+            "logprob": logprob,
+            "bytes": None if spelled is None else list(spelled),
+        }
 
     top = [told(number, logprob) for number, logprob in token.top]
     return {**told(token.id, token.logprob or 0.0), "top_logprobs": top}
@@ -172,3 +176,15 @@ def token_text(model: GritLM, number: int) -> str:
     lead: str = tokenizer.decode(before)
     text: str = tokenizer.decode([*before, number])
     return text.removeprefix(lead) if text.startswith(lead) else str(tokenizer.decode([number]))
+
+
+def token_bytes(model: GritLM, number: int) -> bytes | None:
+    """The bytes of ``token_text``, also where they are a part of a character; None where they cannot be told."""
+    text = token_text(model, number)
+    if "\ufffd" not in text:
+        return text.encode()
+    try:
+        table = TokenBytes.of(model.tokenizer, model.engine_tokenizer.eos_token_ids)
+    except TokenizerError:
+        return None
+    return table.pieces[number] if number < len(table.pieces) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import gzip
 import json
 import os
 import random
@@ -153,6 +154,34 @@ def test_wrong_addresses(server: Server, path: str) -> None:
     status, _, data = server.request(method, path)
     assert status in (404, 405)
     assert json.loads(data)["error"]["message"]
+
+
+@pytest.mark.parametrize("path, allowed", [("/v1/chat/completions", {"POST"}), ("/v1/models", {"GET", "HEAD"})])
+def test_wrong_methods_name_the_right_ones(server: Server, path: str, allowed: set[str]) -> None:
+    status, headers, data = server.request("DELETE", path)
+    assert status == 405 and set(headers["allow"].split(", ")) == allowed
+    error = json.loads(data)["error"]
+    assert error["code"] == "method_not_allowed" and all(method in error["message"] for method in allowed)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "Deflate"])
+def test_compressed_bodies_are_named(server: Server, encoding: str) -> None:
+    body = gzip.compress(b'{"input": "a"}')
+    status, _, data = server.request("POST", "/v1/embeddings", body, {"content-encoding": encoding})
+    assert status == 415 and encoding in json.loads(data)["error"]["message"]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_body(server: Server) -> None:
+    for headers in ({}, {"content-encoding": "identity"}):
+        status, _, data = server.request("POST", "/v1/embeddings", b'\xef\xbb\xbf{"input": "a"}', headers)
+        assert status == 200, data
+
+
+def test_a_chat_of_no_tokens_is_refused(server: Server) -> None:
+    """Not answered without a limit."""
+    body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 0}
+    status, _, data = server.request("POST", "/v1/chat/completions", body)
+    assert status == 400 and "max_tokens must be at least 1" in json.loads(data)["error"]["message"]
 
 
 def raw(server: Server, body: Any, path: str = "/v1/chat/completions") -> socket.socket:

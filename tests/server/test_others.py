@@ -83,6 +83,51 @@ def test_logprobs_of_a_chat(client: openai.OpenAI) -> None:
     assert all(one.logprob == one.top_logprobs[0].logprob and len(one.top_logprobs) == 2 for one in content)
 
 
+# Characters of several tokens
+SPELLED = "Ja 😀語é, gut"
+
+
+def test_bytes_of_tokens_that_are_parts_of_characters(server: Server, client: openai.OpenAI) -> None:
+    """Joined, the bytes are those of the answer, which the texts of such tokens are not."""
+    pytest.importorskip("llguidance")
+    answer = client.chat.completions.create(
+        model="tiny",
+        messages=[{"role": "user", "content": "Hi"}],
+        max_tokens=60,
+        logprobs=True,
+        top_logprobs=2,
+        response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": SPELLED}}},
+    )
+    choice = answer.choices[0]
+    assert choice.message.content == f'"{SPELLED}"' and choice.logprobs is not None
+    assert all(one.logprob >= -9999 for one in choice.logprobs.content or ())  # JSON has no infinity
+    told = [one for one in choice.logprobs.content or () if one.token not in server.model.tokenizer.all_special_tokens]
+    assert b"".join(bytes(one.bytes or ()) for one in told) == choice.message.content.encode()
+    assert any("\ufffd" in one.token for one in told)  # else this would show nothing
+
+
+def test_places_of_tokens_that_are_parts_of_characters(client: openai.OpenAI) -> None:
+    prompt = SPELLED + " end"
+    answer = client.completions.create(model="tiny", prompt=prompt, max_tokens=0, echo=True, logprobs=0)
+    told = answer.choices[0].logprobs
+    assert told is not None and told.tokens is not None and told.text_offset is not None
+    text = " " + prompt  # as SentencePiece reads it
+    for token, place in zip(told.tokens, told.text_offset, strict=True):
+        if token != "<s>" and not token.startswith("bytes:"):
+            assert text[place:].startswith(token), (token, place)
+    parts = [token for token in told.tokens if token.startswith("bytes:")]
+    assert b"\xf0" in b"".join(bytes.fromhex(part[6:].replace("\\x", "")) for part in parts)
+    assert not any("\ufffd" in token for token in told.tokens)
+
+
+def test_places_of_tokens_in_a_stream(client: openai.OpenAI) -> None:
+    given: Any = {"model": "tiny", "prompt": "Once upon", "max_tokens": 12, "logprobs": 1}
+    whole = client.completions.create(**given).choices[0].logprobs
+    chunks = [chunk.choices[0].logprobs for chunk in client.completions.create(**given, stream=True)]
+    assert whole is not None and len(set(whole.text_offset or ())) > 5
+    assert [place for told in chunks if told for place in told.text_offset or ()] == whole.text_offset
+
+
 # Structured answers
 
 
@@ -92,7 +137,12 @@ SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required"
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
     "form",
-    [{"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA, "strict": True}}, {"type": "json_object"}],
+    [
+        {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA, "strict": True}},
+        {"type": "json_schema", "schema": SCHEMA},
+        {"type": "json_object", "schema": SCHEMA},  # llama.cpp's
+        {"type": "json_object"},
+    ],
 )
 def test_json_of_a_schema(client: openai.OpenAI, form: Any, stream: bool) -> None:
     pytest.importorskip("llguidance")
@@ -107,9 +157,11 @@ def test_json_of_a_schema(client: openai.OpenAI, form: Any, stream: bool) -> Non
     if reason == "stop":
         value = json.loads(text)
         assert isinstance(value, dict)
-        assert form["type"] == "json_object" or list(value) == ["n"]
+        assert form == {"type": "json_object"} or list(value) == ["n"]
     else:
         assert text.startswith("{")
+    if form.get("schema"):
+        assert '"n"' in text
 
 
 def test_schemas_that_cannot_be_followed(client: openai.OpenAI) -> None:
@@ -118,6 +170,10 @@ def test_schemas_that_cannot_be_followed(client: openai.OpenAI) -> None:
         {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}},
         {"type": "json_schema"},
         {"type": "grammar"},
+        {"type": ["text"]},
+        {"type": "text", "schema": SCHEMA},
+        {"type": "json_object", "json_schema": {"schema": SCHEMA}},
+        {"type": "json_object", "schema": "n"},
     ):
         with pytest.raises(openai.BadRequestError):
             client.chat.completions.create(
