@@ -278,6 +278,8 @@ def unreadable(name: str | PathLike[str], error: BaseException) -> str:
         name: as the user knows it.
         error: what was raised on reading it; of an error that is not the operating system's, the first line.
     """
+    if isinstance(error, FileNotFoundError) and Path(name).is_symlink():
+        return f"{fspath(name)} is a symbolic link to {Path(name).readlink()}, which does not exist."
     if isinstance(error, OSError) and error.errno is not None:
         return f"{fspath(name)} {_UNREADABLE.get(error.errno) or f'cannot be read: {error.strerror or error}.'}"
     return f"{fspath(name)} cannot be read: {first_line(error)}"

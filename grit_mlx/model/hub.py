@@ -318,6 +318,7 @@ def download(repository: str, *, revision: str | None = None, code: bool = False
     """
     with download_errors(repository, revision):
         from huggingface_hub import snapshot_download  # costs 0.3 s, and most models are folders
+        from huggingface_hub.errors import LocalEntryNotFoundError
 
         _check_cache()
         repository, _, quantisation = repository.partition(":")
@@ -326,7 +327,14 @@ def download(repository: str, *, revision: str | None = None, code: bool = False
             assert file is not None
             return file
         patterns = list(model_files(code=code))
-        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+        try:
+            folder = Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+        except LocalEntryNotFoundError:  # there is no network; the client wants refs/main exactly as it writes it
+            if (cached := _cached(repository, revision)) is None:
+                raise
+            folder = cached
+        if folder.name == "snapshots":  # of an empty refs/main
+            folder = _cached(repository, revision) or folder
         if any(folder.glob("model*.safetensors")):
             return folder
         return download_gguf(repository, revision=revision) or folder
@@ -374,10 +382,22 @@ def _cached(repository: str, revision: str | None) -> Path | None:
     """The folder of a repository in the hub's cache, whatever of it is there."""
     from huggingface_hub import constants
 
-    folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
-    reference = folder / "refs" / (revision or "main")
-    snapshot = folder / "snapshots" / (reference.read_text().strip() if reference.is_file() else revision or "main")
-    return snapshot if snapshot.is_dir() else None
+    return _snapshot(Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}", revision)
+
+
+def _snapshot(folder: Path, revision: str | None = None) -> Path | None:
+    """The revision in a repository's folder of the hub's cache; the newest where ``refs`` names none that is there.
+
+    Caches that were copied by hand often lack ``refs``, or have a line end in it.
+    """
+    reference, snapshots = folder / "refs" / (revision or "main"), folder / "snapshots"
+    commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision or ""
+    if commit and (snapshots / commit).is_dir():
+        return snapshots / commit
+    if revision is not None:
+        return None
+    there = [one for one in snapshots.glob("[!.]*") if one.is_dir()]
+    return max(there, key=lambda one: one.stat().st_mtime, default=None)
 
 
 def _several(repository: str, quantisation: str, names: list[str]) -> str:
@@ -494,20 +514,19 @@ def local_models() -> Iterator[LocalModel]:
     chosen = [Path(folder) for folder in _remembered() if (Path(folder) / "config.json").is_file()]
     for folder in dict.fromkeys(filter(None, [embedded_model(), *converted, *chosen])):
         yield LocalModel(folder.name, folder, sum(file.stat().st_size for file in folder.iterdir() if file.is_file()))
-    from huggingface_hub import scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
+    from huggingface_hub import constants
 
     try:
-        cache = scan_cache_dir()
-    except CacheNotFound:
+        _check_cache()
+        repositories = sorted(Path(constants.HF_HUB_CACHE).glob("models--*"), key=lambda one: one.name.lower())
+        snapshots = [snapshot for one in repositories if (snapshot := _snapshot(one)) is not None]
+    except (OSError, DownloadError) as error:
+        logger.warning("%s", first_line(error))
         return
-    except (OSError, ValueError) as error:  # permission denied, a file in its place
-        logger.warning("The hub's cache of models cannot be read: %s", first_line(error))
-        return
-    for repository in sorted(cache.repos, key=lambda r: r.repo_id.lower()):
-        newest = max(repository.revisions, key=lambda r: r.last_modified, default=None)
-        if repository.repo_type == "model" and newest and (newest.snapshot_path / "config.json").exists():
-            yield LocalModel(repository.repo_id, newest.snapshot_path, newest.size_on_disk)
+    for folder in snapshots:
+        if (folder / "config.json").exists():
+            files = {file.resolve() for file in folder.rglob("*") if file.is_file()}
+            yield LocalModel(name_of(folder), folder, sum(file.stat().st_size for file in files))
 
 
 def remove(model: LocalModel) -> None:
@@ -525,12 +544,7 @@ def remove(model: LocalModel) -> None:
         if model.folder.parent == models_folder():
             discard(model.folder)
         elif model.folder.parent.name == "snapshots":
-            from huggingface_hub import scan_cache_dir
-
-            cached = next((one for one in scan_cache_dir().repos if one.repo_id == model.name), None)
-            if cached is not None:
-                revisions = (revision.commit_hash for revision in cached.revisions)
-                scan_cache_dir().delete_revisions(*revisions).execute()
+            discard(model.folder.parent.parent)
         else:
             raise ModelNotFoundError(f"{model.folder} is a folder of your own: delete it with rm -r.")
     except OSError as error:

@@ -14,7 +14,7 @@ import pytest
 
 from grit_mlx import GritLM
 from grit_mlx.convert.reading import side_files
-from grit_mlx.errors import ConfigError, ModelNotFoundError, OutputError, TokenizerError
+from grit_mlx.errors import ConfigError, GritError, ModelNotFoundError, OutputError, TokenizerError
 from grit_mlx.model import hub
 from grit_mlx.model.options import ModelChoice
 from grit_mlx.rag.fingerprint import fingerprint
@@ -224,3 +224,50 @@ def test_where_the_home_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hub.home() == Path("/config/grit-mlx")
     monkeypatch.delenv("XDG_CONFIG_HOME")
     assert hub.home() == Path.home() / ".config" / "grit-mlx"
+
+
+def staged(cache: Path, source: Path, name: str, reference: str | None, *commits: str) -> Path:
+    """A repository in the hub's cache, as somebody copies it by hand; returns its folder."""
+    folder = cache / f"models--own--{name}"
+    shutil.copytree(source, folder / "blobs")
+    for commit in commits:
+        snapshot = folder / "snapshots" / commit
+        snapshot.mkdir(parents=True)
+        for file in source.iterdir():
+            (snapshot / file.name).symlink_to(Path("../../blobs", file.name))
+    (folder / "snapshots" / ".DS_Store").write_bytes(b"")
+    if reference is not None:
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text(reference)
+    return folder
+
+
+def test_caches_that_were_copied_by_hand(tiny_model: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "hub"
+    references = {"plain": COMMIT, "line": f"{COMMIT}\n", "none": None, "empty": "", "stale": "0" * 40}
+    for name, reference in references.items():
+        staged(cache, tiny_model, name, reference, COMMIT)
+    damaged = staged(cache, tiny_model, "damaged", COMMIT, COMMIT)
+    (damaged / "blobs" / "model.safetensors").unlink()
+    settings = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache)}
+    names = [f"own/{name}" for name in references]
+    *found, listed = resolve("http://127.0.0.1:1", tmp_path, *names, **settings)
+    assert [Path(str(one[0])).parent.parent.name for one in found] == [f"models--own--{name}" for name in references]
+    assert set(names) < set(listed) and "own/damaged" in listed  # what is used is listed, what is broken can be removed
+    other = "1" * 40
+    (missing, _) = resolve("http://127.0.0.1:1", tmp_path, "own/none", revision=other, **settings)
+    assert missing[0] == "DownloadError"  # not some other revision than the one that was asked for
+
+
+def test_a_model_in_the_cache_is_removed_also_if_a_part_is_gone(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRIT_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    folder = staged(tmp_path / "hub", tiny_model, "damaged", COMMIT, COMMIT)
+    (folder / "blobs" / "model.safetensors").unlink()
+    (model,) = [one for one in hub.local_models() if one.name == "own/damaged"]
+    with pytest.raises(GritError, match=r"model\.safetensors is a symbolic link to \.\./\.\./blobs/.*, which does not"):
+        GritLM(model.folder)
+    hub.remove(model)
+    assert list((tmp_path / "hub").iterdir()) == []
