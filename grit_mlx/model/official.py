@@ -60,7 +60,7 @@ _CONSTRUCTOR_IGNORED: Final = frozenset({
     "use_safetensors",
 })  # fmt: skip
 _ENCODE_IGNORED: Final = frozenset({
-    "corpus_id", "device", "num_workers", "output_value", "pool", "prompt_type", "qid", "recast",
+    "corpus_id", "device", "num_workers", "pool", "prompt_type", "qid", "recast",
     "request_qid", "sub_corpus_id", "task_metadata", "task_name", "hf_split", "hf_subset",
 })  # fmt: skip
 _GENERATE_IGNORED: Final = frozenset({
@@ -119,6 +119,8 @@ def encode(options: Mapping[str, Any], *, own: Mapping[str, Any]) -> dict[str, A
         ArgumentError: a name that is nearly one of ours, or a prompt that no model has.
     """
     taken = _mapped("encode", options, _ENCODE, _ENCODE_IGNORED, silent={"recast": False})
+    if (value := taken.pop("output_value", None)) not in (None, "sentence_embedding"):
+        raise ArgumentError(f"encode gives one vector a text, not output_value={value!r}: leave it out.")
     if (tensor := taken.pop("convert_to_tensor", None)) is not None:
         taken.setdefault("convert_to_numpy", not tensor)
     name = taken.pop("prompt_name", None)

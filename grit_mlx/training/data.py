@@ -249,7 +249,14 @@ class GenerativeData:
 
     def __init__(self, files: Files, *, weights: Sequence[float], batch_size: int, seed: int) -> None:
         sizes = tuple(len(part.rows) for part in files)
-        self.sampler = Sampler(sizes, tuple(weights), batch_size, (seed, _GENERATIVE_ORDER), same_file=False)
+        self.sampler = Sampler(
+            sizes,
+            tuple(weights),
+            batch_size,
+            (seed, _GENERATIVE_ORDER),
+            same_file=False,
+            option="generative_batch_size",
+        )
         self._rows = _Rows(files)
 
     def batch(self, number: int) -> list[TokenizedChat]:

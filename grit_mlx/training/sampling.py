@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from grit_mlx.errors import ArgumentError
+from grit_mlx.errors import ArgumentError, Option
 
 __all__ = ["Sampler", "choose_passages", "epoch_batches", "rows_of_epoch"]
 
@@ -78,6 +78,7 @@ class Sampler:
         batch_size: rows per batch.
         seed: random seed, and a number for the sampler, so that two samplers of a run differ.
         same_file: see ``epoch_batches``.
+        option: which one sets the size of these batches.
 
     Raises:
         ArgumentError: the rows do not fill a batch.
@@ -88,12 +89,14 @@ class Sampler:
     batch_size: int
     seed: tuple[int, ...]
     same_file: bool = True
+    option: str = "batch_size"
 
     def __post_init__(self) -> None:
         if self.batches_per_epoch == 0:
             raise ArgumentError(
-                f"An epoch has {self._rows_per_epoch} rows, fewer than one batch of {self.batch_size}. "
-                "Lower the batch size, add data, or raise the weights of the files."
+                f"An epoch has {self._rows_per_epoch} rows, fewer than one batch of {self.batch_size}. Lower ",
+                Option(self.option),
+                ", add data, or raise the weights of the files.",
             )
 
     @property

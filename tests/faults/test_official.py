@@ -246,6 +246,13 @@ ENCODE: list[dict[str, Any]] = [
 ]
 
 
+def test_vectors_of_tokens_are_not_replaced_by_those_of_texts(model: GritLM) -> None:
+    assert model.encode("a", output_value="sentence_embedding").shape == model.encode("a").shape
+    for value in ("token_embeddings", "all"):
+        with pytest.raises(ArgumentError, match=f"one vector a text, not output_value='{value}'"):
+            model.encode("a", output_value=value)
+
+
 @pytest.mark.parametrize("options", ENCODE, ids=str)
 def test_arguments_of_encode(model: GritLM, caplog: pytest.LogCaptureFixture, options: dict[str, Any]) -> None:
     for encode in (model.encode, model.encode_queries, model.encode_corpus):

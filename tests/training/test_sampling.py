@@ -62,6 +62,8 @@ def test_the_sampler_is_a_function_of_the_number() -> None:
 def test_too_few_rows() -> None:
     with pytest.raises(ArgumentError, match="An epoch has 5 rows, fewer than one batch of 8"):
         Sampler((3, 2), (1, 1), 8, (0,))
+    with pytest.raises(ArgumentError, match=r"Lower generative_batch_size, add data, or raise"):
+        Sampler((3, 2), (1, 1), 8, (0,), option="generative_batch_size")
 
 
 def test_passages_of_a_row() -> None:
