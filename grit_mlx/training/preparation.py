@@ -30,7 +30,7 @@ from grit_mlx.training.data import (
     split_files,
 )
 from grit_mlx.training.optimizers import Schedule, make_optimizer, make_schedule
-from grit_mlx.training.recompute import checkpoint_layers
+from grit_mlx.training.recompute import checkpoint_layers, should_recompute
 from grit_mlx.training.router import Routers, find_routers
 from grit_mlx.training.scratch import write_random_model
 from grit_mlx.training.settings import TrainingSettings
@@ -98,7 +98,7 @@ def prepare_model(settings: TrainingSettings, world: World) -> Preparation:
         loaded.model, projection=loaded.projection, learn_temperature=settings.learn_temperature and settings.embeds
     )
     routers, router_factor = _routers(loaded, settings)
-    if settings.grad_checkpoint:
+    if should_recompute(loaded.model, settings):
         checkpoint_layers(loaded.model.layers, routers)
     compiled = device.current_device().kind != "cpu" if settings.compile is None else settings.compile
     common: dict[str, Any] = {
