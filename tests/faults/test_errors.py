@@ -585,8 +585,9 @@ def test_a_tokenizer_that_appends_eos_does_not_end_a_raw_prompt(
 
 @pytest.mark.parametrize("field", ["model", "adapter"])
 def test_no_name_is_not_the_working_folder(field: str) -> None:
+    given: dict[str, Any] = {field: ""}
     with pytest.raises(ArgumentError, match=f"^{field} is empty"):
-        ModelChoice(**{field: ""})
+        ModelChoice(**given)
 
 
 def test_a_device_in_the_place_of_a_folder() -> None:
