@@ -7,11 +7,14 @@ something is drawn, so that ``grit --help`` and pipes do not pay for it.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
 import re
+import stat
 import sys
+import termios
 import textwrap
 import time
 import traceback
@@ -52,6 +55,7 @@ __all__ = [
     "silence_stdout",
     "status",
     "stderr_is_terminal",
+    "stdin_holds_text",
     "stdin_is_terminal",
     "stdout_is_terminal",
     "usage_error",
@@ -151,6 +155,19 @@ def for_a_person() -> bool:
 def stdout_is_terminal() -> bool:
     """Whether stdout is shown to a person."""
     return sys.stdout.isatty()
+
+
+def stdin_holds_text() -> bool:
+    """Whether something was piped in that nobody has read."""
+    try:
+        number = sys.stdin.fileno()
+        if stat.S_ISREG(os.fstat(number).st_mode):
+            return os.fstat(number).st_size > os.lseek(number, 0, os.SEEK_CUR)
+        if not stat.S_ISFIFO(os.fstat(number).st_mode):
+            return False
+        return int.from_bytes(fcntl.ioctl(number, termios.FIONREAD, bytes(4)), sys.byteorder) > 0
+    except (OSError, ValueError):  # no real file, as in tests
+        return False
 
 
 def stdin_is_terminal() -> bool:
@@ -297,7 +314,9 @@ def usage_error(failure: Any) -> None:
     """Say what is wrong with the way a command was called, below how it is called."""
     if failure.ctx is not None:
         sys.stderr.write(f"{failure.ctx.get_usage()}\nTry '{failure.ctx.command_path} --help' for help.\n")
-    _say("error", "bold red", failure.format_message())
+    about = getattr(getattr(failure, "param", None), "help", None) or ""
+    hint = " To read standard input, name it: -" if "stdin" in about and stdin_holds_text() else ""
+    _say("error", "bold red", failure.format_message() + hint)
 
 
 def worded(part: str | Option) -> str:

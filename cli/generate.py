@@ -118,6 +118,8 @@ def generate(
     console.write("")
     if console.verbose():
         console.note(answer.timings())
+    if console.stdin_holds_text():
+        console.note("standard input was not read; to put its text after the prompt: grit generate PROMPT -")
     if answer.finish_reason == "length":
         console.note(f"stopped after {answer.generated_tokens} tokens; --max-tokens allows more")
 

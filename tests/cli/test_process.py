@@ -138,6 +138,28 @@ def test_other_libraries_add_nothing_to_an_error(tmp_path: Path) -> None:
     assert run.stderr == f"error: {path} is damaged, or not a PDF file.\n"
 
 
+@pytest.mark.parametrize("command", [["embed"], ["search", "wind"], ["generate"]])
+@pytest.mark.parametrize("piped", [b"a text\n", b""])
+def test_text_that_is_piped_in_without_a_name(command: list[str], piped: bytes) -> None:
+    with start(*command, stdin=subprocess.PIPE) as process:
+        _, error = process.communicate(piped, timeout=60)
+    assert process.returncode == 2 and b"Missing argument" in error
+    assert (b"To read standard input, name it: -" in error) == bool(piped)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "file", "empty", "named"])
+def test_text_that_is_piped_in_and_not_read(tiny_model: Path, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("" if kind == "empty" else "a text\n")
+    arguments = ["generate", "Explain", "-m", str(tiny_model), "--max-tokens", "2", *(["-"] if kind == "named" else [])]
+    with path.open("rb") as file:
+        stdin = subprocess.PIPE if kind == "pipe" else file
+        with start(*arguments, stdin=stdin) as process:
+            _, error = process.communicate(b"a text\n" if kind == "pipe" else None, timeout=120)
+    assert process.returncode == 0
+    assert (b"standard input was not read" in error) == (kind in ("pipe", "file"))
+
+
 def test_pipes_carry_utf_8_whatever_the_locale_says(tiny_model: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("Zürich 日本語\n", encoding="utf-8")
