@@ -336,7 +336,7 @@ def _quotables(passage: StoredPassage) -> Iterator[Quotable]:
 
 def _hold(blocks: Iterable[Block], text: str) -> bool:
     """Whether blocks of a file still hold the text of a passage, all but a line or two that were cut."""
-    held = "\n".join(block.text for block in blocks)
+    held = "".join(block.glue + block.text for block in blocks)
     lines = [line.strip() for line in text.split("\n")]
     return bool(held) and sum(line not in held for line in lines) <= min(2, len(lines) // 2)
 

@@ -34,7 +34,8 @@ class Block:
         level: of a heading its level, from 1; 0 for body text.
         title: of a heading whose text has marks, as in Markdown, the text without them; else empty.
         by_line: whether each newline in the text is a line of the file, so that the place of a part can be counted.
-        glue: what joins it to the block before: a blank line, or a newline between the rows of one table.
+        glue: what joins it to the block before: a blank line, a newline between the rows of one table, or a space, or
+            nothing, where it goes on with a paragraph of the page before.
         header: of a row of a table, the text of the header row above it; empty where there is none.
         verbatim: whether it is code or other preformatted text, which is not cut at the ends of sentences.
         fields: of a row that is a document of its own, its columns and values.

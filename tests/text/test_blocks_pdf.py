@@ -11,6 +11,8 @@ import pytest
 
 from grit_mlx.errors import DependencyError, DocumentError
 from grit_mlx.text.blocks import Block, Notes
+from grit_mlx.text.packing import pack
+from grit_mlx.text.quotable import quotables
 from grit_mlx.text.readers import read
 from tests.text import documents
 
@@ -184,3 +186,60 @@ def test_the_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "pypdfium2", None)
     with pytest.raises(DependencyError, match=r"pypdfium2: pip install 'grit-mlx\[documents\]'"):
         texts(path)
+
+
+def _pages(count: int, *, head: str = "", foot: str = "") -> list[list[tuple[str, float, float, float]]]:
+    """Pages of nine lines of their own between a head and a foot, in which {} is the page's number."""
+    pages = []
+    for number in range(1, count + 1):
+        own = [
+            f"On the {number * number}th day the {word} of ship {number}" for word in ("mast", "sail", "deck", "hull")
+        ]
+        lines = paragraph(*own, top=690) + paragraph(*(f"{line} was mended." for line in reversed(own)), top=500)
+        pages.append([(head.format(number), 72.0, 760.0, 9.0), *lines, (foot.format(number), 72.0, 30.0, 9.0)])
+    return pages
+
+
+def test_running_heads_and_page_numbers_are_read_once(tmp_path: Path) -> None:
+    found = texts(documents.pdf(tmp_path / "a.pdf", _pages(7, head="The log of the Fram", foot="page {} of 7")))
+    words = "\n".join(found)
+    assert (words.count("The log"), words.count("of 7"), words.count("was mended")) == (1, 1, 28)
+    pages = _pages(6)
+    for number, page in enumerate(pages):  # left and right pages differ
+        page.append((("Ships", "Chapter two")[number % 2], 72.0, 780.0, 9.0))
+    words = "\n".join(texts(documents.pdf(tmp_path / "b.pdf", pages)))
+    assert (words.count("Ships"), words.count("Chapter two")) == (1, 1)
+
+
+def test_what_only_looks_like_a_running_head_stays(tmp_path: Path) -> None:
+    # A number that does not count the pages, a sentence, large letters, a short page.
+    for head, foot in (("Invoice 1{}7", "Total {0}0"), ("This is the text of page {}.", "")):
+        words = "\n".join(texts(documents.pdf(tmp_path / "a.pdf", _pages(4, head=head, foot=foot))))
+        assert all(head.format(number) in words and foot.format(number) in words for number in range(1, 5))
+    pages = _pages(4)
+    for number, page in enumerate(pages, 1):
+        page.append((f"Exercise {number}", 72.0, 780.0, 16.0))
+    assert "\n".join(texts(documents.pdf(tmp_path / "b.pdf", pages))).count("Exercise") == 4
+    short = [paragraph("Certificate", f"for sailor {number}") for number in range(1, 5)]
+    assert "\n".join(texts(documents.pdf(tmp_path / "c.pdf", short))).count("Certificate") == 4
+
+
+def test_a_sentence_on_two_pages_is_quoted_as_one(tmp_path: Path) -> None:
+    line = "The captain of the ship wrote in her log for every single day of that long dark winter, and"
+    first = [*paragraph(line, line, top=100)]
+    second = [*paragraph("then the ice broke. A second sentence stands here.", top=700)]
+    blocks = list(read(documents.pdf(tmp_path / "a.pdf", [first, second])))
+    assert [(block.first, block.last, block.glue) for block in blocks] == [(1, 1, "\n\n"), (2, 2, " ")]
+    found = [(one.text, one.first, one.last) for one in quotables(blocks)]
+    assert found == [(f"{line} {line} then the ice broke.", 1, 2), ("A second sentence stands here.", 2, 2)]
+    (chunk,) = pack(blocks, size=99)
+    assert "winter, and then the ice" in chunk.text
+
+
+def test_the_entries_of_contents_are_lines_and_no_answers(tmp_path: Path) -> None:
+    entries = [
+        f"{number} How the ships of the north were built and mended in winter ........ {number}7" for number in range(5)
+    ]
+    blocks = list(read(documents.pdf(tmp_path / "a.pdf", [paragraph(*entries)])))
+    assert [block.text.count("\n") for block in blocks] == [4]
+    assert not list(quotables(blocks))

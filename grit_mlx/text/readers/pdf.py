@@ -14,12 +14,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from grit_mlx.errors import Option
 from grit_mlx.optional import optional
-from grit_mlx.text.blocks import Block, cleaned
+from grit_mlx.text.blocks import PARAGRAPH, Block, cleaned
 from grit_mlx.text.ocr import ocr
+from grit_mlx.text.readers.running import Line, RunningLines
 from grit_mlx.text.readers.source import Source
 
 __all__ = ["read_pdf"]
@@ -31,22 +32,20 @@ _SENTENCE_END: Final = (".", "!", "?", ":", "”", '"', "。", "！", "？")  # 
 _FULL: Final = 0.8
 _IMAGE_SHARE: Final = 0.25
 _HEADING_CHARACTERS: Final = 160
+_HEADING_RATIO: Final = 1.2
+# A paragraph that goes on in the next column or page has at least as many.
+_SHORTEST_BROKEN: Final = 40
+_LONG_LINE: Final = 60
 # The dots between a title and its page in a table of contents.
 _LEADERS: Final = re.compile(r"(?:[.·] ?){5,}")
+# An entry of such a table, as it is after that.
+_ENTRY: Final = re.compile(r"… [\divxlc]+$")
 _CJK: Final = re.compile("[\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff\uff00-\uffef]")
-
-
-class _Line(NamedTuple):
-    text: str
-    left: float
-    right: float
-    bottom: float
-    height: float
 
 
 @dataclass(frozen=True)
 class _Paragraph:
-    lines: tuple[_Line, ...]
+    lines: tuple[Line, ...]
     text: str
 
     @property
@@ -96,8 +95,7 @@ def _has_scans(document: Any, pdfium: Any) -> bool:
 
 
 def _document(source: Source, document: Any, pdfium: Any) -> Iterator[Block]:
-    outline = _outline(document, pdfium)
-    sizes = _Sizes()
+    pages = _Pages(_outline(document, pdfium))
     scanned, failed, full = [], [], 0
     for number in range(1, len(document) + 1):
         try:
@@ -108,7 +106,7 @@ def _document(source: Source, document: Any, pdfium: Any) -> Iterator[Block]:
         if only_image:
             scanned.append(number)
         full += bool(lines)
-        yield from _blocks(lines, number, outline, sizes)
+        yield from pages.blocks(lines, number)
     _report(source, scanned, failed, full=full, pages=len(document))
 
 
@@ -145,7 +143,7 @@ def _ranges(numbers: Sequence[int], *, most: int = 8) -> str:
 # --- pages to lines -----------------------------------------------------------------------------------------
 
 
-def _page(document: Any, index: int, pdfium: Any) -> tuple[list[_Line], bool]:
+def _page(document: Any, index: int, pdfium: Any) -> tuple[list[Line], bool]:
     """The lines of a page, and whether it shows an image but no text."""
     page = document[index]
     try:
@@ -185,7 +183,7 @@ def _has_fields(page: Any, pdfium: Any) -> bool:
     return False
 
 
-def _lines(text_page: Any, pdfium: Any) -> Iterator[_Line]:
+def _lines(text_page: Any, pdfium: Any) -> Iterator[Line]:
     text = text_page.get_text_range(errors="replace")
     vocabulary = set(re.findall(r"[^\W\d_]+(?:-[^\W\d_]+)*", text))
     position = 0
@@ -199,7 +197,7 @@ def _lines(text_page: Any, pdfium: Any) -> Iterator[_Line]:
             last = text_page.get_charbox(max(start, end), loose=True)
             if line := cleaned(_LEADERS.sub("… ", _dehyphenated(stripped, vocabulary))):
                 right = 1e9 if _HYPHEN in stripped else max(first[2], last[2])
-                yield _Line(line, first[0], right, first[1], max(0.1, first[3] - first[1]))
+                yield Line(line, first[0], right, first[1], max(0.1, first[3] - first[1]))
         position += len(raw_line) + 1
 
 
@@ -225,15 +223,18 @@ class _Sizes:
     def __init__(self) -> None:
         self._characters: Counter[int] = Counter()
 
-    def add(self, lines: Sequence[_Line]) -> None:
+    def add(self, lines: Sequence[Line]) -> None:
         for line in lines:
             self._characters[round(line.height)] += len(line.text)
 
+    @property
+    def body(self) -> int:
+        return self._characters.most_common(1)[0][0]
+
     def level(self, paragraph: _Paragraph) -> int:
-        body = self._characters.most_common(1)[0][0]
-        ratio = paragraph.height / body
+        ratio = paragraph.height / self.body
         is_heading = (
-            ratio >= 1.2
+            ratio >= _HEADING_RATIO
             and len(paragraph.lines) <= 3
             and len(paragraph.text) <= _HEADING_CHARACTERS
             and not paragraph.text.endswith((".", ",", ";"))
@@ -242,19 +243,57 @@ class _Sizes:
         return (1 if ratio >= 1.75 else 2 if ratio >= 1.4 else 3) if is_heading else 0
 
 
-def _blocks(
-    lines: list[_Line], number: int, outline: dict[int, dict[str, int]] | None, sizes: _Sizes
-) -> Iterator[Block]:
-    if not lines:
-        return
-    sizes.add(lines)
-    titles = dict(outline.get(number - 1, {})) if outline is not None else {}
-    for paragraph in _paragraphs(lines, titles):
-        level = sizes.level(paragraph) if outline is None else titles.pop(_letters(paragraph.text), 0)
-        yield Block(paragraph.text, number, number, level=level)
+class _Pages:
+    """Pages, one after the other, to blocks."""
+
+    def __init__(self, outline: dict[int, dict[str, int]] | None) -> None:
+        self._outline = outline
+        self._sizes = _Sizes()
+        self._running = RunningLines()
+        self._last: _Paragraph | None = None  # body text at the end of what was read so far
+
+    def blocks(self, lines: Sequence[Line], number: int) -> Iterator[Block]:
+        if not lines:
+            self._last = None
+            return
+        self._sizes.add(lines)
+        titles = dict(self._outline.get(number - 1, {})) if self._outline is not None else {}
+        body = self._sizes.body
+
+        def is_title(line: Line) -> bool:
+            return line.height >= _HEADING_RATIO * body or _letters(line.text) in titles
+
+        kept = self._running.without(lines, number, keep=is_title)
+        for index, paragraph in enumerate(_paragraphs(kept, titles) if kept else ()):
+            own = self._sizes.level(paragraph)
+            level = own if self._outline is None else titles.pop(_letters(paragraph.text), 0)
+            glue = PARAGRAPH if level else _glue(self._last, paragraph, turned=not index)
+            yield Block(paragraph.text, number, number, level=level, glue=glue)
+            self._last = None if level or own else paragraph
 
 
-def _paragraphs(lines: list[_Line], titles: dict[str, int]) -> Iterator[_Paragraph]:
+def _glue(above: _Paragraph | None, paragraph: _Paragraph, *, turned: bool) -> str:
+    """What joins a paragraph to the one above: a space where that goes on at the top of a page or column."""
+    if above is None or len(above.text) < _SHORTEST_BROKEN or _ENTRY.search(above.text):
+        return PARAGRAPH
+    last, first = above.lines[-1], paragraph.lines[0]
+    if not (turned or first.bottom > last.bottom) or abs(last.height - first.height) > 0.15 * last.height:
+        return PARAGRAPH
+    end, begin = above.text[-1], paragraph.text[0]
+    if above.text.endswith(_SENTENCE_END) or not (begin.isalnum() or begin in "([“\"'"):
+        return PARAGRAPH
+    # A last line as long as the others goes on; a heading or the row of a table is shorter, or alone on its line.
+    rights = [line.right for line in above.lines if line.right < 1e9]
+    if len(above.lines) > 1:
+        goes_on = last.right >= max(rights, default=0) - last.height and (begin.islower() or len(paragraph.lines) > 1)
+    else:
+        goes_on = begin.islower() and len(above.text) >= _LONG_LINE
+    if not goes_on:
+        return PARAGRAPH
+    return "" if _CJK.match(begin) and _CJK.match(end) else " "
+
+
+def _paragraphs(lines: list[Line], titles: dict[str, int]) -> Iterator[_Paragraph]:
     """Lines of a page that belong together. A line that is a title of the outline stands alone."""
     left, right = min(line.left for line in lines), max((line.right for line in lines if line.right < 1e9), default=0)
     steps = [above.bottom - below.bottom for above, below in pairwise(lines)]
@@ -263,7 +302,7 @@ def _paragraphs(lines: list[_Line], titles: dict[str, int]) -> Iterator[_Paragra
         statistics.median([step for step in steps if step > 0.1] or [1.0]),
         1.6 * statistics.median(line.height for line in lines),
     )
-    open_lines: list[_Line] = []
+    open_lines: list[Line] = []
     for line in lines:
         is_title = _letters(line.text) in titles
         if open_lines and (is_title or _letters(open_lines[-1].text) in titles or _parted(open_lines, line, pitch)):
@@ -273,7 +312,7 @@ def _paragraphs(lines: list[_Line], titles: dict[str, int]) -> Iterator[_Paragra
     yield _joined(open_lines, left, right)
 
 
-def _parted(lines: list[_Line], line: _Line, pitch: float) -> bool:
+def _parted(lines: list[Line], line: Line, pitch: float) -> bool:
     """Whether a line begins a new paragraph."""
     above = lines[-1]
     step = above.bottom - line.bottom
@@ -288,10 +327,11 @@ def _parted(lines: list[_Line], line: _Line, pitch: float) -> bool:
     return above.text.endswith(_SENTENCE_END) and 0.7 * line.height < indent < 5 * line.height
 
 
-def _joined(lines: list[_Line], left: float, right: float) -> _Paragraph:
+def _joined(lines: list[Line], left: float, right: float) -> _Paragraph:
     text = lines[0].text
     for above, line in pairwise(lines):
         full = above.right >= left + _FULL * (right - left) or above.right - above.left > 0.35 * (right - left)
+        full = full and not _ENTRY.search(above.text)
         if full and _CJK.match(line.text) and _CJK.match(text[-1]):
             text += line.text
         else:
