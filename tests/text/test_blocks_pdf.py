@@ -243,3 +243,22 @@ def test_the_entries_of_contents_are_lines_and_no_answers(tmp_path: Path) -> Non
     blocks = list(read(documents.pdf(tmp_path / "a.pdf", [paragraph(*entries)])))
     assert [block.text.count("\n") for block in blocks] == [4]
     assert not list(quotables(blocks))
+
+
+def test_the_numbers_of_lines_in_the_margin_are_left_out(tmp_path: Path) -> None:
+    own = "In the long winter the crew of the ship mended sails and told tales of the sea to each other"
+    lines = [(f"{own}{'.' * (number == 14)}", 72.0, 700.0 - 13 * number, 11.0) for number in range(15)]
+    numbers = [(str(number + 20), 40.0, 702.0 - 13 * number, 6.0) for number in range(15)]
+    page = [piece for pair in zip(numbers, lines, strict=True) for piece in pair]
+    (text,) = texts(documents.pdf(tmp_path / "a.pdf", [page]))
+    assert text == f"{' '.join([own] * 15)}."
+    # In a ranking they are as large as the names.
+    table = [(f"{number} Ship of the line", 72.0, 700.0 - 13 * number, 11.0) for number in range(1, 16)]
+    words = "\n".join(texts(documents.pdf(tmp_path / "b.pdf", [table])))
+    assert all(f"{number} Ship" in words for number in range(1, 16))
+
+
+def test_a_large_bullet_makes_no_heading(tmp_path: Path) -> None:
+    body = paragraph(*["Some text of the body that is longer than the list below it."] * 5, top=600)
+    item = [("\u2022", 72.0, 500.0, 18.0), ("Sails and masts", 90.0, 500.0, 11.0)]
+    assert [block.level for block in read(documents.pdf(tmp_path / "a.pdf", [[*body, *item]]))] == [0, 0]

@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, Final
 
 from grit_mlx.errors import Option
@@ -186,19 +186,63 @@ def _has_fields(page: Any, pdfium: Any) -> bool:
 def _lines(text_page: Any, pdfium: Any) -> Iterator[Line]:
     text = text_page.get_text_range(errors="replace")
     vocabulary = set(re.findall(r"[^\W\d_]+(?:-[^\W\d_]+)*", text))
+    raw_lines = text.split("\n")
+    numbered = _numbered(text_page, raw_lines)
     position = 0
-    for raw_line in text.split("\n"):
-        stripped = raw_line.strip()
+    for index, raw_line in enumerate(raw_lines):
+        begin = numbered.get(index, 0)
+        stripped = raw_line[begin:].strip()
         if stripped:
-            start = position + raw_line.index(stripped[0])
+            start = position + raw_line.index(stripped[0], begin)
+            if begin:
+                stripped = _BROKEN_AT_NUMBER.sub(_HYPHEN, stripped)
             # A hyphen joins two lines of the page; the box of the first part tells the paragraph.
             end = start + len(stripped.partition(_HYPHEN)[0]) - 1
             first = text_page.get_charbox(start, loose=True)
+            # The mark of an item may be larger than its text.
+            word = next((offset for offset, character in enumerate(stripped) if character.isalnum()), 0)
+            sized = text_page.get_charbox(start + word, loose=True) if word else first
             last = text_page.get_charbox(max(start, end), loose=True)
             if line := cleaned(_LEADERS.sub("… ", _dehyphenated(stripped, vocabulary))):
                 right = 1e9 if _HYPHEN in stripped else max(first[2], last[2])
-                yield Line(line, first[0], right, first[1], max(0.1, first[3] - first[1]))
+                yield Line(line, first[0], right, sized[1], max(0.1, sized[3] - sized[1]))
         position += len(raw_line) + 1
+
+
+_LINE_NUMBER: Final = re.compile(r"(\d{1,5})(?:\s+|$)")
+_BROKEN_AT_NUMBER: Final = re.compile(rf"(?<=[a-z])[-{_HYPHEN}]\d{{1,5}} (?=[a-z])")
+_FEWEST_NUMBERED: Final = 10
+
+
+def _numbered(text_page: Any, lines: Sequence[str]) -> dict[int, int]:
+    """How many characters number a line in the margin, as in manuscripts and listings, by the line's index.
+
+    The numbers count one by one, in smaller letters than the text.
+    """
+    runs: dict[int, list[int]] = {}  # the longest that ends with a number
+    ends: dict[int, int] = {}
+    for index, line in enumerate(lines):
+        if match := _LINE_NUMBER.match(line):
+            number = int(match[1])
+            ends[index] = match.end()
+            # The number of a line that ends a broken word stands inside of the line before.
+            before = max((runs.get(number - step, []) for step in (1, 2, 3)), key=len)
+            runs[number] = max([*before, index], runs.get(number, []), key=len)
+    run = max(runs.values(), key=len, default=[])
+    if len(run) < _FEWEST_NUMBERED:
+        return {}
+    starts = [0, *accumulate(len(line) + 1 for line in lines)]
+
+    def height(position: int) -> float:
+        _, bottom, _, top = text_page.get_charbox(position, loose=True)
+        return float(top - bottom)
+
+    smaller = [
+        height(starts[index]) < 0.9 * height(starts[index] + ends[index])
+        for index in run
+        if lines[index][ends[index] :].strip()
+    ]
+    return {index: ends[index] for index in run} if sum(smaller) > 0.7 * len(smaller) else {}
 
 
 def _dehyphenated(line: str, vocabulary: set[str]) -> str:
