@@ -262,3 +262,10 @@ def test_a_large_bullet_makes_no_heading(tmp_path: Path) -> None:
     body = paragraph(*["Some text of the body that is longer than the list below it."] * 5, top=600)
     item = [("\u2022", 72.0, 500.0, 18.0), ("Sails and masts", 90.0, 500.0, 11.0)]
     assert [block.level for block in read(documents.pdf(tmp_path / "a.pdf", [[*body, *item]]))] == [0, 0]
+
+
+def test_the_items_of_a_list_with_full_lines_are_lines(tmp_path: Path) -> None:
+    long = "this line is long enough to reach the right border of the text on its page, or nearly so"
+    items = [f"{mark} {long}" for mark in ("1.", "2.", "\u2022", "(a)")]
+    (text,) = texts(documents.pdf(tmp_path / "a.pdf", [paragraph(*items, "and so on")]))
+    assert text.split("\n") == [*items[:-1], f"{items[-1]} and so on"]

@@ -40,6 +40,7 @@ _LONG_LINE: Final = 60
 _LEADERS: Final = re.compile(r"(?:[.·] ?){5,}")
 # An entry of such a table, as it is after that.
 _ENTRY: Final = re.compile(r"… [\divxlc]+$")
+_ITEM: Final = re.compile(r"(?:[•‣▪–*-]|\(?(?:\d{1,2}|[a-z])[.)])\s")
 _CJK: Final = re.compile("[\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff\uff00-\uffef]")
 
 
@@ -375,7 +376,7 @@ def _joined(lines: list[Line], left: float, right: float) -> _Paragraph:
     text = lines[0].text
     for above, line in pairwise(lines):
         full = above.right >= left + _FULL * (right - left) or above.right - above.left > 0.35 * (right - left)
-        full = full and not _ENTRY.search(above.text)
+        full = full and not _ENTRY.search(above.text) and not _ITEM.match(line.text)
         if full and _CJK.match(line.text) and _CJK.match(text[-1]):
             text += line.text
         else:
