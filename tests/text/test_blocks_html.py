@@ -58,6 +58,8 @@ def test_the_title_is_the_top_heading_where_there_is_no_other() -> None:
     page = "<head>\n<title>\n Ships </title></head><body><h2>Keels</h2><p>Deep.</p>"
     assert [(block.text, block.level) for block in blocks(page)] == [("Ships", 1), ("Keels", 2), ("Deep.", 0)]
     assert texts("<title>Ships</title><h1>Boats</h1>") == ["Boats"]
+    assert texts("<title> Ships</title><h2>Ships</h2><p>x</p>") == ["Ships", "x"]
+    assert texts("<div id=banner><a href=b>Get</a></div><h1>Long boats</h1>") == ["Long boats"]
     assert texts("<title></title><p>x</p>") == ["x"]
     assert texts("<svg><title>icon</title></svg><p>x</p>") == ["x"]
 

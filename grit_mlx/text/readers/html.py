@@ -49,7 +49,7 @@ _AROUND: Final = frozenset({"nav", "aside", "footer", "menu", "dialog", "search"
 _AROUND_ROLES: Final = frozenset({"navigation", "banner", "contentinfo", "complementary", "search", "menu", "menubar",
                                   "toolbar", "dialog", "alertdialog"})  # fmt: skip
 _NAVIGATION: Final = (
-    r"[a-z]*nav|navbar|navigation|navheader|navfooter|menu|sidebar|sphinxsidebar|breadcrumbs?|toc|share|social|pagination|"
+    r"[a-z]*nav|banner|navbar|navigation|navheader|navfooter|menu|sidebar|sphinxsidebar|breadcrumbs?|toc|share|social|pagination|"
     r"related"
 )
 _AROUND_NAMES: Final = re.compile(
@@ -97,7 +97,10 @@ def html_blocks(html: str, *, place: int | None = None) -> Iterator[Block]:
     if root is None:
         return
     blocks = _Walk(root).blocks()
-    if not any(block.level == 1 for block in blocks) and (title := _title(root)):
+    title = _title(root)
+    if title is not None and not any(
+        block.level == 1 or (block.level and block.text == title.text) for block in blocks
+    ):
         top = min((block.first for block in blocks), default=title.first)
         blocks.insert(0, replace(title, first=min(title.first, top)))
     for block in blocks:
