@@ -86,7 +86,11 @@ _AROUND_NEWLINE: Final = re.compile(r"[ \t\r]*\n[ \t\r]*")
 _BLANKS: Final = re.compile(r"  +")
 # Characters for the radicals of Chinese script, which PDF files show in place of the words that look the same.
 _RADICALS: Final = {code: unicodedata.normalize("NFKC", chr(code)) for code in range(0x2F00, 0x2FD6)}
-_CLEANED: Final = {**_LIGATURES, **_RADICALS, **_UNSEEN, **_SPACES}
+# Adobe's private characters for figures and capitals in the style of old type.
+_OLD_STYLE: Final = {
+    0xF700 + code: chr(code).upper() for code in (*range(ord("0"), ord("9") + 1), *range(ord("a"), ord("z") + 1))
+}
+_CLEANED: Final = {**_LIGATURES, **_RADICALS, **_OLD_STYLE, **_UNSEEN, **_SPACES}
 
 
 def cleaned(text: str) -> str:

@@ -14,6 +14,7 @@ from grit_mlx.text.blocks import Block, Notes
 from grit_mlx.text.packing import pack
 from grit_mlx.text.quotable import quotables
 from grit_mlx.text.readers import read
+from grit_mlx.text.readers.pdf import _composed
 from tests.text import documents
 
 pytest.importorskip("pypdfium2")
@@ -269,3 +270,10 @@ def test_the_items_of_a_list_with_full_lines_are_lines(tmp_path: Path) -> None:
     items = [f"{mark} {long}" for mark in ("1.", "2.", "\u2022", "(a)")]
     (text,) = texts(documents.pdf(tmp_path / "a.pdf", [paragraph(*items, "and so on")]))
     assert text.split("\n") == [*items[:-1], f"{items[-1]} and so on"]
+
+
+def test_accents_before_their_letters_are_one_with_them(tmp_path: Path) -> None:
+    typed = "P\u00b4eter Br\u00a8oker, Mikul\u00b4\u0131k and the mar\u00b8k \u00b4 of 5\u00b4"
+    assert _composed(typed) == "P\u00e9ter Br\u00f6ker, Mikul\u00edk and the mar\u0137 \u00b4 of 5\u00b4"
+    path = documents.pdf(tmp_path / "a.pdf", [paragraph("The M\u00b4etro of Br\u00a8oker.")])
+    assert texts(path) == ["The M\u00e9tro of Br\u00f6ker."]

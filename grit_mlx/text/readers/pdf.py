@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import statistics
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -204,10 +205,32 @@ def _lines(text_page: Any, pdfium: Any) -> Iterator[Line]:
             word = next((offset for offset, character in enumerate(stripped) if character.isalnum()), 0)
             sized = text_page.get_charbox(start + word, loose=True) if word else first
             last = text_page.get_charbox(max(start, end), loose=True)
-            if line := cleaned(_LEADERS.sub("… ", _dehyphenated(stripped, vocabulary))):
+            if line := cleaned(_composed(_LEADERS.sub("… ", _dehyphenated(stripped, vocabulary)))):
                 right = 1e9 if _HYPHEN in stripped else max(first[2], last[2])
                 yield Line(line, first[0], right, sized[1], max(0.1, sized[3] - sized[1]))
         position += len(raw_line) + 1
+
+
+# Accents that TeX's older fonts set as a character of their own, before the letter: what composes with it.
+_ACCENTS: Final = dict(
+    zip(
+        "\u00b4\u00a8\u02c6\u02dc\u02c7\u00b8\u02da\u02d8\u02dd\u02db",
+        "\u0301\u0308\u0302\u0303\u030c\u0327\u030a\u0306\u030b\u0328",
+        strict=True,
+    )
+)
+_ACCENTED: Final = re.compile(f"([{''.join(_ACCENTS)}])([A-Za-z\u0131\u0237])")
+_DOTLESS: Final = {"\u0131": "i", "\u0237": "j"}
+
+
+def _composed(line: str) -> str:
+    """A line with accents and the letters behind them as one character, where there is one."""
+
+    def composed(match: re.Match[str]) -> str:
+        letter = unicodedata.normalize("NFC", _DOTLESS.get(match[2], match[2]) + _ACCENTS[match[1]])
+        return letter if len(letter) == 1 else match[0]
+
+    return _ACCENTED.sub(composed, line)
 
 
 _LINE_NUMBER: Final = re.compile(r"(\d{1,5})(?:\s+|$)")
