@@ -191,6 +191,7 @@ _TAG: Final = re.compile(r"</?[a-zA-Z][^>]*>|<!--.*?-->|\{\{.*?\}\}|&\w+;")
 _WORD: Final = re.compile(rf"[{_EAST_ASIAN}]{{2}}|[^\W\d_{_EAST_ASIAN}]+(?:['’-][^\W\d_]+)*")
 # What stands between a title and its page in a table of contents.
 _LEADERS: Final = re.compile(r"(?:…|\.{4,}|(?: \.){3,})\s*[\divxlc]+(?:\s|$)")
+_WORD_OR_NUMBER: Final = re.compile(rf"{_WORD.pattern}|\b\d+(?:[.,:]\d+)*\b")
 _DEFINITION: Final = re.compile(r"\[[^\]]+\]:\s|\.\.\s|:[\w -]+:\s*(?:\S+\s*)?$|#\+\w+:|\\\w+\{")
 
 # Of a sentence's characters at least this share are letters: what has more digits and signs is half a table.
@@ -230,5 +231,5 @@ def _is_complete(sentence: str, is_item: bool) -> bool:
     """Whether it ends as sentences do, or is too long for the title that it else may be; ":" announces something."""
     if _TERMINAL.search(sentence):
         return True
-    enough = _WORDS_OF_AN_ITEM if is_item else _WORDS_OF_A_LINE
-    return not sentence.endswith(":") and len(_WORD.findall(sentence)) >= enough
+    enough = _WORDS_OF_AN_ITEM if is_item or sentence.endswith(";") else _WORDS_OF_A_LINE
+    return not sentence.endswith(":") and len(_WORD_OR_NUMBER.findall(sentence)) >= enough
