@@ -277,3 +277,25 @@ def test_accents_before_their_letters_are_one_with_them(tmp_path: Path) -> None:
     assert _composed(typed) == "P\u00e9ter Br\u00f6ker, Mikul\u00edk and the mar\u0137 \u00b4 of 5\u00b4"
     path = documents.pdf(tmp_path / "a.pdf", [paragraph("The M\u00b4etro of Br\u00a8oker.")])
     assert texts(path) == ["The M\u00e9tro of Br\u00f6ker."]
+
+
+def test_headings_that_the_outline_words_otherwise_are_found_by_their_place(tmp_path: Path) -> None:
+    from reportlab.pdfgen import canvas
+
+    path = tmp_path / "a.pdf"
+    drawing = canvas.Canvas(str(path))
+    for number, (title, shown) in enumerate((("Tides", "Tides"), ("search/2", "search(Sea, Ship) -> Found"),
+                                             ("sink/1", "sink(Ship) -> ok"))):  # fmt: skip
+        top = 700 - 100 * number
+        drawing.bookmarkHorizontal(title, 0, top + 15)
+        drawing.addOutlineEntry(title, title, min(number, 1))
+        drawing.drawString(72, top, shown)
+        drawing.drawString(72, top - 13, f"The text below it: search/2 or sink/1, number {number}.")
+    drawing.drawString(72, 300, "search/2")  # far from where the outline points to
+    drawing.save()
+    found = [(block.text, block.level, block.title) for block in read(path) if block.level]
+    assert found == [
+        ("Tides", 1, ""),
+        ("search(Sea, Ship) -> Found", 2, "search/2"),
+        ("sink(Ship) -> ok", 2, "sink/1"),
+    ]

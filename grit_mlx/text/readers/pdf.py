@@ -11,11 +11,11 @@ import re
 import statistics
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from grit_mlx.errors import Option
 from grit_mlx.optional import optional
@@ -33,6 +33,9 @@ _SENTENCE_END: Final = (".", "!", "?", ":", "”", '"', "。", "！", "？")  # 
 _FULL: Final = 0.8
 _IMAGE_SHARE: Final = 0.25
 _HEADING_CHARACTERS: Final = 160
+# Points that a heading is at most below the place that the outline points to.
+_BELOW_TARGET: Final = 40
+_FIRST_WORD: Final = re.compile(r"[^\W\d_]{2,}")
 _HEADING_RATIO: Final = 1.2
 # A paragraph that goes on in the next column or page has at least as many.
 _SHORTEST_BROKEN: Final = 40
@@ -314,7 +317,7 @@ class _Sizes:
 class _Pages:
     """Pages, one after the other, to blocks."""
 
-    def __init__(self, outline: dict[int, dict[str, int]] | None) -> None:
+    def __init__(self, outline: dict[int, dict[str, _Title]] | None) -> None:
         self._outline = outline
         self._sizes = _Sizes()
         self._running = RunningLines()
@@ -325,19 +328,44 @@ class _Pages:
             self._last = None
             return
         self._sizes.add(lines)
-        titles = dict(self._outline.get(number - 1, {})) if self._outline is not None else {}
+        titles = dict(self._outline.get(number - 1, {})) if self._outline else {}
         body = self._sizes.body
 
         def is_title(line: Line) -> bool:
             return line.height >= _HEADING_RATIO * body or _letters(line.text) in titles
 
         kept = self._running.without(lines, number, keep=is_title)
-        for index, paragraph in enumerate(_paragraphs(kept, titles) if kept else ()):
-            own = self._sizes.level(paragraph)
-            level = own if self._outline is None else titles.pop(_letters(paragraph.text), 0)
+        placed = _placed(kept, titles)
+        for index, paragraph in enumerate(_paragraphs(kept, {*titles}, placed) if kept else ()):
+            level = own = self._sizes.level(paragraph)
+            title = placed.get(paragraph.lines[0])
+            if self._outline is not None:
+                found = title or titles.pop(_letters(paragraph.text), None)
+                level = found.level if found else 0
             glue = PARAGRAPH if level else _glue(self._last, paragraph, turned=not index)
-            yield Block(paragraph.text, number, number, level=level, glue=glue)
+            yield Block(paragraph.text, number, number, level=level, title=title.text if title else "", glue=glue)
             self._last = None if level or own else paragraph
+
+
+def _placed(lines: Sequence[Line], titles: dict[str, _Title]) -> dict[Line, _Title]:
+    """Lines that titles of the outline point to, where the page words them otherwise: "search/2" as "search(a, b)".
+
+    These titles are taken out.
+    """
+    placed: dict[Line, _Title] = {}
+    for letters, title in list(titles.items()):
+        word = _FIRST_WORD.search(title.text)
+        if title.top is None or word is None:
+            continue
+        below = [line for line in lines if -3 < title.top - line.bottom - line.height < _BELOW_TARGET]
+        if any(letters.startswith(_letters(line.text)) for line in below):
+            continue
+        named = [line for line in below if word[0].casefold() in line.text.casefold() and line not in placed]
+        line = max(named, key=lambda line: line.bottom, default=None)
+        if line is not None and len(line.text) <= _HEADING_CHARACTERS:
+            placed[line] = title
+            del titles[letters]
+    return placed
 
 
 def _glue(above: _Paragraph | None, paragraph: _Paragraph, *, turned: bool) -> str:
@@ -361,7 +389,7 @@ def _glue(above: _Paragraph | None, paragraph: _Paragraph, *, turned: bool) -> s
     return "" if _CJK.match(begin) and _CJK.match(end) else " "
 
 
-def _paragraphs(lines: list[Line], titles: dict[str, int]) -> Iterator[_Paragraph]:
+def _paragraphs(lines: list[Line], titles: Set[str], placed: Container[Line]) -> Iterator[_Paragraph]:
     """Lines of a page that belong together. A line that is a title of the outline stands alone."""
     left, right = min(line.left for line in lines), max((line.right for line in lines if line.right < 1e9), default=0)
     steps = [above.bottom - below.bottom for above, below in pairwise(lines)]
@@ -370,10 +398,13 @@ def _paragraphs(lines: list[Line], titles: dict[str, int]) -> Iterator[_Paragrap
         statistics.median([step for step in steps if step > 0.1] or [1.0]),
         1.6 * statistics.median(line.height for line in lines),
     )
+
+    def is_title(line: Line) -> bool:
+        return line in placed or _letters(line.text) in titles
+
     open_lines: list[Line] = []
     for line in lines:
-        is_title = _letters(line.text) in titles
-        if open_lines and (is_title or _letters(open_lines[-1].text) in titles or _parted(open_lines, line, pitch)):
+        if open_lines and (is_title(line) or is_title(open_lines[-1]) or _parted(open_lines, line, pitch)):
             yield _joined(open_lines, left, right)
             open_lines = []
         open_lines.append(line)
@@ -410,16 +441,26 @@ def _joined(lines: list[Line], left: float, right: float) -> _Paragraph:
 # --- headings -----------------------------------------------------------------------------------------------
 
 
-def _outline(document: Any, pdfium: Any) -> dict[int, dict[str, int]] | None:
-    """The titles of the outline with their levels, by the index of their page; None where there is no outline."""
-    found: dict[int, dict[str, int]] = defaultdict(dict)
+class _Title(NamedTuple):
+    """A title of the outline, its level from 1, and the height on the page that it points to."""
+
+    text: str
+    level: int
+    top: float | None
+
+
+def _outline(document: Any, pdfium: Any) -> dict[int, dict[str, _Title]] | None:
+    """The titles of the outline by the index of their page and by their letters; None where there is no outline."""
+    found: dict[int, dict[str, _Title]] = defaultdict(dict)
     try:
         for bookmark in document.get_toc(max_depth=10):
             destination = bookmark.get_dest()
             page = destination.get_index() if destination is not None else None
-            title = _letters(bookmark.get_title() or "")
-            if page is not None and title:
-                found[page].setdefault(title, bookmark.level + 1)
+            text = bookmark.get_title() or ""
+            if page is not None and _letters(text):
+                mode, view = destination.get_view()
+                top = view[1] if mode == pdfium.raw.PDFDEST_VIEW_XYZ and len(view) > 1 and view[1] else None
+                found[page].setdefault(_letters(text), _Title(cleaned(text), bookmark.level + 1, top))
     except pdfium.PdfiumError:  # a broken outline costs its headings, not the text
         pass
     return found or None
