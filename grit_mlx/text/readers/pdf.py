@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Container, Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from itertools import accumulate, pairwise
 from typing import Any, Final, NamedTuple
 
@@ -35,7 +36,12 @@ _IMAGE_SHARE: Final = 0.25
 _HEADING_CHARACTERS: Final = 160
 # Points that a heading is at most below the place that the outline points to.
 _BELOW_TARGET: Final = 40
-_FIRST_WORD: Final = re.compile(r"[^\W\d_]{2,}")
+# Points around that place where the title itself is looked for, and letters that its first line has at least.
+_NEAR_TARGET: Final = 100
+_BEGINNING: Final = 8
+_WORD: Final = re.compile(r"[^\W\d_]+")
+# How alike letters are where the page's own words do for a title of the outline.
+_ALIKE: Final = 0.7
 _HEADING_RATIO: Final = 1.2
 # A paragraph that goes on in the next column or page has at least as many.
 _SHORTEST_BROKEN: Final = 40
@@ -305,13 +311,17 @@ class _Sizes:
     def level(self, paragraph: _Paragraph) -> int:
         ratio = paragraph.height / self.body
         is_heading = (
-            ratio >= _HEADING_RATIO
-            and len(paragraph.lines) <= 3
-            and len(paragraph.text) <= _HEADING_CHARACTERS
-            and not paragraph.text.endswith((".", ",", ";"))
-            and sum(map(str.isalpha, paragraph.text)) >= 3
+            ratio >= _HEADING_RATIO and _may_be_heading(paragraph) and sum(map(str.isalpha, paragraph.text)) >= 3
         )
         return (1 if ratio >= 1.75 else 2 if ratio >= 1.4 else 3) if is_heading else 0
+
+
+def _may_be_heading(paragraph: _Paragraph) -> bool:
+    return (
+        len(paragraph.lines) <= 3
+        and len(paragraph.text) <= _HEADING_CHARACTERS
+        and not paragraph.text.endswith((".", ",", ";"))
+    )
 
 
 class _Pages:
@@ -338,13 +348,17 @@ class _Pages:
         placed = _placed(kept, titles)
         for index, paragraph in enumerate(_paragraphs(kept, {*titles}, placed) if kept else ()):
             level = own = self._sizes.level(paragraph)
-            title = placed.get(paragraph.lines[0])
+            title = placed.get(paragraph.lines[0]) if _may_be_heading(paragraph) else None
             if self._outline is not None:
                 found = title or titles.pop(_letters(paragraph.text), None)
                 level = found.level if found else 0
             glue = PARAGRAPH if level else _glue(self._last, paragraph, turned=not index)
             yield Block(paragraph.text, number, number, level=level, title=title.text if title else "", glue=glue)
             self._last = None if level or own else paragraph
+
+
+def _first_words(text: str) -> list[str]:
+    return [word.casefold() for word in _WORD.findall(text)[:2]]
 
 
 def _placed(lines: Sequence[Line], titles: dict[str, _Title]) -> dict[Line, _Title]:
@@ -354,16 +368,24 @@ def _placed(lines: Sequence[Line], titles: dict[str, _Title]) -> dict[Line, _Tit
     """
     placed: dict[Line, _Title] = {}
     for letters, title in list(titles.items()):
-        word = _FIRST_WORD.search(title.text)
-        if title.top is None or word is None:
+        words = _first_words(title.text)
+        if title.top is None or not words:
             continue
-        below = [line for line in lines if -3 < title.top - line.bottom - line.height < _BELOW_TARGET]
-        if any(letters.startswith(_letters(line.text)) for line in below):
-            continue
-        named = [line for line in below if word[0].casefold() in line.text.casefold() and line not in placed]
+        drops = {line: title.top - line.bottom - line.height for line in lines}
+        near = (_letters(line.text) for line in lines if abs(drops[line]) < _NEAR_TARGET)
+        if any(own == letters or (len(own) >= _BEGINNING and letters.startswith(own)) for own in near):
+            continue  # it is on the page word for word
+        below = [line for line in lines if -3 < drops[line] < _BELOW_TARGET]
+        # The first word, or the one behind a number or letter.
+        named = [
+            line
+            for line in below
+            if line not in placed and any(word.startswith(words[0]) for word in _first_words(line.text))
+        ]
         line = max(named, key=lambda line: line.bottom, default=None)
         if line is not None and len(line.text) <= _HEADING_CHARACTERS:
-            placed[line] = title
+            alike = SequenceMatcher(None, _letters(line.text), letters).ratio() >= _ALIKE
+            placed[line] = title._replace(text="") if alike else title
             del titles[letters]
     return placed
 
@@ -400,7 +422,8 @@ def _paragraphs(lines: list[Line], titles: Set[str], placed: Container[Line]) ->
     )
 
     def is_title(line: Line) -> bool:
-        return line in placed or _letters(line.text) in titles
+        # A full line may be the first of a paragraph that begins with its title.
+        return _letters(line.text) in titles or (line in placed and line.right < left + _FULL * (right - left))
 
     open_lines: list[Line] = []
     for line in lines:
