@@ -78,6 +78,7 @@ def test_the_title_is_the_top_heading_where_there_is_no_other() -> None:
         "<h1>T</h1><p>Text.</p><noscript>Menu</noscript><template>Menu</template><button>Menu</button>",
         "<ul class='docnav top'><li><a href='b'>Menu</a></ul><div class=sidebar><a href='c'>Menu</a> new.</div>"
         "<h1>T</h1><p>Text.</p><div class='social'>Menu. Menu.</div>",
+        "<div role=main><h1>T</h1><p>Text.</p><div class='toctree-wrapper compound'><a href=a>Menu</a></div></div>",
         "<h1>T</h1><label><a href='#p1'>17</a></label><p id=p1>Text.</p>",
         "<h1>T</h1><!-- Menu --><p>Text.</p><select><option>Menu</option></select>",
     ],

@@ -49,7 +49,7 @@ _AROUND: Final = frozenset({"nav", "aside", "footer", "menu", "dialog", "search"
 _AROUND_ROLES: Final = frozenset({"navigation", "banner", "contentinfo", "complementary", "search", "menu", "menubar",
                                   "toolbar", "dialog", "alertdialog"})  # fmt: skip
 _NAVIGATION: Final = (
-    r"[a-z]*nav|banner|navbar|navigation|navheader|navfooter|menu|sidebar|sphinxsidebar|breadcrumbs?|toc|share|social|pagination|"
+    r"[a-z]*nav|banner|navbar|navigation|navheader|navfooter|menu|sidebar|sphinxsidebar|breadcrumbs?|toc(?:tree)?|share|social|pagination|"
     r"related"
 )
 _AROUND_NAMES: Final = re.compile(
