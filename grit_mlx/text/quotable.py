@@ -145,7 +145,8 @@ def _paragraphs(blocks: Iterable[Block]) -> Iterator[list[Block]]:
 
 def _sentences(parts: Sequence[Block], heading: str) -> Iterator[Quotable]:
     """The sentences of a paragraph, which may stand on several pages."""
-    text, starts = "", []
+    text = ""
+    starts: list[int] = []
     for part in parts:
         text += part.glue if starts else ""
         starts.append(len(text))
