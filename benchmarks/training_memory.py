@@ -22,7 +22,7 @@ import numpy as np
 from mlx_lm.utils import quantize_model
 
 from grit_mlx.datasets.tokens import TokenizedChat, TokenizedText
-from grit_mlx.model import device
+from grit_mlx.model import device, widening
 from grit_mlx.model.settings import Settings
 from grit_mlx.model.world import World
 from grit_mlx.training import TrainingSettings
@@ -30,7 +30,7 @@ from grit_mlx.training.adapters import AdapterLayout, attach_adapter, choose_key
 from grit_mlx.training.data import EmbeddingBatch
 from grit_mlx.training.memory import estimate
 from grit_mlx.training.optimizers import make_optimizer, make_schedule
-from grit_mlx.training.recompute import checkpoint_layers
+from grit_mlx.training.recompute import checkpoint_layers, should_recompute
 from grit_mlx.training.scratch import random_model
 from grit_mlx.training.step import Trainee, TrainingStep, merged
 
@@ -48,6 +48,7 @@ class Case:
     rows: int = 8
     recompute: bool = False
     quantized: bool = False
+    widened: bool = False
 
 
 CASES = [
@@ -62,6 +63,9 @@ CASES = [
     Case(length=256, rows=4, recompute=True),
     Case(hidden=256, length=128),
     Case(hidden=256, quantized=True),
+    Case(hidden=512, quantized=True, widened=True),
+    Case(hidden=512, layers=12, quantized=True, widened=True),
+    Case(mode="embedding", hidden=1024, length=128, rows=4, quantized=True, widened=True),
     Case(kind="full"),
     Case(kind="full", hidden=256, recompute=True),
 ]
@@ -83,6 +87,8 @@ def measure(case: Case) -> dict[str, float]:
     model: Any = random_model(config, seed=0)
     if case.quantized:
         model, _ = quantize_model(model, config, group_size=64, bits=4)
+    if case.widened:
+        widening.prepare(model)
     settings = TrainingSettings(
         mode=case.mode,
         group_size=1,
@@ -99,7 +105,7 @@ def measure(case: Case) -> dict[str, float]:
         unfreeze_for_full(model, -1)
     else:
         attach_adapter(model, AdapterLayout("lora", -1, 16, 4.0, 0.0, choose_keys(model)))
-    if case.recompute:
+    if should_recompute(model, settings):
         checkpoint_layers(model.layers)
     trainee = Trainee(model)
     step = TrainingStep(trainee, settings, Settings(), world=World())
@@ -147,7 +153,9 @@ def main() -> None:
     for case in CASES:
         found = in_a_process(case)
         shape = f"{case.layers} layers of {case.hidden}, vocabulary {case.vocabulary}"
-        extras = ", 4-bit" * case.quantized + ", recomputed" * case.recompute
+        extras = (
+            ", 4-bit" * case.quantized + ", widened as it computes" * case.widened + ", recomputed" * case.recompute
+        )
         megabytes = [found[name] / 1e6 for name in ("estimated", "measured")]
         print(
             f"| {shape} | {case.mode}, {case.kind}{extras} | {case.rows} x {case.length} "

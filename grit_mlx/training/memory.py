@@ -11,7 +11,9 @@ import mlx.nn as nn
 
 from grit_mlx.errors import Option
 from grit_mlx.model.checkpoint import decoder_config
+from grit_mlx.model.widening import is_widened
 from grit_mlx.training.arrays import named_arrays
+from grit_mlx.training.recompute import should_recompute
 from grit_mlx.training.settings import TrainingSettings
 
 __all__ = ["MemoryEstimate", "advice", "estimate"]
@@ -59,9 +61,10 @@ def estimate(
 
     A layer keeps for each token about 8 rows of the hidden size and 3 of the feed-forward width, and where
     attention is not fused two rows of scores for each head; LoRA adds its low-rank rows, which are small beside
-    those. The layer whose gradient is computed takes twice as much again. With recomputation a layer keeps 4 rows of
-    the hidden size, and one layer at a time the rest. The head takes 5 rows of the vocabulary. Each number was found
-    by measuring; benchmarks/training_memory.py compares.
+    those. The layer whose gradient is computed takes twice as much again, and ten times as much where it widens its
+    weights as it computes. With recomputation a layer keeps 4 rows of the hidden size, and one layer at a time the
+    rest. The head takes 5 rows of the vocabulary. Each number was found by measuring; benchmarks/training_memory.py
+    compares.
 
     Args:
         model: with its trainable parameters chosen.
@@ -87,13 +90,14 @@ def estimate(
     tokens = max(length, min(settings.chunk_tokens, settings.chunk_size * length))
     states = 8 * hidden + 3 * width
     layer = states + (0 if fused_attention else 2 * heads * length)
-    kept = layers * 4 * hidden + layer if settings.grad_checkpoint else layers * layer
+    kept = layers * 4 * hidden + layer if should_recompute(model, settings) else layers * layer
+    computing = (10 if is_widened(model) else 2) * states
     head = 5 * int(config.get("vocab_size") or 0) if settings.generates else 0
     trees = 2 + (settings.mode == "unified") + _OPTIMIZER_STATES[settings.optimizer]
     return MemoryEstimate(
         weights=weights,
         training=int(trained_bytes * trees),
-        activations=int(tokens * (kept + 2 * states + head) * size),
+        activations=int(tokens * (kept + computing + head) * size),
         available=available,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import mlx.optimizers as optim
 
 from grit_mlx.datasets.examples import EMBEDDING, GENERATIVE
@@ -17,6 +19,7 @@ from grit_mlx.model import device
 from grit_mlx.model.adapters import attach, check_base, complete, keys_of, read_adapter
 from grit_mlx.model.loading import LoadedModel, load
 from grit_mlx.model.options import ModelChoice
+from grit_mlx.model.widening import is_widened
 from grit_mlx.model.world import World
 from grit_mlx.training import adapters
 from grit_mlx.training.adapters import AdapterLayout
@@ -30,7 +33,7 @@ from grit_mlx.training.data import (
     split_files,
 )
 from grit_mlx.training.optimizers import Schedule, make_optimizer, make_schedule
-from grit_mlx.training.recompute import checkpoint_layers
+from grit_mlx.training.recompute import checkpoint_layers, should_recompute
 from grit_mlx.training.router import Routers, find_routers
 from grit_mlx.training.scratch import write_random_model
 from grit_mlx.training.settings import TrainingSettings
@@ -38,6 +41,8 @@ from grit_mlx.training.step import Trainee, TrainingStep
 from grit_mlx.training.token_files import TEST, TRAIN, VALID, TokenOptions, find_data_files, split_of
 
 __all__ = ["Data", "Preparation", "data_folder", "prepare_data", "prepare_model"]
+
+logger = logging.getLogger("grit_mlx")
 
 
 @dataclass(frozen=True)
@@ -98,9 +103,9 @@ def prepare_model(settings: TrainingSettings, world: World) -> Preparation:
         loaded.model, projection=loaded.projection, learn_temperature=settings.learn_temperature and settings.embeds
     )
     routers, router_factor = _routers(loaded, settings)
-    if settings.grad_checkpoint:
+    if should_recompute(loaded.model, settings):
         checkpoint_layers(loaded.model.layers, routers)
-    compiled = device.current_device().kind != "cpu" if settings.compile is None else settings.compile
+    compiled = _should_compile(loaded.model, settings)
     common: dict[str, Any] = {
         "routers": routers,
         "router_factor": router_factor,
@@ -122,6 +127,14 @@ def prepare_model(settings: TrainingSettings, world: World) -> Preparation:
             settings.optimizer, schedule, weight_decay=settings.weight_decay, options=settings.optimizer_config
         ),
     )
+
+
+def _should_compile(model: nn.Module, settings: TrainingSettings) -> bool:
+    """Whether steps are compiled: as the settings say, or else on Metal."""
+    if settings.compile and is_widened(model):
+        logger.warning("Steps are not compiled: layers that widen their weights as they compute cannot be.")
+        return False
+    return device.current_device().kind == "metal" if settings.compile is None else settings.compile
 
 
 def _load(settings: TrainingSettings, world: World) -> LoadedModel:

@@ -2,21 +2,34 @@
 
 mlx-lm's ``grad_checkpoint`` patches the class, for every model of the process and once more with each call. Here
 the layers of one model are intercepted.
+
+Layers that widen their weights (``model/widening.py``) compute at once, and mlx keeps all that is computed at once
+while a gradient is traced, of both passes and until its end. They are cut off from the trace, layer by layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_map
 
+from grit_mlx.model import widening
 from grit_mlx.model.intercept import intercept
+from grit_mlx.training.arrays import named_arrays
 from grit_mlx.training.router import Routers
+from grit_mlx.training.settings import TrainingSettings
 
-__all__ = ["checkpoint_layers"]
+__all__ = ["checkpoint_layers", "should_recompute"]
+
+
+def should_recompute(model: nn.Module, settings: TrainingSettings) -> bool:
+    """Whether a run's layers are computed again: if its settings say so, and always where weights are widened."""
+    return settings.grad_checkpoint or widening.is_widened(model)
 
 
 def checkpoint_layers(layers: Sequence[nn.Module], routers: Routers | None = None) -> None:
@@ -78,10 +91,50 @@ def _recompute(routers: Routers | None, masks: _Masks) -> Callable[..., Any]:
                     return forward(x, *args, **kwargs), noted
 
         parameters = layer.trainable_parameters()
-        result, noted = mx.checkpoint(inner)(parameters, x)
+        checkpoint = _cut_off if widening.is_widened(layer) else mx.checkpoint
+        result, noted = checkpoint(inner)(parameters, x)
         layer.update(parameters)  # not the inner graph's
         if noted and routers is not None and routers.noted is not None:
             routers.noted.extend(noted)
         return result
 
     return around
+
+
+def _cut_off(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """``mx.checkpoint`` for what is computed at once: nothing of either pass is kept but what goes in and comes out."""
+
+    @mx.custom_function
+    def forward(*args: Any) -> Any:
+        return _evaluated(fn(*_evaluated(args)))
+
+    @forward.vjp
+    def gradient(args: Any, cotangents: Any, _results: Any) -> Any:
+        def flat(*arrays: mx.array) -> list[mx.array]:
+            return _leaves(fn(*_filled(args, arrays)))
+
+        primals, weights = (_leaves(_evaluated(tree)) for tree in (args, cotangents))
+        return _filled(args, _evaluated(mx.vjp(flat, primals, weights)[1]))
+
+    return forward
+
+
+def _leaves(tree: Any) -> list[mx.array]:
+    return [value for _, value in named_arrays(tree)]
+
+
+def _filled(tree: Any, leaves: Iterable[mx.array]) -> Any:
+    """A tree of this shape with other leaves."""
+    rest = iter(leaves)
+    return tree_map(lambda _: next(rest), tree)
+
+
+def _evaluated(tree: Any) -> Any:
+    """Copies of a tree's arrays that know nothing of how they came about."""
+
+    def copied(value: mx.array) -> mx.array:
+        if value.dtype == mx.bfloat16:  # unknown to NumPy
+            return mx.array(np.array(value.view(mx.uint16))).view(mx.bfloat16)
+        return mx.array(np.array(value))
+
+    return tree_map(copied, tree)

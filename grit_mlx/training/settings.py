@@ -110,7 +110,7 @@ class TrainingSettings:
     max_grad_norm: float | None = _optimisation(1.0, "Clip gradients to this norm; 0 for no clipping.", minimum=0)
     seed: int = _optimisation(0, "Random seed.", minimum=0)
     grad_checkpoint: bool = _optimisation(False, "Recompute layers in the backward pass: less memory, more time.")
-    compile: bool | None = _optimisation(None, "Use mx.compile. Default: on GPUs, where it helps.")
+    compile: bool | None = _optimisation(None, "Use mx.compile. Default: on Metal; CUDA compiles for each shape.")
 
     temperature: float = _losses(0.02, "Temperature, by which similarities are divided.", minimum=1e-6)
     learn_temperature: bool = _losses(False, "Learn the temperature, starting from that value.")

@@ -15,16 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 import yaml
 
 from grit_mlx import GritLM
 from grit_mlx.errors import ArgumentError, DocumentError, GritError, MemoryLimitError, NonFiniteError, OutputError
+from grit_mlx.model import device, widening
 from grit_mlx.model.settings import read_settings
 from grit_mlx.training import TrainingSettings, train
-from grit_mlx.training.arrays import read_arrays
+from grit_mlx.training.adapters import AdapterLayout, attach_adapter, choose_keys
+from grit_mlx.training.arrays import read_arrays, save_arrays
 from grit_mlx.training.callbacks import Callback, StepReport, TrainingPlan, ValidationReport, read_log
+from grit_mlx.training.recompute import checkpoint_layers
+from grit_mlx.training.scratch import random_model
 from tests.processes import finished, launch
 from tests.training.conftest import embedding_rows, write_rows
 from tests.training.test_adapters import quantized
@@ -428,6 +433,66 @@ def test_full_tuning_of_a_quantised_model(settings: Make, tiny_model: Path, tmp_
     run(made)
     assert "quantization" not in json.loads((Path(made.adapter_path) / "config.json").read_text())
     assert GritLM(made.adapter_path).encode(["A keel."]).shape == (1, 32)
+
+
+@pytest.mark.parametrize("kind", ["lora", "full", "mixtral", "last-block"])
+def test_weights_that_are_widened_as_they_are_used(
+    settings: Make,
+    tiny_model: Path,
+    tiny_mixtral: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
+) -> None:
+    """On a CPU without room for float32, a run takes the same steps as one with room."""
+    if device.current_device().kind != "cpu":
+        pytest.skip("weights are widened on a CPU only")
+    changes: dict[str, Any] = {"iters": 3, "lora_parameters": {"rank": 4, "scale": 2.0, "dropout": 0.5}}
+    if kind == "full":
+        base = tmp_path / "half"
+        shutil.copytree(tiny_model, base)
+        arrays = {name: value.astype(mx.bfloat16) for name, value in read_arrays(base / "model.safetensors").items()}
+        save_arrays(base / "model.safetensors", arrays)
+        changes |= {"fine_tune_type": "full", "learning_rate": 1e-5}
+    else:
+        base = quantized(tiny_mixtral if kind == "mixtral" else tiny_model, tmp_path / "q", bits=4)
+        changes |= {"num_layers": 1} if kind == "last-block" else {}
+        changes |= {"adapt_experts": True, "router_factor": 0.1} if kind == "mixtral" else {}
+    # As the other does always, and without it dropout draws other masks.
+    changes["grad_checkpoint"] = True
+    roomy = run(settings(model=str(base), adapter_path=str(tmp_path / "roomy"), **changes))
+    monkeypatch.setattr(device, "available_memory", lambda: 1)
+    changes |= {"grad_checkpoint": False, "compile": True}
+    narrow = run(settings(model=str(base), adapter_path=str(tmp_path / "narrow"), **changes))
+    assert "Steps are not compiled" in caplog.text
+    tolerance = 2e-2 if kind == "full" else 1e-4  # steps of bfloat16 weights are rounded
+    for one, other in zip(roomy.steps, narrow.steps, strict=True):
+        assert other.losses == pytest.approx(one.losses, rel=tolerance)
+        assert other.gradient_norm == pytest.approx(one.gradient_norm, rel=tolerance * 10)
+
+
+def test_layers_that_widen_their_weights_keep_nothing_for_the_gradient() -> None:
+    """mlx keeps what is computed at once while it traces, so that memory would grow by all of it with each layer."""
+
+    def peak(layers: int) -> int:
+        config = {"model_type": "llama", "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": layers}
+        config |= {"num_attention_heads": 4, "vocab_size": 64, "rms_norm_eps": 1e-5, "tie_word_embeddings": True}
+        model: Any = random_model(config, seed=0)
+        model.set_dtype(mx.bfloat16)
+        widening.prepare(model)
+        attach_adapter(model, AdapterLayout("lora", -1, 4, 1.0, 0.0, choose_keys(model)))
+        checkpoint_layers(model.layers)
+        ids = mx.array(np.arange(512)[None] % 64)
+        mx.eval(model.parameters())
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        loss = nn.value_and_grad(model, lambda ids: model(ids).square().mean())
+        mx.eval(loss(ids))
+        return mx.get_peak_memory() - before
+
+    one_more = (peak(6) - peak(2)) / 4
+    assert one_more < 4 * 512 * 256 * 4, "a layer keeps what goes in and comes out, and gradients of its adapter"
 
 
 def test_held_out_data_of_its_own(settings: Make, data: Path, tmp_path: Path) -> None:
