@@ -242,6 +242,7 @@ _EXPECTED: Final = tuple(
     for asked, answer in (
         (r"\bhow (?:many|much|long|far|often|old|large|big|high|deep|tall)\b|\bwhat (?:percent|number)", _NUMBER),
         (r"\be-?mail address", r"\w@\w+\.\w"),
+        (r"\bwhy\b", r"(?i:\bbecause\b|\bdue to\b|\breasons?\b|\bin order to\b|\bso that\b)"),
         (r"\bwhen\b|\b(?:what|which) (?:year|date|day|month|century|decade)\b", _DATE),
         (r"\bwho\b|\bwhose\b|\bwhere\b|\b(?:what|which) (?:city|country|person|name)\b", r"\b[A-Z][a-z]"),
     )
@@ -254,7 +255,7 @@ def _expected(question: str) -> re.Pattern[str] | None:
 
 
 def _sought(question: str) -> re.Pattern[str] | None:
-    """The number or time that a question asks for, if any; names are in most sentences."""
+    """The number, time, address or reason that a question asks for, if any; names are in most sentences."""
     return next((answer for asked, answer in _EXPECTED[:-1] if asked.search(question)), None)
 
 

@@ -203,6 +203,18 @@ def test_the_sentence_behind_answers_what_the_best_one_leaves_open(embedder: Gri
     assert rag.ask("How long do other boats wait?").quotes[0].text == "Other boats: 10 days"
 
 
+def test_the_reason_comes_along(embedder: GritLM, tmp_path: Path) -> None:
+    (tmp_path / "gate.md").write_text(
+        "Many captains say that the gate closes more slowly than it did in older times. This is because its chain "
+        "was greased with butter. Bread is sold at the gate.\n",
+        encoding="utf-8",
+    )
+    store = Store(tmp_path / "store", embedder)
+    store.index([tmp_path / "gate.md"])
+    rag = Rag(embedder, store, min_score=-1.0)
+    assert "greased with butter" in rag.ask("Why does the gate close more slowly than in older times?").quotes[0].text
+
+
 def test_an_address_is_sought(embedder: GritLM, tmp_path: Path) -> None:
     (tmp_path / "post.md").write_text(
         "The harbour master reads the email of ships every day. Write to post@harbour.example for a berth.\n",
