@@ -4,10 +4,13 @@
         --xquad xquad.en.json
 
 ``--runs`` holds adapters named unified, embedding and generative (recipes/grit-small/tune.py); those that are there are
-measured. Retrieval: nDCG@10 on ../shared/data/dev, of vectors and of vectors fused with BM25. Answers: questions of
-xquad_en whose answer people marked in XQuAD (github.com/google-deepmind/xquad, CC BY-SA 4.0), asked as ``grit rag``
-asks, from the passage that holds it. "match": the normalised answer stands in what is generated; "exact": it is all
-that is generated. Perplexity: of the passages of xquad_en and clapnq_dev as plain texts.
+measured. With ``--add`` what is measured joins the stored results of the same runs.
+
+Retrieval: nDCG@10 on ../shared/data/dev, of vectors and of vectors fused with BM25. Answers: questions of xquad_en
+whose answer people marked in XQuAD (github.com/google-deepmind/xquad, CC BY-SA 4.0), asked as ``grit rag`` asks, from
+the passage that holds it. "match": the normalised answer stands in what is generated; "exact": it is all that is
+generated. Perplexity: of the passages of xquad_en and clapnq_dev as plain texts. With ``--data`` (the recipe's rows)
+also both losses on rows that are kept out of training.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from common import CORPORA, SHARED, machine, save  # before mlx, to load the fast BLAS
+from common import CORPORA, RESULTS, SHARED, machine, save  # before mlx, to load the fast BLAS
 
 # isort: split
 import mlx.core as mx
@@ -35,15 +38,24 @@ from grit_mlx.evaluation.answers import answer_loss
 from grit_mlx.evaluation.scoring import evaluate
 from grit_mlx.evaluation.sets import AnswerSet, LabelledSet, RetrievalSet, limited, load_set
 from grit_mlx.evaluation.systems import GritSystem
+from grit_mlx.model.world import World
+from grit_mlx.options import from_mapping
 from grit_mlx.rag import Answerer, Document
+from grit_mlx.training import TrainingSettings
 from grit_mlx.training.callbacks import read_log
+from grit_mlx.training.preparation import prepare_data, prepare_model
+from grit_mlx.training.settings import read_yaml
+from grit_mlx.training.validation import held_out_losses
 
 INSTRUCTION = "Given a question, retrieve passages that answer it"
 RUNS = ("unified", "embedding", "generative")
 SETS = (*CORPORA, "stsb")
 TEXTS = ("xquad_en", "clapnq_dev")
 MOST_WORDS = 5  # of an answer
-PARTS = ("retrieval", "answers", "perplexity")
+PARTS = ("retrieval", "answers", "perplexity", "held_out")
+RECIPE = Path(__file__).parents[1] / "recipes" / "grit-small" / "settings.yaml"
+# Chunks for a laptop.
+CHUNKS = {"chunk_size": 64, "chunk_tokens": 4096}
 
 
 def questions(path: Path, count: int) -> list[tuple[str, str, str]]:
@@ -124,6 +136,24 @@ def perplexity(model: GritLM, count: int | None) -> dict[str, float]:
     return {name: loss.perplexity for name, loss in found.items()}
 
 
+def held_out(adapter: Path | None, options: argparse.Namespace) -> dict[str, Any]:
+    """The losses on rows that the recipe keeps out of training, in batches as large as those it trains on."""
+    own = {"data": str(options.data), "cache": str(options.runs / "tokens"), "val_batches": options.batches}
+    chosen = {"model": str(options.model), "resume_adapter_file": adapter and str(adapter), "dtype": options.dtype}
+    settings = from_mapping(TrainingSettings, {**read_yaml(RECIPE), **own, **chosen, **CHUNKS})
+    prepared = prepare_model(settings, World(alone=True))
+    data = prepare_data(
+        settings,
+        prepared.loaded.tokenizer._tokenizer,
+        World(alone=True),
+        vector_size=prepared.vector_size,
+        prompt_format=prepared.loaded.settings.prompt_format,
+    )
+    losses = held_out_losses(prepared, data, max_batches=options.batches)
+    rows = {"pairs": settings.batch_size, "answers": settings.generative_batch_size}
+    return {"losses": losses, **{name: size * options.batches for name, size in rows.items()}}
+
+
 def log_of(folder: Path) -> dict[str, Any]:
     """What was trained, how fast, and the losses on held-out rows."""
     log = read_log(folder / "log.jsonl")
@@ -159,6 +189,9 @@ def measure(adapter: Path | None, options: argparse.Namespace) -> dict[str, Any]
     if "answers" in options.parts and options.xquad:
         found["answers"] = answers(model, questions(options.xquad, options.questions), options.tokens, options.cached)
         print({**found["answers"], "written": None}, file=sys.stderr, flush=True)
+    if "held_out" in options.parts and options.data:
+        found["held_out"] = held_out(adapter, options)
+        print(found["held_out"], file=sys.stderr, flush=True)
     if adapter is not None:
         found["training"] = log_of(adapter)
     return {**found, "seconds": round(time.monotonic() - began)}
@@ -178,20 +211,25 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=48, help="of an answer, at most")
     parser.add_argument("--cached", action="store_true", help="also answer from cached passages")
     parser.add_argument("--texts", type=int, help="only so many texts of each set for the perplexity")
+    parser.add_argument("--data", type=Path, help="the recipe's rows; without it no losses are measured")
+    parser.add_argument("--batches", type=int, default=2, help="of held-out rows")
+    parser.add_argument("--add", action="store_true", help="to the stored results, instead of replacing them")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--batch-tokens", type=int)
     options = parser.parse_args()
-    results: dict[str, Any] = {}
-    for name in options.only:
-        adapter = None if name == "untuned" else options.runs / name
+    name = f"real_training-{machine()['device']}"
+    stored = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) if options.add else {"runs": {}}
+    results: dict[str, Any] = stored["runs"]
+    for run in options.only:
+        adapter = None if run == "untuned" else options.runs / run
         if adapter is None or (adapter / "adapters.safetensors").exists():
-            print(name, file=sys.stderr, flush=True)
-            results[name] = measure(adapter, options)
+            print(run, file=sys.stderr, flush=True)
+            results[run] = {**results.get(run, {}), **measure(adapter, options)}
             mx.clear_cache()
             (options.runs / "evaluation.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
-    sizes = {name: getattr(options, name) for name in ("documents", "queries", "questions", "texts", "max_length")}
-    save(f"real_training-{machine()['device']}", {"model": options.model.name, "sizes": sizes, "runs": results})
+    sizes = {one: getattr(options, one) for one in ("documents", "queries", "questions", "texts", "max_length")}
+    save(name, {"model": stored.get("model", options.model.name), "sizes": stored.get("sizes", sizes), "runs": results})
 
 
 if __name__ == "__main__":

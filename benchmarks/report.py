@@ -230,13 +230,17 @@ def real_training(results: dict[str, Any]) -> str:
     lines["words written"] = [f"{run['answers']['words']:.1f}" for run in runs]
     for name in runs[0]["perplexity"]:
         lines[f"perplexity of passages of {name}"] = [f"{run['perplexity'][name]:.1f}" for run in runs]
+    kept = runs[0].get("held_out", {"losses": {}})
+    for name in kept["losses"]:
+        lines[f"{name} loss of held-out rows"] = [f"{run['held_out']['losses'][name]:.2f}" for run in runs]
     rows = [[label, *cells] for label, cells in lines.items()]
     return "\n\n".join(
         [
             described(results),
             f"Retrieval among the first {sizes['documents']} documents of each set, for at most {sizes['queries']} "
             f"queries; {sizes['questions']} questions from the passage that answers them; perplexity of "
-            f"{sizes['texts']} passages of each set.",
+            f"{sizes['texts']} passages of each set"
+            + (f"; losses of {kept['pairs']} pairs and {kept['answers']} answers." if kept["losses"] else "."),
             table(["", *results["runs"]], rows),
         ]
     )
