@@ -127,7 +127,7 @@ def quotes_of(
         ranks=[shares[index] for index, _ in found],
         positions=positions,
     )
-    return _chosen(found, scores, results)
+    return _chosen(question, found, scores, results)
 
 
 def _scores(
@@ -235,12 +235,14 @@ _HOW_TO: Final = re.compile(
 _NUMBER: Final = r"\d|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|twelve|hundred|thousand|million|half)\b"
 _DATE: Final = (
     r"\b\d{4}\b|\b(?:January|February|March|April|May|June|July|August|September|October|November|December|century)\b"
-    r"|\b(?:every|each|daily|weekly|monthly|yearly|before|after|until|day|week|month|year)\b"
+    r"|\b(?:every|each|daily|weekly|monthly|yearly|before|after|until|(?:second|minute|hour|day|week|month|year)s?)\b"
 )
 _EXPECTED: Final = tuple(
     (re.compile(asked, re.IGNORECASE), re.compile(answer))
     for asked, answer in (
         (r"\bhow (?:many|much|long|far|often|old|large|big|high|deep|tall)\b|\bwhat (?:percent|number)", _NUMBER),
+        (r"\be-?mail address", r"\w@\w+\.\w"),
+        (r"\bwhy\b", r"(?i:\bbecause\b|\bdue to\b|\breasons?\b|\bin order to\b|\bso that\b)"),
         (r"\bwhen\b|\b(?:what|which) (?:year|date|day|month|century|decade)\b", _DATE),
         (r"\bwho\b|\bwhose\b|\bwhere\b|\b(?:what|which) (?:city|country|person|name)\b", r"\b[A-Z][a-z]"),
     )
@@ -252,21 +254,35 @@ def _expected(question: str) -> re.Pattern[str] | None:
     return next((answer for asked, answer in _EXPECTED if asked.search(question)), None)
 
 
+def _sought(question: str) -> re.Pattern[str] | None:
+    """The number, time, address or reason that a question asks for, if any; names are in most sentences."""
+    return next((answer for asked, answer in _EXPECTED[:-1] if asked.search(question)), None)
+
+
 # Choosing
 
 
 def _chosen(
-    found: Sequence[tuple[int, Quotable]], scores: NDArray[np.float64], results: Sequence[SearchResult]
+    question: str,
+    found: Sequence[tuple[int, Quotable]],
+    scores: NDArray[np.float64],
+    results: Sequence[SearchResult],
 ) -> list[Quote]:
     order = np.argsort(-scores, kind="stable")
     best = float(scores[order[0]])
     quotes: list[Quote] = []
+    sought = _sought(question)
     for index in order:
         passage, one = found[index]
         if len(quotes) == _MOST_QUOTES or (quotes and scores[index] < _AS_GOOD * best):
             break
         if index and _needs_lead(one) and one.lead == found[index - 1][1].text:
             one = replace(one, text=f"{one.lead} {one.text}", first=found[index - 1][1].first)
+        elif sought and not one.is_code and not sought.search(one.text) and index + 1 < len(found):
+            # "It is closed after this time. The default is 2 minutes."
+            _, following = found[index + 1]
+            if following.lead == one.text and sought.search(following.text):
+                one = replace(one, text=f"{one.text} {following.text}", last=following.last)
         words = _words(one.text)
         if any(_alike(words, _words(quote.text)) for quote in quotes):
             continue
@@ -336,7 +352,7 @@ def _quotables(passage: StoredPassage) -> Iterator[Quotable]:
 
 def _hold(blocks: Iterable[Block], text: str) -> bool:
     """Whether blocks of a file still hold the text of a passage, all but a line or two that were cut."""
-    held = "\n".join(block.text for block in blocks)
+    held = "".join(block.glue + block.text for block in blocks)
     lines = [line.strip() for line in text.split("\n")]
     return bool(held) and sum(line not in held for line in lines) <= min(2, len(lines) // 2)
 

@@ -34,7 +34,8 @@ class Block:
         level: of a heading its level, from 1; 0 for body text.
         title: of a heading whose text has marks, as in Markdown, the text without them; else empty.
         by_line: whether each newline in the text is a line of the file, so that the place of a part can be counted.
-        glue: what joins it to the block before: a blank line, or a newline between the rows of one table.
+        glue: what joins it to the block before: a blank line, a newline between the rows of one table, or a space, or
+            nothing, where it goes on with a paragraph of the page before.
         header: of a row of a table, the text of the header row above it; empty where there is none.
         verbatim: whether it is code or other preformatted text, which is not cut at the ends of sentences.
         fields: of a row that is a document of its own, its columns and values.
@@ -85,7 +86,11 @@ _AROUND_NEWLINE: Final = re.compile(r"[ \t\r]*\n[ \t\r]*")
 _BLANKS: Final = re.compile(r"  +")
 # Characters for the radicals of Chinese script, which PDF files show in place of the words that look the same.
 _RADICALS: Final = {code: unicodedata.normalize("NFKC", chr(code)) for code in range(0x2F00, 0x2FD6)}
-_CLEANED: Final = {**_LIGATURES, **_RADICALS, **_UNSEEN, **_SPACES}
+# Adobe's private characters for figures and capitals in the style of old type.
+_OLD_STYLE: Final = {
+    0xF700 + code: chr(code).upper() for code in (*range(ord("0"), ord("9") + 1), *range(ord("a"), ord("z") + 1))
+}
+_CLEANED: Final = {**_LIGATURES, **_RADICALS, **_OLD_STYLE, **_UNSEEN, **_SPACES}
 
 
 def cleaned(text: str) -> str:

@@ -6,13 +6,14 @@ Headings, rows of tables, lists of links, badges and bare markup are left out: t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from textwrap import dedent
 from typing import Final
 
-from grit_mlx.text.blocks import Block
+from grit_mlx.text.blocks import PARAGRAPH, ROW, Block
 from grit_mlx.text.sentences import sentences
 
 __all__ = ["Quotable", "folded", "quotables"]
@@ -52,7 +53,7 @@ def quotables(blocks: Iterable[Block], *, code: bool = False, heading: str = "")
     """
     path: list[tuple[int, str]] = []
     previous, quoted = "", ""
-    for block in blocks:
+    for block, *rest in _paragraphs(blocks):
         above = " ".join([heading, *(title for _, title in path)]).strip()
         if block.level:
             path = [one for one in path if one[0] < block.level]
@@ -65,7 +66,7 @@ def quotables(blocks: Iterable[Block], *, code: bool = False, heading: str = "")
             said = block
             if code:
                 said, quoted = _comments(block, quoted)
-            found = list(_sentences(said, above))
+            found = list(_sentences([said, *rest], above))
             yield from found
             previous = found[-1].text if found else ""
             if code and block.verbatim:
@@ -93,9 +94,17 @@ def _listing(block: Block, heading: str, lead: str) -> Iterator[Quotable]:
         yield Quotable(text, min(first, last), last, heading, is_code=True, lead=lead)
 
 
+# The line of a table of contents or of an index: it ends with pages.
+_PAGES: Final = re.compile(r"(?:…|\.{4,}|(?: \.){3,}|,|(?<=\w))(?:,?\s+[\divxlc]+(?:[–-]\d+)?)+$")
+_ENTRIES: Final = 3
+
+
 def _is_row(block: Block) -> bool:
-    """Whether a block is a row of a table, or the rule below its header."""
-    return bool(block.header) or block.text.lstrip().startswith("|") or block.text.count(" | ") > 1
+    """Whether a block is a row of a table or the rule below its header, or entries with their pages."""
+    if block.header or block.text.lstrip().startswith("|") or block.text.count(" | ") > 1:
+        return True
+    lines = block.text.split("\n")
+    return len(lines) >= _ENTRIES and 2 * sum(_PAGES.search(line.rstrip()) is not None for line in lines) > len(lines)
 
 
 _COMMENT: Final = re.compile(r"^\s*(?:#+!?|//+!?|/\*+|\*+/?|--|;+|%+|\"\"\"|''')\s?|(?:\*/|\"\"\"|''')\s*$")
@@ -122,17 +131,36 @@ def _comments(block: Block, quoted: str) -> tuple[Block, str]:
     return replace(block, text="\n".join(lines)), quoted
 
 
-def _sentences(block: Block, heading: str) -> Iterator[Quotable]:
-    text = block.text
+def _paragraphs(blocks: Iterable[Block]) -> Iterator[list[Block]]:
+    """Each block, with those that go on with it on the next pages."""
+    parts: list[Block] = []
+    for block in blocks:
+        if parts and (block.glue in (PARAGRAPH, ROW) or block.level or block.verbatim):
+            yield parts
+            parts = []
+        parts.append(block)
+    if parts:
+        yield parts
+
+
+def _sentences(parts: Sequence[Block], heading: str) -> Iterator[Quotable]:
+    """The sentences of a paragraph, which may stand on several pages."""
+    text = ""
+    starts: list[int] = []
+    for part in parts:
+        text += part.glue if starts else ""
+        starts.append(len(text))
+        text += part.text
     before = ""
     for start, stop in sentences(text):
         sentence = _unmarked(text[start:stop])
         if not _says_something(sentence):
             before = ""
             continue
-        first, last = block.first, block.last
-        if block.by_line:
-            first += text.count("\n", 0, start)
+        begins, ends = (bisect_right(starts, offset) - 1 for offset in (start, stop - 1))
+        first, last = parts[begins].first, parts[ends].last
+        if parts[begins].by_line:
+            first += text.count("\n", starts[begins], start)
             last = first + text.count("\n", start, stop)
         is_item = bool(_ITEM.match(text[start:stop]))
         yield Quotable(sentence, first, last, heading, is_complete=_is_complete(sentence, is_item), lead=before)
@@ -162,6 +190,9 @@ _LINK: Final = re.compile(r"\[[^\]]*\](?:\([^)]*\)|\[[^\]]*\])|`[^`<]+ <[^>]+>`_
 _CODE: Final = re.compile(r"``?[^`]+``?")
 _TAG: Final = re.compile(r"</?[a-zA-Z][^>]*>|<!--.*?-->|\{\{.*?\}\}|&\w+;")
 _WORD: Final = re.compile(rf"[{_EAST_ASIAN}]{{2}}|[^\W\d_{_EAST_ASIAN}]+(?:['’-][^\W\d_]+)*")
+# What stands between a title and its page in a table of contents.
+_LEADERS: Final = re.compile(r"(?:…|\.{4,}|(?: \.){3,})\s*[\divxlc]+(?:\s|$)")
+_WORD_OR_NUMBER: Final = re.compile(rf"{_WORD.pattern}|\b\d+(?:[.,:]\d+)*\b")
 _DEFINITION: Final = re.compile(r"\[[^\]]+\]:\s|\.\.\s|:[\w -]+:\s*(?:\S+\s*)?$|#\+\w+:|\\\w+\{")
 
 # Of a sentence's characters at least this share are letters: what has more digits and signs is half a table.
@@ -171,7 +202,7 @@ _MINIMUM_WORDS: Final = 3
 
 def _says_something(sentence: str) -> bool:
     """Whether there are words beside links, images, code and tags."""
-    if _DEFINITION.match(sentence):
+    if _DEFINITION.match(sentence) or _LEADERS.search(sentence):
         return False
     bare = _TAG.sub(" ", _LINK.sub(" ", _IMAGE.sub(" ", sentence)))
     prose = _CODE.sub(" ", bare)
@@ -201,5 +232,5 @@ def _is_complete(sentence: str, is_item: bool) -> bool:
     """Whether it ends as sentences do, or is too long for the title that it else may be; ":" announces something."""
     if _TERMINAL.search(sentence):
         return True
-    enough = _WORDS_OF_AN_ITEM if is_item else _WORDS_OF_A_LINE
-    return not sentence.endswith(":") and len(_WORD.findall(sentence)) >= enough
+    enough = _WORDS_OF_AN_ITEM if is_item or sentence.endswith(";") else _WORDS_OF_A_LINE
+    return not sentence.endswith(":") and len(_WORD_OR_NUMBER.findall(sentence)) >= enough

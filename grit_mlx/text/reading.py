@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from grit_mlx.errors import DependencyError, DocumentError, Option
-from grit_mlx.text.blocks import ROW, Block, Notes
+from grit_mlx.text.blocks import PARAGRAPH, Block, Notes
 from grit_mlx.text.encoding import check_is_text, decoded_blocks
 from grit_mlx.text.kinds import Kind, kind_of, why_not
 from grit_mlx.text.options import FileReading, ReadingOptions
@@ -227,10 +227,10 @@ def _of_blocks(
 
 
 def _paragraphs(blocks: Iterable[Block], source: str) -> Iterator[Text]:
-    """Blocks that stand together: a heading with the lines right under it, the rows of a table."""
+    """Blocks that stand together: a heading with the lines right under it, a table's rows, a paragraph on two pages."""
     text, first, last = "", 0, 0
     for block in blocks:
-        if first and (block.glue != ROW or block.level):
+        if first and (block.glue == PARAGRAPH or block.level):
             yield Text(text, source, first, last)
             text, first = "", 0
         text += (block.glue if first else "") + block.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,8 @@ def test_the_title_is_the_top_heading_where_there_is_no_other() -> None:
     page = "<head>\n<title>\n Ships </title></head><body><h2>Keels</h2><p>Deep.</p>"
     assert [(block.text, block.level) for block in blocks(page)] == [("Ships", 1), ("Keels", 2), ("Deep.", 0)]
     assert texts("<title>Ships</title><h1>Boats</h1>") == ["Boats"]
+    assert texts("<title> Ships</title><h2>Ships</h2><p>x</p>") == ["Ships", "x"]
+    assert texts("<div id=banner><a href=b>Get</a></div><h1>Long boats</h1>") == ["Long boats"]
     assert texts("<title></title><p>x</p>") == ["x"]
     assert texts("<svg><title>icon</title></svg><p>x</p>") == ["x"]
 
@@ -73,6 +76,10 @@ def test_the_title_is_the_top_heading_where_there_is_no_other() -> None:
         "<ul class='breadcrumb'><li>Menu</ul><h1>T</h1><p>Text.<script>Menu()</script><style>Menu</style></p>",
         "<h1>T</h1><p hidden>Menu</p><p style='display: none'>Menu</p><span aria-hidden=true>Menu</span><p>Text.</p>",
         "<h1>T</h1><p>Text.</p><noscript>Menu</noscript><template>Menu</template><button>Menu</button>",
+        "<ul class='docnav top'><li><a href='b'>Menu</a></ul><div class=sidebar><a href='c'>Menu</a> new.</div>"
+        "<h1>T</h1><p>Text.</p><div class='social'>Menu. Menu.</div>",
+        "<div role=main><h1>T</h1><p>Text.</p><div class='toctree-wrapper compound'><a href=a>Menu</a></div></div>",
+        "<h1>T</h1><label><a href='#p1'>17</a></label><p id=p1>Text.</p>",
         "<h1>T</h1><!-- Menu --><p>Text.</p><select><option>Menu</option></select>",
     ],
 )
@@ -109,6 +116,15 @@ def test_broken_pages_are_read(page: str) -> None:
 )
 def test_sections_with_such_names_are_content(page: str) -> None:
     assert texts(page)[-3:] == ["Menu", "Bread.", "Note."]
+
+
+def test_a_side_bar_of_a_book_is_text() -> None:
+    boxed = "The kernel of a system is the part that <a href='k'>every program</a> rests upon, as the word says."
+    page = f"<h1>T</h1><div>Above.</div><div class='sidebar'><h3>Basics</h3><div>{boxed}</div></div><p>Below.</p>"
+    text = re.sub("<.*?>", "", boxed)
+    assert texts(page) == ["T", "Above.", "Basics", text, "Below."]
+    menu = "<a href='a'>The kernel of a system and its programs.</a>"
+    assert texts(f"<h1>T</h1><div class='sidebar'>{menu}</div>" + f"<p>{boxed}</p>" * 2) == ["T", *[text] * 2]
 
 
 @pytest.mark.parametrize("page", ["", "  \n", "<!-- x -->", "<html></html>", "\0"])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from grit_mlx.text.blocks import Block
+from grit_mlx.text.blocks import Block, cleaned
 from grit_mlx.text.kinds import kind_of
 from grit_mlx.text.readers import read
 from tests.text import documents
@@ -130,3 +130,7 @@ def test_generated_sheets(tmp_path: Path) -> None:
         documents.xlsx(tmp_path / "a.xlsx", {"S": cells}), lambda number: f"Number {number} Text {sentence(number)}"
     )
     assert len(blocks) == 298
+
+
+def test_private_characters_for_old_figures_and_small_capitals_are_read() -> None:
+    assert cleaned("Version \uf731.\uf730\uf739 of \uf761\uf77a") == "Version 1.09 of AZ"

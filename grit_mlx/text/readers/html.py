@@ -48,12 +48,17 @@ _SPACE: Final = re.compile(r"\s+")
 _AROUND: Final = frozenset({"nav", "aside", "footer", "menu", "dialog", "search"})
 _AROUND_ROLES: Final = frozenset({"navigation", "banner", "contentinfo", "complementary", "search", "menu", "menubar",
                                   "toolbar", "dialog", "alertdialog"})  # fmt: skip
+_NAVIGATION: Final = (
+    r"[a-z]*nav|banner|navbar|navigation|navheader|navfooter|menu|sidebar|sphinxsidebar|breadcrumbs?|toc(?:tree)?|share|social|pagination|"
+    r"related"
+)
 _AROUND_NAMES: Final = re.compile(
-    r"(?:^|[\s_-])(?:nav|navbar|navigation|navheader|navfooter|menu|sidebar|sphinxsidebar|breadcrumbs?|cookies?|"
-    r"consent|masthead|skip-?link|skip-?to-?content|toc|share|social|advert(?:isement)?|ads?|newsletter|pagination|related|"
-    r"site-?(?:header|footer)|page-?footer|footer)(?:$|[\s_-]|bar|wrapper)",
+    rf"(?:^|[\s_-])(?:(?P<links>{_NAVIGATION})|cookies?|consent|masthead|skip-?link|skip-?to-?content|"
+    r"advert(?:isement)?|ads?|newsletter|site-?(?:header|footer)|page-?footer|footer)(?:$|[\s_-]|bar|wrapper)",
     re.IGNORECASE,
 )
+# Words that are no link, with an end: somebody wrote them to be read.
+_SENTENCE: Final = re.compile(r"\w{2}.{40,}?(?:[.!?…](?=\s|$)|[。！？؟।])", re.DOTALL)  # noqa: RUF001
 # Numbers beside listings, and links that edit a section.
 _FURNITURE: Final = re.compile(r"linenos|lineno|mw-editsection|mw-jump-link")
 _NAMED: Final = frozenset({"div", "ul", "ol", "section", "table", "p", "header", "form", "center", "td"})
@@ -92,7 +97,10 @@ def html_blocks(html: str, *, place: int | None = None) -> Iterator[Block]:
     if root is None:
         return
     blocks = _Walk(root).blocks()
-    if not any(block.level == 1 for block in blocks) and (title := _title(root)):
+    title = _title(root)
+    if title is not None and not any(
+        block.level == 1 or (block.level and block.text == title.text) for block in blocks
+    ):
         top = min((block.first for block in blocks), default=title.first)
         blocks.insert(0, replace(title, first=min(title.first, top)))
     for block in blocks:
@@ -131,6 +139,11 @@ def _letters(element: Any) -> int:
 
 def _is_mostly_links(element: Any) -> bool:
     return sum(map(_letters, element.iter("a"))) >= _MOSTLY_LINKS * _letters(element)
+
+
+def _reads(element: Any) -> bool:
+    """Whether there is a sentence beside the links."""
+    return _SENTENCE.search("".join(element.xpath("descendant-or-self::text()[not(ancestor::a)]")).strip()) is not None
 
 
 # --- which parts are content --------------------------------------------------------------------------------
@@ -172,6 +185,8 @@ def _is_permalink(element: Any) -> bool:
     if element.tag != "a" or len(element):
         return False
     text = (element.text or "").strip().lower()
+    if text.isdigit() and element.get("href", "").startswith("#"):  # a number beside each paragraph
+        return _all_text(element.getparent()).strip() == text
     return text in _PERMALINK_TEXTS or (len(text) <= 1 and _PERMALINK.search(_names(element)) is not None)
 
 
@@ -259,9 +274,13 @@ class _Walk:
         return around and self._is_around(element)
 
     def _is_named_around(self, element: Any) -> bool:
-        """By its class; or by its identifier, which a section has from its heading, so it has to look like one too."""
-        if _AROUND_NAMES.search(element.get("class", "")):
-            return True
+        """By its class or identifier.
+
+        Books have side bars of text between their paragraphs; and a section has its identifier from its heading. So
+        navigation has to look like it, too.
+        """
+        if name := _AROUND_NAMES.search(element.get("class", "")):
+            return not name["links"] or not _reads(element) or _is_mostly_links(element)
         if not _AROUND_NAMES.search(element.get("id", "")):
             return False
         has_heading = any(element.find(f".//{heading}") is not None for heading in _HEADINGS)
