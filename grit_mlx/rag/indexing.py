@@ -21,7 +21,7 @@ from grit_mlx.progress import Progress
 from grit_mlx.rag.schema import NewPassage, SourceFile, rows
 from grit_mlx.rag.table import FileState, PassageTable
 from grit_mlx.text.blocks import Notes
-from grit_mlx.text.kinds import kind_of
+from grit_mlx.text.kinds import Kind, kind_of
 from grit_mlx.text.options import FileReading
 from grit_mlx.text.passages import Passage
 from grit_mlx.text.reading import has_field
@@ -154,7 +154,8 @@ def plan_index(
             continue
         hashes.add(content_hash)
         chosen = _chosen(path, how, FileReading(**plan.reading.get(name, {})), report.notes)
-        file = SourceFile(_key(name, content_hash, chosen), name, content_hash, kind_of(path).unit)
+        kind = kind_of(path)
+        file = SourceFile(_key(name, content_hash, chosen, kind), name, content_hash, kind.unit)
         others = {key: state for key, state in states.items() if key != file.key}
         state = states.get(file.key)
         if state is not None and state.complete:
@@ -233,9 +234,10 @@ def _chosen(path: Path, wanted: FileReading, before: FileReading, notes: Notes) 
     return both
 
 
-def _key(name: str, content_hash: str, how: FileReading) -> str:
+def _key(name: str, content_hash: str, how: FileReading, kind: Kind) -> str:
     parts = [name, content_hash, *([how.field] if how.field is not None else [])]
     parts += [f"{option}={value}" for option, value in how.chosen.items() if option != "field"]
+    parts += [f"edition={kind.edition}"] if kind.edition > 1 else []
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 

@@ -22,6 +22,7 @@ class Kind:
         by: what makes one text by default, as in ``ReadingOptions``.
         at_random: whether its reader jumps to and fro in the file.
         whole: whether its reader holds the complete file.
+        edition: of its reader. A higher one than before lets stores read such files again.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Kind:
     by: str = "paragraph"
     at_random: bool = False
     whole: bool = False
+    edition: int = 1
 
     @property
     def rows(self) -> bool:
@@ -81,16 +83,16 @@ _KINDS: Final[dict[Kind, str]] = {
     Kind("org", "markup:read_org", by="line"): ".org",
     Kind("asciidoc", "markup:read_asciidoc", by="line"): ".adoc .asciidoc",
     Kind("latex", "markup:read_tex", by="line"): ".tex .ltx",
-    Kind("html", "html:read_html", whole=True): ".html .htm .xhtml",
-    Kind("pdf", "pdf:read_pdf", "page", at_random=True): ".pdf",
+    Kind("html", "html:read_html", whole=True, edition=2): ".html .htm .xhtml",
+    Kind("pdf", "pdf:read_pdf", "page", at_random=True, edition=2): ".pdf",
     Kind("docx", "word:read_word", "paragraph", at_random=True): ".docx .docm .dotx .dotm",
     Kind("odt", "opendocument:read_opendocument", "paragraph", at_random=True): ".odt .ott",
     Kind("pptx", "slides:read_slides", "slide", at_random=True): ".pptx .pptm .potx .ppsx",
     Kind("odp", "opendocument:read_opendocument", "slide", at_random=True): ".odp .otp",
     Kind("rows", "sheets:read_sheets", "row", at_random=True): ".xlsx .xlsm .xlsb .xls .ods .ots",
-    Kind("epub", "epub:read_epub", "chapter", at_random=True): ".epub",
-    Kind("mail", "mail:read_mail", "paragraph", whole=True): ".eml .mht .mhtml",
-    Kind("mailbox", "mail:read_mailbox", "message"): ".mbox",
+    Kind("epub", "epub:read_epub", "chapter", at_random=True, edition=2): ".epub",
+    Kind("mail", "mail:read_mail", "paragraph", whole=True, edition=2): ".eml .mht .mhtml",
+    Kind("mailbox", "mail:read_mailbox", "message", edition=2): ".mbox",
     Kind("notebook", "notebook:read_notebook", "cell", whole=True): ".ipynb",
     Kind("rtf", "rtf:read_rtf", "paragraph", whole=True): ".rtf",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from grit_mlx import GritLM
 from grit_mlx.errors import ArgumentError, StoreError
 from grit_mlx.rag import Store
 from grit_mlx.rag.table import PassageTable
+from grit_mlx.text import kinds
 from grit_mlx.text.options import WalkOptions
 from tests.rag.conftest import rows_of
 
@@ -69,6 +71,19 @@ def test_the_field_is_remembered_for_each_file(make_store: MakeStore, table: Pat
     make_store().index([table], field="answer")
     assert make_store().index([table.parent]).added == 1
     assert "A buoy floats." in contents(make_store()) and len(make_store()) == 7
+
+
+def test_a_better_reader_reads_files_again(
+    make_store: MakeStore, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is embedded again that comes out as before, and other kinds stay."""
+    write(table.parent / "notes.txt", "A keel keeps a ship upright.\n")
+    make_store().index([table.parent])
+    kind = kinds.kind_of(table)
+    monkeypatch.setitem(kinds._SUFFIXES, ".csv", replace(kind, edition=kind.edition + 1))
+    report = make_store().index([table.parent])
+    assert (report.changed, report.unchanged, report.reused, report.passages) == (1, 1, 6, 0)
+    assert make_store().index([table.parent]).unchanged == 2 and len(make_store()) == 7
 
 
 # Files that cannot be read
