@@ -200,7 +200,7 @@ class GritLM:
             output_dtype: ``"float32"``, ``"float16"``, ``"int8"`` or ``"binary"``; the last two return
                 ``CompressedVectors`` with scales.
             long_texts: ``"truncate"`` reads the first ``max_length`` tokens; ``"average"`` reads all, in chunks
-                of that length whose vectors are averaged, weighted by their tokens.
+                of that length whose vectors are averaged, weighted by their tokens; ``"refuse"`` raises a TextError.
             progress: called with texts done and texts in all; True draws a bar on stderr, False none, None draws one
                 for many texts if stderr is a terminal.
             normalized: whether the vectors have length 1; None for what the model was loaded for.

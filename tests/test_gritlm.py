@@ -146,6 +146,10 @@ def test_long_texts(model: GritLM, caplog: pytest.LogCaptureFixture) -> None:
     assert np.abs(averaged[0] - cut[0]).max() > 1e-3
     np.testing.assert_allclose(np.linalg.norm(averaged, axis=1), 1, atol=1e-6)
 
+    with pytest.raises(TextError, match="Text 1 is longer than the 32 tokens"):
+        model.encode([short, long], max_length=32, long_texts="refuse")
+    np.testing.assert_array_equal(model.encode([short], long_texts="refuse"), model.encode([short]))
+
     # By hand: every chunk behind the instruction, weighted by its tokens.
     ids = model.tokenizer("<|embed|>\n" + long)["input_ids"]
     begin = len(model.tokenizer("<|embed|>\n")["input_ids"])
@@ -181,7 +185,7 @@ def mean_of(model: GritLM, ids: list[int], skipped: int) -> NDArray[Any]:
         (["a"], {"max_length": "8"}, "max_length must be a whole number, not '8'"),
         (["a"], {"batch_size": -1}, "batch_size must be at least 1"),
         (["a"], {"instruction": 3}, "instruction must be text, not 3"),
-        (["a"], {"long_texts": "drop"}, "Unknown long_texts 'drop': use one of truncate, average"),
+        (["a"], {"long_texts": "drop"}, "Unknown long_texts 'drop': use one of truncate, average, refuse"),
         (["a"], {"long_texts": "average", "get_cache": True}, "get_cache keeps one pass"),
     ],
 )

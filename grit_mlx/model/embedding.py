@@ -245,6 +245,12 @@ class Embedder:
                 )
             pieces += [Piece(i, head + body[at : at + room], skipped) for at in range(0, max(len(body), 1), room)]
         if cut := sum(tokens.truncated for tokens in tokenized):
+            if options.long_texts == "refuse":
+                first = first_index + next(i for i, tokens in enumerate(tokenized) if tokens.truncated)
+                raise TextError(
+                    f"Text {first} is longer than the {options.max_length} tokens that are read of one. Shorten it.",
+                    index=first,
+                )
             logger.warning(
                 "%d of %d texts were truncated at %d tokens. Raise %s, or average chunks (%s).",
                 cut,

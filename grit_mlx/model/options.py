@@ -33,7 +33,7 @@ DTYPES = ("auto", "stored", "float32", "float16", "bfloat16")
 SPLITS = ("tensor", "pipeline")
 
 # What to do with a text of more than max_length tokens.
-LONG_TEXTS = ("truncate", "average")
+LONG_TEXTS = ("truncate", "average", "refuse")
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class EmbeddingOptions:
     )
     long_texts: str = option(
         "truncate",
-        "Truncate longer texts at --max-length, or embed them in chunks of that length and average the chunks.",
+        "Truncate longer texts at --max-length, average chunks of that length, or refuse them.",
         choices=LONG_TEXTS,
         flags=("--long",),
     )

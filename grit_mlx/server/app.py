@@ -113,7 +113,11 @@ class Endpoints:
                     f" must be {size}, the model's own: it was not trained for vectors that are cut short.",
                 )
             begin = partial(
-                lane.embed, given, instruction=asked.instruction, role=asked.role or target.role or "document"
+                lane.embed,
+                given,
+                instruction=asked.instruction,
+                role=asked.role or target.role or "document",
+                long_texts="truncate" if asked.truncate else "refuse",
             )
             if given and not isinstance(given[0], str):
                 begin = partial(lane.embed_ids, given)

@@ -108,6 +108,7 @@ class EmbeddingRequest:
     dimensions: int | None = option(None, "Length of a vector.", minimum=1)
     input_type: str | None = option(None, "What the texts are.", choices=tuple(_ROLES))
     instruction: str | None = option(None, "What the texts are embedded with.")
+    truncate: bool = option(True, "Whether texts that are too long are cut; else they are refused.")
 
     def __post_init__(self) -> None:
         check(self)

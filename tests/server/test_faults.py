@@ -43,6 +43,7 @@ FIELDS = [
         "dimensions",
         "input_type",
         "instruction",
+        "truncate",
         "stream_options",
         "n",
         "seed",

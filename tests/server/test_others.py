@@ -238,6 +238,8 @@ def test_null_is_not_set_and_developers_are_systems(server: Server) -> None:
         ({"input": "a", "dimensions": 3}, "dimensions must be"),
         ({"input": "a", "encoding_format": "hex"}, "encoding_format"),
         ({"input": {"text": "a"}}, "input must be"),
+        ({"input": ["a", "a " * 9000], "truncate": False}, "Text 1 is longer than the [0-9]+ tokens"),
+        ({"input": "a", "truncate": "END"}, "truncate must be"),
     ],
 )
 def test_embeddings_that_are_refused(client: openai.OpenAI, fields: Any, said: str) -> None:
