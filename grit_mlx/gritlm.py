@@ -583,7 +583,12 @@ class GritLM:
         ), cache
 
     def within_context(self, options: GenerationOptions, tokens: int) -> GenerationOptions:
-        """The options for an answer that ends where the model's context does: beyond it, models write rubbish."""
+        """The options for an answer that ends where the model's context does: beyond it, models write rubbish.
+
+        Raises:
+            ArgumentError: they name a token that the model does not have.
+        """
+        inputs.token_ids(list(options.logit_bias), rows=self.rows, what="logit_bias")
         room = int(decoder_config(self.config).get("max_position_embeddings") or 0) - tokens
         if room < 1 or 0 <= options.max_tokens <= room:
             return options

@@ -379,7 +379,10 @@ def sampling(
     """
     processors = make_logits_processors(
         repetition_penalty=None if options.repetition_penalty == 1 else options.repetition_penalty,
-        repetition_context_size=options.repetition_context_size,
+        presence_penalty=options.presence_penalty,
+        frequency_penalty=options.frequency_penalty,
+        logit_bias=options.logit_bias,
+        **{f"{kind}_context_size": options.repetition_context_size for kind in ("repetition", "presence", "frequency")},
     )
     head = mx.array(list(reused[-options.repetition_context_size :]), dtype=mx.int32)
 

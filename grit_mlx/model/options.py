@@ -196,7 +196,16 @@ class GenerationOptions:
     repetition_penalty: float | None = option(
         None, "Divide the logits of recent tokens by this; 1.1 is mild.", above=0, metavar="NUMBER"
     )
+    presence_penalty: float = option(
+        0.0, "Subtract this from the logits of recent tokens.", minimum=-2, maximum=2, metavar="NUMBER"
+    )
+    frequency_penalty: float = option(
+        0.0, "Subtract this for each time that a token is among them.", minimum=-2, maximum=2, metavar="NUMBER"
+    )
     repetition_context_size: int = option(20, "How many recent tokens are penalised.", minimum=1, flags=None)
+    logit_bias: dict[int, float] = option(
+        {}, "What is added to the logits of tokens, by their ids.", minimum=-100, maximum=100, flags=None
+    )
     seed: int | None = option(
         None,
         "Random seed, for reproducible sampling; -1 for a new one each time.",
@@ -227,6 +236,7 @@ class GenerationOptions:
         for name in ("stop", "choice"):
             if not all(texts := getattr(self, name)):
                 raise ArgumentError(Option(name), f" must be texts that are not empty, not {texts!r}.")
+        object.__setattr__(self, "logit_bias", _by_id(self.logit_bias))
         forms = [name for name in ("schema", "regex", "choice") if getattr(self, name) not in (None, ())]
         if len(forms) > 1:
             raise ArgumentError(Option(forms[0]), " and ", Option(forms[1]), " exclude each other.")
@@ -234,6 +244,15 @@ class GenerationOptions:
             check_unicode(text, "The form of the answer")
         if self.schema is not None:
             object.__setattr__(self, "schema", _schema_text(self.schema))
+
+
+def _by_id(bias: Mapping[Any, float]) -> dict[int, float]:
+    """Numbers by the ids of tokens, which JSON writes as texts."""
+    try:
+        return {int(token): value for token, value in bias.items()}
+    except (TypeError, ValueError):
+        wrong = next(token for token in bias if not str(token).lstrip("-").isdecimal())
+        raise ArgumentError(Option("logit_bias"), f" goes by ids of tokens, not {wrong!r:.80}.") from None
 
 
 def _schema_text(schema: Any) -> str:

@@ -38,7 +38,6 @@ __all__ = [
 
 _NOT_DONE: Final = "is not supported. Leave it out."
 _TEXT_ONLY: Final = "is not supported: the model reads and writes text only."
-_PENALTY: Final = "is not supported: use repetition_penalty."
 
 # Fields that change nothing about an answer.
 _IGNORED: Final = (
@@ -55,9 +54,6 @@ _IGNORED: Final = (
 
 _REFUSED: Final = {
     "n": "must be 1: one answer a request. Send several requests.",
-    "logit_bias": _NOT_DONE,
-    "frequency_penalty": _PENALTY,
-    "presence_penalty": _PENALTY,
 }
 _REFUSED_IN_CHATS: Final = {
     **_REFUSED,
@@ -130,6 +126,9 @@ class _Sampling:
     top_k: int = option(0, "Of the most likely tokens.", minimum=0, also={-1: "for all"})
     min_p: float = option(0.0, "Least probability.", minimum=0, maximum=1)
     repetition_penalty: float | None = option(None, "Divide the logits of recent tokens by this.", above=0)
+    presence_penalty: float = option(0.0, "Subtract this from their logits.", minimum=-2, maximum=2)
+    frequency_penalty: float = option(0.0, "Subtract this for each time they occur.", minimum=-2, maximum=2)
+    logit_bias: dict[str, float] = option({}, "Add to the logits of these ids.", minimum=-100, maximum=100)
     seed: int | None = option(None, "Random seed.", minimum=-(2**63), maximum=2**64 - 1)
     stop: Sequence[str] = option((), "Stop at these.")
     stream: bool = option(False, "Send pieces as they come.")
@@ -301,6 +300,8 @@ def embedding_reply(vectors: NDArray[np.float32], request: EmbeddingRequest, mod
 
 def chat_request(body: Mapping[str, Any]) -> ChatRequest:
     """Read a request."""
+    if "none" in (body.get("tool_choice"), body.get("function_call")):  # what may not be called need not be known
+        body = {name: value for name, value in body.items() if name not in ("tools", "functions")}
     return read(ChatRequest, body, ignored=_IGNORED, refused=_REFUSED_IN_CHATS)
 
 

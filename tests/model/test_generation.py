@@ -72,6 +72,34 @@ def test_a_repetition_penalty_changes_what_repeats(model: GritLM) -> None:
     assert len(set(penalised)) > len(set(plain))
 
 
+@pytest.mark.parametrize("name", ["presence_penalty", "frequency_penalty"])
+def test_penalties_that_are_subtracted(model: GritLM, name: str) -> None:
+    """From the logits of what was written before, as OpenAI defines them."""
+    options: dict[str, Any] = {name: 2.0, "repetition_context_size": 100}
+    plain = list(model.stream_responses(PROMPT, max_tokens=40))
+    penalised = list(model.stream_responses(PROMPT, max_tokens=40, **options))
+    assert len({one.token for one in penalised}) > len({one.token for one in plain})
+    # What is written first was not written before, so nothing but the prompt's tokens can differ.
+    first = {place: penalised[0].logprobs[place] - plain[0].logprobs[place] for place in range(model.rows)}
+    prompt = model.prompt_tokens(PROMPT, raw=False, continues=False)
+    counts = {token: prompt.count(token) if name == "frequency_penalty" else 1 for token in set(prompt)}
+    base = max(float(value) for value in first.values())
+    for place, value in first.items():
+        assert float(value) == pytest.approx(base - 2.0 * counts.get(place, 0), abs=1e-4)
+
+
+def test_biases_of_tokens(model: GritLM) -> None:
+    plain = tokens(model, max_tokens=8)
+    assert plain[0] not in tokens(model, max_tokens=8, logit_bias={plain[0]: -100})
+    assert tokens(model, max_tokens=5, logit_bias={str(plain[3]): 100}) == [plain[3]] * 5
+    assert (
+        model.generate_batch([PROMPT] * 2, max_tokens=5, logit_bias={plain[3]: 100})
+        == [model.tokenizer.decode([plain[3]] * 5)] * 2
+    )
+    with pytest.raises(ArgumentError, match="logit_bias has the id 100000"):
+        tokens(model, max_tokens=1, logit_bias={100_000: 1})
+
+
 def test_stops_at_the_end_token(model: GritLM, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = tokens(model, max_tokens=10)
     monkeypatch.setattr(model._engine_tokenizer, "_eos_token_ids", {plain[4]})

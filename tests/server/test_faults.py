@@ -49,7 +49,15 @@ FIELDS = [
         "seed",
     ),
     *("logprobs", "top_logprobs", "echo", "response_format", "tools", "paths", "system", "stop_sequences", "min_p"),
-    *("max_completion_tokens", "repetition_penalty", "logit_bias", "thinking", "return_documents", "nonsense"),
+    *(
+        "max_completion_tokens",
+        "repetition_penalty",
+        "presence_penalty",
+        "logit_bias",
+        "thinking",
+        "return_documents",
+        "nonsense",
+    ),
 ]
 # Many more where time does not matter.
 EXAMPLES = int(os.environ.get("GRIT_TEST_REQUESTS", "1000"))

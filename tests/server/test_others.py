@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,26 @@ def test_schemas_that_cannot_be_followed(client: openai.OpenAI) -> None:
             )
 
 
+def test_biases_and_penalties(server: Server) -> None:
+    """In a batch with others, each answer has its own."""
+    body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 6}
+    own: dict[str, Any] = {"logit_bias": {"70": 100}, "presence_penalty": 1.5, "frequency_penalty": -0.5}
+    with ThreadPoolExecutor(4) as pool:
+        asked = [{**body, **own}, body] * 2
+        replies = list(pool.map(lambda one: server.post("/v1/chat/completions", one), asked))
+    texts = [reply["choices"][0]["message"]["content"] for reply in replies]
+    chat = [{"role": "user", "content": "Hi"}]
+    expected = server.model.generate(chat, max_tokens=6, **own), server.model.generate(chat, max_tokens=6)
+    assert texts == [*expected, *expected] and expected[0] == server.model.tokenizer.decode([70] * 6)
+
+
+def test_tools_that_may_not_be_called_change_nothing(server: Server) -> None:
+    body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 6}
+    tools = {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "none"}
+    plain, told = (server.post("/v1/chat/completions", one)["choices"] for one in (body, body | tools))
+    assert plain == told
+
+
 # What is refused
 
 
@@ -190,9 +211,11 @@ def test_schemas_that_cannot_be_followed(client: openai.OpenAI) -> None:
     ("fields", "said"),
     [
         ({"n": 2}, "n must be 1"),
-        ({"logit_bias": {"5": 1}}, "logit_bias is not supported"),
+        ({"logit_bias": {"5": 101}}, "logit_bias must be"),
+        ({"logit_bias": {"five": 1}}, "ids of tokens, not 'five'"),
+        ({"logit_bias": {"100000000": 1}}, "logit_bias"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools are not supported"),
-        ({"presence_penalty": 0.5}, "repetition_penalty"),
+        ({"presence_penalty": 2.5}, "presence_penalty must be"),
         ({"temprature": 1}, "did you mean 'temperature'"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "text only"),
         ({"messages": []}, "messages is empty"),
