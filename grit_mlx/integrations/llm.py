@@ -104,6 +104,10 @@ class GritModel(llm.Model):
         top_k: int | None = Field(default=None, description="Sample from this many of the likeliest tokens")
         min_p: float | None = Field(default=None, description="Leave out tokens less likely than this fraction")
         repetition_penalty: float | None = Field(default=None, description="Divide the logits of recent tokens by this")
+        presence_penalty: float | None = Field(
+            default=None, description="Subtract this from the logits of recent tokens"
+        )
+        frequency_penalty: float | None = Field(default=None, description="Subtract this for each time they occur")
         seed: int | None = Field(default=None, description="Random seed")
         stop: str | None = Field(default=None, description="Stop at this text")
 
