@@ -45,7 +45,7 @@ def config_fixes(config: Mapping[str, Any], tensors: Collection[str]) -> dict[st
     # mlx-lm's llama ties the embeddings by default, and then silently drops the head; Hugging Face leaves the key out
     # if it has its default, which differs by architecture. The checkpoint knows whether it has a head; one that has
     # none and should is an embedding-only export.
-    if "tie_word_embeddings" not in config and "text_config" not in config:
+    if config.get("tie_word_embeddings") is None and "text_config" not in config:
         fixes["tie_word_embeddings"] = not has_head(tensors) and _default(config, "tie_word_embeddings", True)
     # EmbeddingGemma: transformers takes half of the window to either side.
     if config.get("use_bidirectional_attention") and config.get("sliding_window"):
@@ -207,11 +207,11 @@ _DERIVED: dict[str, Callable[[Mapping[str, Any]], Any]] = {
 
 
 def _default(config: Mapping[str, Any], name: str, otherwise: Any = _NONE) -> Any:
-    """An entry as transformers has it for a config; ``otherwise`` if it has none."""
+    """What transformers takes for an entry that a config lacks; ``otherwise`` if it has none."""
     kind = _config_class(config.get("model_type", ""))
     if kind is None:
         return otherwise
-    known = {key: value for key, value in config.items() if key not in ("quantization", "quantization_config")}
+    known = {key: value for key, value in config.items() if key not in (name, "quantization", "quantization_config")}
     try:
         return getattr(kind(**known), name, otherwise)
     except Exception:  # its checks raise anything; then the error of mlx-lm's arguments is the one to see

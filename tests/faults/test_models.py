@@ -124,6 +124,7 @@ def test_renames() -> None:
         ({"model_type": "gemma3_text", "layer_types": ["sliding_attention", "full_attention"]}, {
             "sliding_window_pattern": 2}),
         ({"model_type": "mistral"}, {"tie_word_embeddings": False}),
+        ({"model_type": "mistral", "tie_word_embeddings": None}, {"tie_word_embeddings": False}),
         ({"model_type": "gemma"}, {"tie_word_embeddings": True}),
     ],
 )  # fmt: skip
