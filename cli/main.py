@@ -214,7 +214,11 @@ def _reported() -> Iterator[None]:
     """Errors become a line on stderr and an exit code."""
     try:
         with _reported_usage():
-            yield
+            try:
+                yield
+            except typer.Exit:
+                console.flush()  # help or a version, before Python finds at its end that it could not be written
+                raise
     except GritError as error:
         console.error(error)
         raise typer.Exit(1) from error

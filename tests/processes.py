@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+from contextlib import ExitStack, suppress
 from itertools import count
 from pathlib import Path
 
@@ -17,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 # What stands for the command: the ``grit`` of this checkout.
 GRIT = ("-c", "import sys; from grit_mlx.cli.main import main; sys.exit(main())")
 
-_ports = count(20_000 + os.getpid() * 16 % 20_000)
+_ports = count(10_000 + os.getpid() * 16 % 20_000)  # below those that systems give to connections
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -34,9 +36,7 @@ def launch(size: int, *arguments: object, cwd: Path | None = None) -> subprocess
         The launcher, whose stdout and stderr are pipes.
     """
     pytest.importorskip("mlx._distributed_utils.launch", reason="this mlx has no launcher")
-    port = next(_ports)
-    for _neighbour in range(size):
-        next(_ports)
+    port = _free(size + 1)
     start = "from mlx._distributed_utils.launch import main; main()"
     command = [sys.executable, "-c", start, "-n", size, "-p", port, "--", sys.executable, *arguments]
     return subprocess.Popen(
@@ -48,6 +48,16 @@ def launch(size: int, *arguments: object, cwd: Path | None = None) -> subprocess
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def _free(count: int) -> int:
+    """The first of some ports in a row that nobody listens on."""
+    while True:
+        ports = [next(_ports) for _ in range(count)]
+        with ExitStack() as held, suppress(OSError):
+            for port in ports:
+                held.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return ports[0]
 
 
 def finished(launcher: subprocess.Popen[str], timeout: float = 600) -> tuple[str, str]:
