@@ -154,6 +154,9 @@ class Lease:
                 self._table = database.open_table(_TABLE)
             else:
                 self._table = database.create_table(_TABLE, [vars(_Row("", "", "", 0, 0.0))])
+                if self._table.version > 1:  # another machine made it since, and maybe took it: that holds
+                    self._table.checkout(self._table.version - 1)
+                    self._table.restore()
             return _read(self._table)
 
     def _replace(self, row: _Row, token: str) -> bool:
@@ -169,15 +172,23 @@ class Lease:
         """Whether the lease is still this process's."""
         at = _now()
         values = {"renewals": self._renewals + 1, "time": self._clock()}
-        with lance_errors(self.uri):
-            kept = bool(self._table.update(where=f"token = {sql_text(self._token)}", values=values).rows_updated)
+        kept = self._changed(f"token = {sql_text(self._token)}", values)
         if kept:
             self._renewals, self._renewed_at = self._renewals + 1, at
         return kept
 
     def _update(self, where: str, row: _Row) -> bool:
-        with lance_errors(self.uri):
-            return bool(self._table.update(where=where, values=vars(row)).rows_updated)
+        return self._changed(where, vars(row))
+
+    def _changed(self, where: str, values: dict[str, Any]) -> bool:
+        """Whether there was such a row, which is changed now; after a conflict the next try sees what came between."""
+        try:
+            with lance_errors(self.uri):
+                return bool(self._table.update(where=where, values=values).rows_updated)
+        except StoreError:
+            with suppress(StoreError, NotImplementedError), lance_errors(self.uri):
+                self._table.checkout_latest()
+            raise
 
     def _keep_renewing(self) -> None:
         while not self._ended.wait(_RENEWED):

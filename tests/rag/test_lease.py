@@ -6,9 +6,12 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+from lancedb.db import LanceDBConnection
 
 from grit_mlx.errors import StoreBusyError, StoreError
 from grit_mlx.rag import lease as module
@@ -20,6 +23,7 @@ from grit_mlx.rag.table import PassageTable
 WRITER = """
 import sys, time
 from pathlib import Path
+from typing import Any
 from grit_mlx.errors import StoreBusyError
 from grit_mlx.rag import lease
 lease._POLLED = 0.05
@@ -78,6 +82,26 @@ def test_one_of_those_that_come_at_once(tmp_path: Path, machines: list[Path]) ->
     said = [writer.communicate(timeout=120)[0].split() for writer in writers]
     wrote = sum(words == ["wrote"] for words in said)
     assert wrote >= 1 and (tmp_path / "counter").read_text() == str(wrote), said
+
+
+def test_two_machines_that_make_a_store_at_once(
+    tmp_path: Path, machines: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a bucket the second to make the lease's table replaces it: who has the lease keeps it, and renews it."""
+    uri = str(tmp_path / "store")
+    mine, other = Lease(uri, machines[0]), Lease(uri, machines[1])
+    with mine.held():
+        create: Any = LanceDBConnection.create_table
+        with monkeypatch.context() as late:
+            late.setattr(module, "table_names", lambda _database: [])
+            late.setattr(LanceDBConnection, "create_table", lambda *args: create(*args, mode="overwrite"))
+            with pytest.raises(StoreBusyError, match="is writing to"):
+                other._acquire(0, None)
+        with suppress(StoreError):  # of the table as it was before
+            mine._renew()
+        assert mine._renew()
+    with other.held():
+        pass
 
 
 def test_who_is_writing(tmp_path: Path, machines: list[Path]) -> None:
