@@ -52,6 +52,9 @@ class _Row:
     time: float  # of the last one, by the holder's clock
 
 
+_NOBODY = _Row("", "", "", 0, 0.0)
+
+
 class Lease:
     """The right to write to a store.
 
@@ -153,7 +156,7 @@ class Lease:
             if _TABLE in table_names(database):
                 self._table = database.open_table(_TABLE)
             else:
-                self._table = database.create_table(_TABLE, [vars(_Row("", "", "", 0, 0.0))])
+                self._table = database.create_table(_TABLE, [vars(_NOBODY)])
                 if self._table.version > 1:  # another machine made it since, and maybe took it: that holds
                     self._table.checkout(self._table.version - 1)
                     self._table.restore()
@@ -163,7 +166,7 @@ class Lease:
         """Whether the lease went from a holder to this process."""
         mine = _Row(token, self._machine, f"process {os.getpid()} on {socket.gethostname()}", 0, self._clock())
         at = _now()
-        taken = self._update(f"token = {sql_text(row.token)} AND renewals = {row.renewals}", mine)
+        taken = self._changed(f"token = {sql_text(row.token)} AND renewals = {row.renewals}", vars(mine))
         if taken:
             self._token, self._renewals, self._renewed_at = token, 0, at
         return taken
@@ -176,9 +179,6 @@ class Lease:
         if kept:
             self._renewals, self._renewed_at = self._renewals + 1, at
         return kept
-
-    def _update(self, where: str, row: _Row) -> bool:
-        return self._changed(where, vars(row))
 
     def _changed(self, where: str, values: dict[str, Any]) -> bool:
         """Whether there was such a row, which is changed now; after a conflict the next try sees what came between."""
@@ -201,7 +201,7 @@ class Lease:
     def _release(self) -> None:
         """Give the lease back; if that fails it expires."""
         with suppress(GritError, NotImplementedError):
-            self._update(f"token = {sql_text(self._token)}", _Row("", "", "", 0, 0.0))
+            self._changed(f"token = {sql_text(self._token)}", vars(_NOBODY))
             with lance_errors(self.uri):
                 self._table.optimize(cleanup_older_than=_OLD)
 

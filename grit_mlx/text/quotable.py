@@ -97,6 +97,8 @@ def _listing(block: Block, heading: str, lead: str) -> Iterator[Quotable]:
 # The line of a table of contents or of an index: it ends with pages.
 _PAGES: Final = re.compile(r"(?:…|\.{4,}|(?: \.){3,}|,|(?<=\w))(?:,?\s+[\divxlc]+(?:[–-]\d+)?)+$")
 _ENTRIES: Final = 3
+# Characters of a line's end that are looked at: a line of numbers may be as long as a file.
+_END_OF_LINE: Final = 100
 
 
 def _is_row(block: Block) -> bool:
@@ -104,7 +106,11 @@ def _is_row(block: Block) -> bool:
     if block.header or block.text.lstrip().startswith("|") or block.text.count(" | ") > 1:
         return True
     lines = block.text.split("\n")
-    return len(lines) >= _ENTRIES and 2 * sum(_PAGES.search(line.rstrip()) is not None for line in lines) > len(lines)
+    return len(lines) >= _ENTRIES and 2 * sum(map(_ends_with_pages, lines)) > len(lines)
+
+
+def _ends_with_pages(line: str) -> bool:
+    return _PAGES.search(line.rstrip()[-_END_OF_LINE:]) is not None
 
 
 _COMMENT: Final = re.compile(r"^\s*(?:#+!?|//+!?|/\*+|\*+/?|--|;+|%+|\"\"\"|''')\s?|(?:\*/|\"\"\"|''')\s*$")
@@ -191,7 +197,7 @@ _CODE: Final = re.compile(r"``?[^`]+``?")
 _TAG: Final = re.compile(r"</?[a-zA-Z][^>]*>|<!--.*?-->|\{\{.*?\}\}|&\w+;")
 _WORD: Final = re.compile(rf"[{_EAST_ASIAN}]{{2}}|[^\W\d_{_EAST_ASIAN}]+(?:['’-][^\W\d_]+)*")
 # What stands between a title and its page in a table of contents.
-_LEADERS: Final = re.compile(r"(?:…|\.{4,}|(?: \.){3,})\s*[\divxlc]+(?:\s|$)")
+_LEADERS: Final = re.compile(r"(?:…|(?<!\.)\.{4,}|(?<! \.)(?: \.){3,})\s*[\divxlc]+(?:\s|$)")
 _WORD_OR_NUMBER: Final = re.compile(rf"{_WORD.pattern}|\b\d+(?:[.,:]\d+)*\b")
 _DEFINITION: Final = re.compile(r"\[[^\]]+\]:\s|\.\.\s|:[\w -]+:\s*(?:\S+\s*)?$|#\+\w+:|\\\w+\{")
 

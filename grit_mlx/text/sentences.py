@@ -19,7 +19,7 @@ _CLOSERS: Final = r"""["'”’»)\]*_」』）］】〉》]*"""  # noqa: RUF001
 # Where a sentence may end: Western marks before white space; marks of other scripts anywhere; a blank line; a line
 # before the item of a list.
 _END: Final = re.compile(
-    rf"(?P<western>[.!?…]+{_CLOSERS})(?=\s)"
+    rf"(?P<western>(?<![.!?…])[.!?…]+{_CLOSERS})(?=\s)"
     rf"|(?P<other>[。！？｡．।॥؟۔።]+{_CLOSERS})"  # noqa: RUF001 - as they are written there
     r"|(?P<line>\n(?=[^\S\n]*\n)|\n(?=[^\S\n]*(?:[-*+•–]|\(?(?:\d{1,3}|[a-z])[.)])[^\S\n]))"
 )

@@ -188,15 +188,21 @@ def test_forms_of_a_word(words: str) -> None:
     assert len(set(map(stem, words.split()))) == 1
 
 
+def rag_of(embedder: GritLM, folder: Path, text: str) -> Rag:
+    """Answers from one file, however little it has to do with a question."""
+    (folder / "notes.md").write_text(text, encoding="utf-8")
+    store = Store(folder / "store", embedder)
+    store.index([folder / "notes.md"])
+    return Rag(embedder, store, min_score=-1.0)
+
+
 def test_the_sentence_behind_answers_what_the_best_one_leaves_open(embedder: GritLM, tmp_path: Path) -> None:
-    (tmp_path / "gate.md").write_text(
+    rag = rag_of(
+        embedder,
+        tmp_path,
         "Ships moor here.\n\nIf a captain fails to answer within this time, the gate is closed. "
         "The default is 2 minutes. Bread is sold at the gate.\n\n- Other boats: 10 days\n- Rafts wait;\n",
-        encoding="utf-8",
     )
-    store = Store(tmp_path / "store", embedder)
-    store.index([tmp_path / "gate.md"])
-    rag = Rag(embedder, store, min_score=-1.0)
     best = rag.ask("How long may a captain take to answer before the gate is closed?").quotes[0]
     assert best.text.endswith("the gate is closed. The default is 2 minutes.") and best.passage.line == 3
     assert rag.ask("Why is the gate closed if a captain fails to answer?").quotes[0].text.endswith("gate is closed.")
@@ -204,23 +210,16 @@ def test_the_sentence_behind_answers_what_the_best_one_leaves_open(embedder: Gri
 
 
 def test_the_reason_comes_along(embedder: GritLM, tmp_path: Path) -> None:
-    (tmp_path / "gate.md").write_text(
+    rag = rag_of(
+        embedder,
+        tmp_path,
         "Many captains say that the gate closes more slowly than it did in older times. This is because its chain "
         "was greased with butter. Bread is sold at the gate.\n",
-        encoding="utf-8",
     )
-    store = Store(tmp_path / "store", embedder)
-    store.index([tmp_path / "gate.md"])
-    rag = Rag(embedder, store, min_score=-1.0)
     assert "greased with butter" in rag.ask("Why does the gate close more slowly than in older times?").quotes[0].text
 
 
 def test_an_address_is_sought(embedder: GritLM, tmp_path: Path) -> None:
-    (tmp_path / "post.md").write_text(
-        "The harbour master reads the email of ships every day. Write to post@harbour.example for a berth.\n",
-        encoding="utf-8",
-    )
-    store = Store(tmp_path / "store", embedder)
-    store.index([tmp_path / "post.md"])
-    best = Rag(embedder, store, min_score=-1.0).ask("Which email address does the harbour master read?").quotes[0]
+    text = "The harbour master reads the email of ships every day. Write to post@harbour.example for a berth.\n"
+    best = rag_of(embedder, tmp_path, text).ask("Which email address does the harbour master read?").quotes[0]
     assert "post@harbour.example" in best.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,14 @@ def test_broken_pages_are_read(page: str) -> None:
 )
 def test_sections_with_such_names_are_content(page: str) -> None:
     assert texts(page)[-3:] == ["Menu", "Bread.", "Note."]
+
+
+def test_a_long_side_bar_is_read_in_time() -> None:
+    """Tables of data stand in such boxes, too, without a sentence in them."""
+    begun = time.perf_counter()
+    page = f"<h1>Ships</h1><div class=sidebar>{'<p>' + 'keel ' * 200_000}</div><p>A keel keeps a ship upright.</p>"
+    assert texts(page)[-1] == "A keel keeps a ship upright."
+    assert time.perf_counter() - begun < 20
 
 
 def test_a_side_bar_of_a_book_is_text() -> None:

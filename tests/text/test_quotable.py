@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,15 @@ def test_sentences_and_listings_with_their_lines(tmp_path: Path) -> None:
 )
 def test_markup_is_not_quoted(tmp_path: Path, markup: str) -> None:
     assert not of(tmp_path, f"{markup}\n")
+
+
+@pytest.mark.parametrize("line", ["1 " * 100_000 + "x y z", "." * 100_000 + "z", " ." * 100_000 + "z"])
+def test_long_lines_are_read_in_time(line: str) -> None:
+    begun = time.perf_counter()
+    long = Block("\n".join([line] * 3), 1, 3, by_line=True)
+    found = list(quotables([long, Block("A keel keeps a ship upright.", 4, 4)]))
+    assert found[-1].text == "A keel keeps a ship upright."
+    assert time.perf_counter() - begun < 20
 
 
 def test_lines_without_an_end_are_marked(tmp_path: Path) -> None:

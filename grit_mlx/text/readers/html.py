@@ -49,8 +49,8 @@ _AROUND: Final = frozenset({"nav", "aside", "footer", "menu", "dialog", "search"
 _AROUND_ROLES: Final = frozenset({"navigation", "banner", "contentinfo", "complementary", "search", "menu", "menubar",
                                   "toolbar", "dialog", "alertdialog"})  # fmt: skip
 _NAVIGATION: Final = (
-    r"[a-z]*nav|banner|navbar|navigation|navheader|navfooter|menu|sidebar|sphinxsidebar|breadcrumbs?|toc(?:tree)?|share|social|pagination|"
-    r"related"
+    r"[a-z]*nav|banner|navbar|navigation|navheader|navfooter|menu|sidebar|sphinxsidebar|breadcrumbs?|toc(?:tree)?|"
+    r"share|social|pagination|related"
 )
 _AROUND_NAMES: Final = re.compile(
     rf"(?:^|[\s_-])(?:(?P<links>{_NAVIGATION})|cookies?|consent|masthead|skip-?link|skip-?to-?content|"
@@ -58,7 +58,8 @@ _AROUND_NAMES: Final = re.compile(
     re.IGNORECASE,
 )
 # Words that are no link, with an end: somebody wrote them to be read.
-_SENTENCE: Final = re.compile(r"\w{2}.{40,}?(?:[.!?…](?=\s|$)|[。！？؟।])", re.DOTALL)  # noqa: RUF001
+_SENTENCE_END: Final = re.compile(r"[.!?…](?=\s|$)|[。！？؟।]")  # noqa: RUF001
+_SHORTEST_SENTENCE: Final = 42
 # Numbers beside listings, and links that edit a section.
 _FURNITURE: Final = re.compile(r"linenos|lineno|mw-editsection|mw-jump-link")
 _NAMED: Final = frozenset({"div", "ul", "ol", "section", "table", "p", "header", "form", "center", "td"})
@@ -143,7 +144,9 @@ def _is_mostly_links(element: Any) -> bool:
 
 def _reads(element: Any) -> bool:
     """Whether there is a sentence beside the links."""
-    return _SENTENCE.search("".join(element.xpath("descendant-or-self::text()[not(ancestor::a)]")).strip()) is not None
+    text = "".join(element.xpath("descendant-or-self::text()[not(ancestor::a)]")).strip()
+    begin = re.search(r"\w{2}", text)
+    return begin is not None and _SENTENCE_END.search(text, begin.start() + _SHORTEST_SENTENCE) is not None
 
 
 # --- which parts are content --------------------------------------------------------------------------------
